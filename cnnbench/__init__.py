@@ -1,0 +1,44 @@
+"""Train, measure and ship convolutional networks from one YAML recipe."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnbench.evaluate import evaluate
+    from cnnbench.export import export
+    from cnnbench.models import build_model
+    from cnnbench.predict import predict
+    from cnnbench.recipe import load_recipe
+    from cnnbench.run import open_run
+    from cnnbench.train import resume, train
+
+# Imported when first used, so that `import cnnbench` costs nothing.
+_HOMES = {
+    "build_model": "cnnbench.models",
+    "evaluate": "cnnbench.evaluate",
+    "export": "cnnbench.export",
+    "load_recipe": "cnnbench.recipe",
+    "open_run": "cnnbench.run",
+    "predict": "cnnbench.predict",
+    "resume": "cnnbench.train",
+    "train": "cnnbench.train",
+}
+
+__all__ = [
+    "build_model",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "open_run",
+    "predict",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,140 @@
+"""Checkpoints: arrays in safetensors and a manifest with their hashes, whole or not there.
+
+A checkpoint is the folder `<step>/` with `arrays.safetensors` and `manifest.json`; the newest is the
+one with the highest step that is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from cnnbench import files
+from cnnbench.errors import RunError
+
+ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training continues from.
+
+    arrays: weights, optimizer and generators, by the names that `train` gave them.
+    state: the step, metrics so far and what else is not an array; plain JSON.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    state: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint as the folder of that name, in place of an older one.
+
+    Raises:
+        RunError: the disk refuses; what was there before is untouched.
+    """
+    with files.new_folder(folder) as partial:
+        arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+        save_file(arrays, partial / ARRAYS)
+        body = {
+            "format": FORMAT,
+            "files": {ARRAYS: files.sha256(partial / ARRAYS)},
+            "arrays": {k: [str(v.dtype), list(v.shape)] for k, v in sorted(arrays.items())},
+            "state": dict(checkpoint.state),
+        }
+        manifest = {**body, "sha256": _digest(body)}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True))
+
+
+def load(folder: Path) -> Checkpoint:
+    """Reads a checkpoint back.
+
+    Raises:
+        RunError: a file is missing, cut off or changed.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        if manifest["sha256"] != _digest(body):
+            raise RunError("the manifest was changed or cut off", where=str(folder / MANIFEST))
+        if manifest["format"] != FORMAT:
+            raise RunError(
+                f"checkpoint format {manifest['format']}", where=str(folder), allowed=f"{FORMAT}"
+            )
+        for name, expected in manifest["files"].items():
+            if files.sha256(folder / name) != expected:
+                raise RunError("the file was changed or cut off", where=str(folder / name))
+        return Checkpoint(load_file(folder / ARRAYS), manifest["state"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"not a whole checkpoint: {error}", where=str(folder)) from None
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[RunError]]:
+    """Returns the newest whole checkpoint below a folder, and what is wrong with newer ones.
+
+    A damaged one is set aside as `<step>.damaged`.
+
+    Raises:
+        RunError: there are checkpoints, and none of them is whole.
+    """
+    problems: list[RunError] = []
+    for candidate in reversed(_steps(folder)):
+        try:
+            return load(candidate), problems
+        except RunError as error:
+            problems.append(error)
+            with files.storage_errors(candidate):
+                aside = candidate.with_name(f"{candidate.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                candidate.rename(aside)
+    if problems or any(folder.glob("*.damaged")):
+        found = "; ".join(map(str, problems)) or "all were set aside as *.damaged"
+        raise RunError(f"no checkpoint is whole: {found}", where=str(folder))
+    return None, []
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Deletes all but the newest checkpoints, and what an interrupted save left behind."""
+    for old in _steps(folder)[:-count]:
+        shutil.rmtree(old, ignore_errors=True)
+    for partial in folder.glob(".*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _steps(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("*") if path.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def variables_by_name(kind: str, variables: Iterable[Any]) -> dict[str, Any]:
+    """Names Keras variables by their place and path, so that the same code finds them again."""
+    return {f"{kind}/{i}/{variable.path}": variable for i, variable in enumerate(variables)}
+
+
+def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: Path) -> None:
+    """Gives variables the values of a checkpoint's arrays; arrays of other kinds are passed over.
+
+    Raises:
+        RunError: names or shapes differ; nothing is assigned then.
+    """
+    kinds = {name.partition("/")[0] for name in variables}
+    saved = {k: v for k, v in arrays.items() if k.partition("/")[0] in kinds}
+    wrong = set(variables) ^ set(saved)
+    wrong |= {k for k in variables.keys() & saved if tuple(variables[k].shape) != saved[k].shape}
+    if wrong:
+        raise RunError(f"the weights are another network's: {sorted(wrong)[:5]}", where=str(where))
+    for name, variable in variables.items():
+        variable.assign(saved[name])

@@ -1,0 +1,283 @@
+"""The command line: thin commands over the modules that do the work.
+
+TensorFlow, Keras and everything that needs them are imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cnnbench.errors import CnnbenchError, InterruptedRun
+
+if TYPE_CHECKING:
+    from cnnbench.data.datasets import Access
+    from cnnbench.run import Run
+
+LISTS = ("models", "datasets", "augmentations", "optimizers", "schedules", "losses", "recipes")
+
+data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="TFDS_DATA_DIR",
+    help="Where prepared data sets lie. [env: TFDS_DATA_DIR]",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+run_argument = click.argument("run", required=False, type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cnnbench")
+def cli() -> None:
+    """Train, measure and ship convolutional networks from one YAML recipe.
+
+    \b
+    cnnbench train recipes/lenet5_digits.yaml
+    cnnbench eval
+    cnnbench export --tflite
+    """
+
+
+@cli.command()
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
+@data_dir
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir, or the newest.")
+@click.option("--smoke", is_flag=True, help="The same code, a few steps on a few images.")
+def train(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    data_dir: Path | None,
+    run_dir: Path | None,
+    resume: bool,
+    smoke: bool,
+) -> None:
+    """Train the network of a RECIPE; print the run directory on the last line of stdout."""
+    from cnnbench import progress
+    from cnnbench.recipe import load_recipe
+
+    if recipe is None and not (resume and run_dir):
+        raise click.UsageError("name a RECIPE, or a run to continue with --resume --run-dir.")
+    if resume and (overrides or smoke):
+        raise click.UsageError("--resume continues a run as it is, without --set or --smoke.")
+    checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
+    access = _access(data_dir)
+    if resume:
+        from cnnbench.run import newest_run, open_run
+
+        run = open_run(run_dir) if run_dir else newest_run(finished=False, name=checked.name)  # type: ignore[union-attr]
+        if checked is not None:
+            run.must_match(checked)
+        from cnnbench.train import resume as resume_run
+
+        with progress.shown() as listener:
+            run = resume_run(run, access=access, listener=listener)
+    else:
+        assert checked is not None
+        if smoke:
+            from cnnbench.smoke import smoke as cut_down
+
+            checked, note = cut_down(checked, access)
+            _say(note)
+        from cnnbench.train import train as train_run
+
+        with progress.shown() as listener:
+            run = train_run(checked, access=access, run_dir=run_dir, listener=listener)
+    from cnnbench.export import export
+
+    export(run, ["saved_model"], verify=False)
+    click.echo(run.path)
+
+
+@cli.command(name="eval")
+@run_argument
+@click.option("--split", type=click.Choice(["test", "validation"]), default="test")
+@click.option("--weights", type=click.Choice(["best", "last"]), default="best")
+@data_dir
+@as_json
+def evaluate(
+    run: Path | None, split: str, weights: str, data_dir: Path | None, as_json: bool
+) -> None:
+    """Measure a RUN on the test split: accuracy, calibration, speed, size."""
+    opened = _run(run)
+    from cnnbench import tables
+    from cnnbench.evaluate import evaluate as measure
+
+    result = measure(opened, split=split, weights=weights, access=_access(data_dir))
+    _answer(result, as_json, tables.evaluation)
+
+
+@cli.command()
+@run_argument
+@click.option("--saved-model", is_flag=True, help="TensorFlow SavedModel.")
+@click.option("--tflite", is_flag=True, help="TFLite, float32.")
+@click.option("--verify/--no-verify", default=True, help="Run each artifact and compare.")
+@click.option("--examples", type=click.IntRange(1), default=1000, help="Test images to compare on.")
+@data_dir
+@as_json
+def export(
+    run: Path | None,
+    saved_model: bool,
+    tflite: bool,
+    verify: bool,
+    examples: int,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a RUN's best weights as artifacts, proven on real images; by default, all formats."""
+    opened = _run(run)
+    from cnnbench import tables
+    from cnnbench.export import FORMATS
+    from cnnbench.export import export as write
+
+    asked = [name for name, wanted in zip(FORMATS, (saved_model, tflite), strict=True) if wanted]
+    rows = write(
+        opened,
+        asked or FORMATS,
+        verify=verify,
+        examples=examples,
+        access=_access(data_dir),
+    )
+    _answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes to name for each image.")
+@as_json
+def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
+    """Name the classes of IMAGES by the network of a RUN."""
+    opened = _run(run)
+    from cnnbench import tables
+    from cnnbench.predict import predict as classify
+
+    _answer({"images": classify(opened, images, top=top)}, as_json, tables.predictions)
+
+
+@cli.command()
+@click.argument("recipe_or_model")
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
+@as_json
+def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
+    _quiet()
+    from cnnbench import tables
+    from cnnbench.parts import MODELS
+    from cnnbench.show import show_model, show_recipe
+
+    if recipe_or_model in MODELS.names() and not overrides:
+        _answer(show_model(recipe_or_model), as_json, tables.model)
+        return
+    from cnnbench.recipe import load_recipe
+
+    recipe = load_recipe(find_recipe(Path(recipe_or_model)), tuple(overrides))
+    _answer(show_recipe(recipe), as_json, tables.model)
+
+
+@cli.command(name="list")
+@click.argument("what", type=click.Choice(LISTS))
+@as_json
+def list_parts(what: str, as_json: bool) -> None:
+    """List what a recipe can name."""
+    from cnnbench import show, tables
+
+    rows = show.recipes(recipes_folder()) if what == "recipes" else show.parts(what)
+    _answer({what: rows}, as_json, tables.parts)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from cnnbench.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@cli.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Tell what this machine has: versions, processor, devices, data sets."""
+    _quiet()
+    from cnnbench import doctor as doctor_module
+    from cnnbench import tables
+
+    _answer(doctor_module.examine(), as_json, tables.facts)
+
+
+def find_recipe(path: Path) -> Path:
+    """Returns the recipe at a path; one that ships with cnnbench is found by its name too."""
+    shipped = recipes_folder() / path.name
+    if not path.exists() and path.parent.name in ("", "recipes"):
+        for candidate in (shipped, shipped.with_suffix(".yaml")):
+            if candidate.is_file():
+                return candidate
+    return path
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes that ship: in the package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; every error a user can make is one block of text and an exit code."""
+    try:
+        sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
+    except CnnbenchError as error:
+        name = "interrupted" if isinstance(error, InterruptedRun) else "error"
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: before there was anything to save", err=True)
+        sys.exit(InterruptedRun.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    from cnnbench import runtime
+
+    runtime.quiet()
+
+
+def _access(data_dir: Path | None) -> Access:
+    _quiet()
+    from cnnbench.data.datasets import Access
+
+    return Access(data_dir)
+
+
+def _run(path: Path | None) -> Run:
+    """Opens the run of that path, or the newest finished one, and says which."""
+    from cnnbench.run import newest_run, open_run
+
+    if path is not None:
+        return open_run(path)
+    run = newest_run(finished=True)
+    _say(f"run: {run.path}")
+    return run
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _answer(result: dict[str, Any], as_json: bool, table: Any) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        from rich.console import Console
+
+        Console().print(table(result))

@@ -1,0 +1,230 @@
+"""Data sets: one function each, from a recipe's `data` to a Dataset."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from cnnbench.data import tfds_source
+from cnnbench.data.examples import ArraySource, Dataset, FileSource
+from cnnbench.data.images import SUFFIXES
+from cnnbench.errors import DataError
+from cnnbench.parts import DATASETS, DataSpec
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where data sets lie, and whether a missing one may be downloaded."""
+
+    data_dir: Path | None = None
+    download: bool = True
+
+
+def open_dataset(data: DataSpec, access: Access) -> Dataset:
+    """Opens the data set that a recipe names.
+
+    Raises:
+        DataError: it is not there, damaged, or has another number of classes than the recipe says.
+    """
+    dataset: Dataset = DATASETS.get(data.name).build(data, access, **data.options())
+    if data.classes and data.classes != len(dataset.classes):
+        raise DataError(
+            f"data.classes is {data.classes}, but {dataset.name} has {len(dataset.classes)} classes"
+        )
+    return dataset
+
+
+def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) -> Dataset:
+    """A data set of the TFDS catalogue."""
+    facts = DATASETS.get(data.name).facts
+    return tfds_source.dataset(
+        builder,
+        "train",
+        test_split,
+        access.data_dir,
+        access.download,
+        mean=facts["mean"],
+        std=facts["std"],
+    )
+
+
+for _name, _classes, _shape, _test_split, _mean, _std in (
+    ("cifar10", 10, (32, 32, 3), "test", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ("cifar100", 100, (32, 32, 3), "test", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ("fashion_mnist", 10, (28, 28, 1), "test", (0.2860,), (0.3530,)),
+    ("imagenet2012", 1000, (None, None, 3), "validation", IMAGENET_MEAN, IMAGENET_STD),
+):
+    DATASETS.add(
+        _name,
+        partial(_catalogue, _name, _test_split),
+        classes=_classes,
+        shape=_shape,
+        mean=_mean,
+        std=_std,
+    )
+
+
+@DATASETS.register("tfds")
+def tfds(
+    data: DataSpec,
+    access: Access,
+    *,
+    builder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[A-Za-z0-9_.-]+)?(:[0-9.]+)?$")],
+    train_split: str = "train",
+    test_split: str = "test",
+) -> Dataset:
+    """Any classification data set of the TFDS catalogue, by its builder's name."""
+    return tfds_source.dataset(builder, train_split, test_split, access.data_dir, access.download)
+
+
+@DATASETS.register("image_folder")
+def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
+    """Your own images: train/ and test/ or val/, with a folder a class in each."""
+    root = Path(path).expanduser()
+    if not root.is_absolute() and access.data_dir:
+        root = access.data_dir / root
+    folders = {
+        "train": _first(root, "train"),
+        "validation": _first(root, "val", "validation"),
+        "test": _first(root, "test", "val", "validation"),
+    }
+    if folders["validation"] == folders["test"]:
+        del folders["validation"]
+    for split, folder in folders.items():
+        if folder is None and split != "validation":
+            raise DataError(
+                f"no folder of {split} images",
+                where=str(root),
+                allowed="give it train/ and test/ or val/, with a folder a class in each",
+            )
+    found = {split: _scan(folder) for split, folder in folders.items() if folder}
+    classes = tuple(sorted(found["train"]))
+    if len(classes) < 2:
+        raise DataError(
+            f"{len(classes)} classes", where=str(folders["train"]), allowed="at least 2 folders"
+        )
+    for split, by_class in found.items():
+        if strange := sorted(set(by_class) - set(classes)):
+            raise DataError(
+                f"classes that train/ has not: {', '.join(strange)}", where=str(folders[split])
+            )
+        if empty := sorted(name for name, files in by_class.items() if not files):
+            raise DataError(
+                f"classes without an image: {', '.join(empty)}", where=str(folders[split])
+            )
+    channels = 1 if data.color == "grey" else 3
+
+    def load(split: str) -> FileSource:
+        pairs = [(f, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
+        paths, labels = zip(*pairs, strict=True)
+        return FileSource(paths, np.array(labels, np.int32), channels)
+
+    listing = [
+        f"{split}/{name}/{file.name}:{file.stat().st_size}"
+        for split, by_class in found.items()
+        for name, files in sorted(by_class.items())
+        for file in files
+    ]
+    return Dataset(
+        name=root.name,
+        classes=classes,
+        shape=(None, None, channels),
+        sources={split: partial(load, split) for split in found},
+        identity="\n".join(listing),
+        mean=IMAGENET_MEAN if channels == 3 else None,
+        std=IMAGENET_STD if channels == 3 else None,
+    )
+
+
+@DATASETS.register(
+    "digits", classes=10, shape=(8, 8, 1), mean=(0.3053,), std=(0.3760,)
+)
+def digits(data: DataSpec, access: Access) -> Dataset:
+    """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,437 to train on, 360 to test."""
+
+    def load() -> dict[str, ArraySource]:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        loaded = load_digits()
+        pixels = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+        rows = np.arange(len(pixels))
+        train, test = train_test_split(
+            rows, test_size=360, random_state=0, stratify=loaded.target
+        )
+        labels = loaded.target.astype(np.int32)
+        return {
+            "train": ArraySource(pixels[train], labels[train]),
+            "test": ArraySource(pixels[test], labels[test]),
+        }
+
+    return Dataset(
+        name="digits",
+        classes=tuple("0123456789"),
+        shape=(8, 8, 1),
+        sources={"train": lambda: load()["train"], "test": lambda: load()["test"]},
+        identity="scikit-learn digits, 1437 + 360, random state 0",
+        mean=(0.3053,),
+        std=(0.3760,),
+    )
+
+
+@DATASETS.register("synthetic")
+def synthetic(
+    data: DataSpec,
+    access: Access,
+    *,
+    examples: Annotated[int, Field(ge=2, le=10_000_000)] = 512,
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] = [  # noqa: B006
+        32,
+        32,
+        3,
+    ],
+) -> Dataset:
+    """Made-up images of stripes, one angle a class, under noise; for trying things out."""
+    classes = data.classes or 10
+
+    def load(split: str) -> ArraySource:
+        random = np.random.Generator(np.random.Philox(key={"train": 1, "test": 2}[split]))
+        labels = (np.arange(examples) % classes).astype(np.int32)
+        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        pixels = np.empty((examples, *shape), np.uint8)
+        for i, label in enumerate(labels):
+            angle = np.pi * label / classes
+            wave = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 0.8)
+            noise = random.normal(0, 25, shape)
+            pixels[i] = np.clip(128 + 80 * wave[..., None] + noise, 0, 255)
+        return ArraySource(pixels, labels)
+
+    return Dataset(
+        name="synthetic",
+        classes=tuple(f"stripes_{i}" for i in range(classes)),
+        shape=(shape[0], shape[1], shape[2]),
+        sources={"train": lambda: load("train"), "test": lambda: load("test")},
+        identity=f"synthetic {classes} {examples} {shape}",
+    )
+
+
+def _first(root: Path, *names: str) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _scan(folder: Path) -> dict[str, list[Path]]:
+    """Returns the image files of every class folder, sorted; hidden files are passed over."""
+    return {
+        entry.name: sorted(
+            file
+            for file in Path(entry.path).rglob("*")
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    }

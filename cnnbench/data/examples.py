@@ -1,0 +1,133 @@
+"""Examples by index: where images and labels come from, whatever a data set is made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cnnbench.data import images
+
+
+# Of the fixed order that limits and validation splits are cut from; no recipe's seed equals it.
+ORDER_KEY = 2**40
+
+
+class Source(Protocol):
+    """Something that has a labelled image at each index."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns the image, (height, width, channels) uint8, and its label.
+
+        Raises:
+            BadImageError: the image cannot be decoded.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Returns what the example is called in an error: its file or record."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images of one size that lie in memory.
+
+    images: (examples, height, width, channels) uint8; labels: (examples,) int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns one image and its label."""
+        return self.images[index], int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """Returns the example's number."""
+        return f"example {index}"
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files, each decoded when it is read."""
+
+    paths: Sequence[Path]
+    labels: np.ndarray
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Reads and decodes one file."""
+        return images.read(self.paths[index], self.channels), int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """Returns the file's path."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A choice of a source's examples, in a fixed order."""
+
+    source: Source
+    indices: np.ndarray
+
+    @classmethod
+    def all_of(cls, source: Source) -> Examples:
+        """Returns every example of a source, in its own order."""
+        return cls(source, np.arange(len(source)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, positions: np.ndarray) -> Examples:
+        """Returns the examples at these positions."""
+        return Examples(self.source, self.indices[positions])
+
+    def shuffled(self) -> Examples:
+        """Returns the examples in an order that is random but always the same."""
+        return self.take(np.random.Generator(np.random.Philox(key=ORDER_KEY)).permutation(len(self)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its classes, and its splits, each loaded when first asked for.
+
+    shape: (height, width, channels) as stored; height and width are None where images differ.
+    mean, std: published statistics per channel of values in 0-1, if there are any.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int | None, int | None, int]
+    sources: Mapping[str, Callable[[], Source]]
+    identity: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def split(self, name: str) -> Examples:
+        """Returns every example of the split "train", "validation" or "test"."""
+        return Examples.all_of(_load(self.sources[name]))
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 of what identifies the data: names, versions, counts and sizes of files."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
+
+
+@cache
+def _load(load: Callable[[], Source]) -> Source:
+    return load()

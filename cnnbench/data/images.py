@@ -1,0 +1,95 @@
+"""Image files to arrays: decoding, and the geometry that brings images to one size."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cnnbench.errors import DataError
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+class BadImageError(DataError):
+    """An image that cannot be decoded, named by its file or record."""
+
+
+def decode(data: bytes, channels: int, name: str) -> np.ndarray:
+    """Decodes an image of any common format, turned upright as its EXIF data says.
+
+    Args:
+        data: the file's bytes; the first frame of an animation is taken.
+        channels: 1 for grey, 3 for RGB; transparent pixels become white.
+        name: what the image is called in an error.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        BadImageError: not an image, truncated, or of more than MAX_PIXELS pixels.
+    """
+    if not data:
+        raise BadImageError("the image file is empty", where=name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError(
+                    f"{image.width}x{image.height} pixels", where=name, allowed=f"at most {MAX_PIXELS}"
+                )
+            image = ImageOps.exif_transpose(image)
+            return _array(image, channels)
+    except BadImageError:
+        raise
+    # Pillow's decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, …
+    except Exception as error:
+        raise BadImageError(f"cannot decode the image: {error}".replace(repr(data), ""), where=name) from None
+
+
+def read(path: Path, channels: int) -> np.ndarray:
+    """Reads and decodes an image file, as `decode` does."""
+    try:
+        return decode(path.read_bytes(), channels, str(path))
+    except OSError as error:
+        raise DataError(f"cannot read the image: {error.strerror}", where=str(path)) from None
+
+
+def _array(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(values.max(), 1.0)
+        image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return array[..., None] if channels == 1 else array
+
+
+def resize(image: np.ndarray, height: int, width: int, box: tuple[float, ...] | None = None) -> np.ndarray:
+    """Resizes (height, width, channels) uint8, or a box (left, top, right, bottom) of it.
+
+    Bilinear with antialiasing, as Pillow and torchvision do it.
+    """
+    if image.shape[:2] == (height, width) and box is None:
+        return image
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
+    return resized.reshape(height, width, image.shape[-1])
+
+
+def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndarray:
+    """Scales the short side to `short` pixels and cuts out the central (height, width)."""
+    scale = short / min(image.shape[:2])
+    height, width = (max(w, round(h * scale)) for h, w in zip(image.shape[:2], size, strict=True))
+    image = resize(image, height, width)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])

@@ -1,0 +1,263 @@
+"""Batches: a training stream that starts at any step, and an evaluation pass that counts exactly.
+
+What training sees at a step is a function of (seed, step) alone: the order of an epoch is a
+permutation drawn from (seed, epoch), and every augmentation draws from (seed, its place in the
+recipe, step). So resuming is starting the stream at a later step.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from cnnbench.data import images as geometry
+from cnnbench.data.examples import ArraySource, Dataset, Examples
+from cnnbench.data.images import BadImageError
+from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
+from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.lazy import tf
+from cnnbench.parts import AUGMENTATIONS, DataSpec
+from cnnbench.registry import Spec
+
+# Batches that are read ahead while the network works.
+AHEAD = 3
+
+Batch = tuple[np.ndarray, np.ndarray]  # images (batch, height, width, channels) uint8, labels int32
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains and validates on, after the recipe's limit, validation and bad images.
+
+    skipped: the names of images that cannot be decoded, where the recipe says to skip them.
+    """
+
+    train: Examples
+    validation: Examples | None
+    skipped: tuple[str, ...]
+
+
+def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
+    """Returns the training examples and those carved out, or given, for validation.
+
+    Which ones are carved out does not depend on the recipe's seed, so that runs compare.
+
+    Raises:
+        UsageError: the validation split leaves nothing to train on.
+    """
+    train = dataset.split("train").shuffled()
+    if data.limit:
+        train = train.take(np.s_[: data.limit])
+    validation = None
+    if data.validation:
+        share = isinstance(data.validation, float)
+        count = round(data.validation * len(train)) if share else int(data.validation)
+        if not 0 < count < len(train):
+            raise UsageError(
+                f"data.validation keeps {count} examples", allowed=f"1 to {len(train) - 1}"
+            )
+        validation, train = train.take(np.s_[:count]), train.take(np.s_[count:])
+    elif "validation" in dataset.sources:
+        validation = dataset.split("validation").shuffled().take(np.s_[: data.limit])
+    train, skipped = _readable(train, data)
+    if validation is not None:
+        validation, more = _readable(validation, data)
+        skipped += more
+    return Splits(train, validation, skipped)
+
+
+def evaluation_examples(
+    dataset: Dataset, data: DataSpec, split: str
+) -> tuple[Examples, tuple[str, ...]]:
+    """Returns the examples of "test" or "validation" to measure on, and the names of bad images.
+
+    Raises:
+        UsageError: the recipe keeps no validation examples.
+    """
+    if split == "test":
+        return _readable(dataset.split("test").shuffled().take(np.s_[: data.limit]), data)
+    splits = training_splits(dataset, data)
+    if splits.validation is None:
+        raise UsageError("the recipe keeps no validation split", allowed="evaluate on --split test")
+    return splits.validation, splits.skipped
+
+
+def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
+    """Returns the colour conversion and normalisation of a recipe's data."""
+    stored = "grey" if dataset.shape[2] == 1 else "rgb"
+    color = data.color or stored
+    mean, std = COLOR_STATISTICS[color]
+    if dataset.mean and dataset.std and color in (stored, "rgb"):
+        channels = len(mean)
+        mean, std = ((published * channels)[:channels] for published in (dataset.mean, dataset.std))
+    return Preprocess(color, tuple(data.mean or mean), tuple(data.std or std))
+
+
+def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
+    """Brings an image of any size to the network's: scales its short side and crops the centre."""
+    if image.shape[:2] == size:
+        return image
+    return geometry.centre_crop(image, max(data.resize_short or 0, *size), size)
+
+
+class TrainingStream:
+    """Endless batches of augmented training examples, from any step on.
+
+    An epoch is as many whole batches as there are; the rest waits for another permutation.
+
+    Raises:
+        UsageError: the batch is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        data: DataSpec,
+        size: tuple[int, int],
+        augment: Iterable[Spec],
+        seed: int,
+    ):
+        if len(examples) < data.batch_size:
+            raise UsageError(
+                f"data.batch_size of {data.batch_size}",
+                allowed=f"at most the {len(examples)} examples there are to train on",
+            )
+        self.steps_per_epoch = len(examples) // data.batch_size
+        self.failure: CnnbenchError | None = None
+        self._batch_size, self._seed = data.batch_size, seed
+        per_image = [s for s in augment if AUGMENTATIONS.get(s.name).facts.get("per_image")]
+        self._per_batch = [s for s in augment if s not in per_image]
+        self._read = _reader(examples, data, size, per_image, seed)
+        channels = self._read(np.zeros(1, int), 0)()[0].shape[-1]
+        self._shape = (data.batch_size, *size, channels)
+        self._permutation = lru_cache(maxsize=2)(
+            lambda epoch: _random(seed, epoch).permutation(len(examples))
+        )
+
+    def dataset(self, first_step: int) -> tf.data.Dataset:
+        """Returns (images uint8, labels int32) of every step from `first_step` on."""
+        signature = (
+            tf.TensorSpec(self._shape, tf.uint8),
+            tf.TensorSpec(self._shape[:1], tf.int32),
+            tf.TensorSpec((), tf.int64),
+        )
+        batches = tf.data.Dataset.from_generator(
+            lambda: self._batches(first_step), output_signature=signature
+        )
+        threads = tf.data.AUTOTUNE if self._per_batch else None
+        return batches.map(self._augment, threads, deterministic=True).prefetch(AHEAD)
+
+    def _batches(self, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        steps = itertools.count(first_step)
+        pending: collections.deque[tuple[int, Callable[[], Batch]]] = collections.deque()
+        while True:
+            while len(pending) < AHEAD:
+                step = next(steps)
+                epoch, batch = divmod(step, self.steps_per_epoch)
+                start = batch * self._batch_size
+                positions = self._permutation(epoch)[start : start + self._batch_size]
+                pending.append((step, self._read(positions, epoch)))
+            step, read = pending.popleft()
+            try:
+                images, labels = read()
+            except CnnbenchError as error:  # TensorFlow would pass on its text alone
+                self.failure = error
+                raise
+            yield images, labels, step
+
+    def _augment(self, images: Any, labels: Any, step: Any) -> tuple[Any, Any]:
+        for place, spec in enumerate(self._per_batch):
+            key = int(_random(self._seed, 2**32 + place).integers(2**62))
+            images = AUGMENTATIONS.build(spec, images, tf.stack([tf.constant(key, tf.int64), step]))
+        return images, labels
+
+
+def evaluation_batches(
+    examples: Examples, data: DataSpec, size: tuple[int, int], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yields (images, labels, count) of every example once, in order.
+
+    The last batch is filled up with copies of its first example, so that all have one shape; only
+    the first `count` examples of a batch are to be counted.
+    """
+    read = _reader(examples, data, size, (), 0)
+    starts = iter(range(0, len(examples), batch_size))
+    pending: collections.deque[Callable[[], Batch]] = collections.deque()
+    while True:
+        for start in itertools.islice(starts, AHEAD - len(pending)):
+            pending.append(read(np.arange(start, min(start + batch_size, len(examples))), 0))
+        if not pending:
+            return
+        images, labels = pending.popleft()()
+        count = len(labels)
+        rows = np.where(np.arange(batch_size) < count, np.arange(batch_size), 0)
+        yield images[rows], labels[rows], count
+
+
+def _reader(
+    examples: Examples, data: DataSpec, size: tuple[int, int], crops: Iterable[Spec], seed: int
+) -> Callable[[np.ndarray, int], Callable[[], Batch]]:
+    """Returns a function that starts to read the examples at some positions of an epoch.
+
+    What it returns waits for them.
+    """
+    source, crops = examples.source, tuple(crops)
+    if isinstance(source, ArraySource) and not crops and source.images.shape[1:3] == size:
+
+        def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
+            rows = examples.indices[positions]
+            return lambda: (source.images[rows], source.labels[rows])
+
+        return gather
+
+    def one(position: int, epoch: int) -> tuple[np.ndarray, int]:
+        image, label = source.read(int(examples.indices[position]))
+        for place, crop in enumerate(crops):
+            random = _random(seed, 2**33 + place, position, epoch)
+            image = AUGMENTATIONS.build(crop, image, size, random)
+        return fit(image, data, size), label
+
+    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
+
+    def submit(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
+        futures = [pool.submit(one, int(position), epoch) for position in positions]
+
+        def wait() -> Batch:
+            pixels, labels = zip(*(future.result() for future in futures), strict=True)
+            return np.stack(pixels), np.array(labels, np.int32)
+
+        return wait
+
+    return submit
+
+
+def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, ...]]:
+    """Leaves out the images that cannot be decoded, where the recipe says so, and names them."""
+    if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
+        return examples, ()
+
+    def is_good(index: int) -> bool:
+        try:
+            examples.source.read(int(index))
+        except BadImageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+        good = np.fromiter(pool.map(is_good, examples.indices), bool, len(examples))
+    bad = examples.indices[~good]
+    return examples.take(good), tuple(sorted(examples.source.name(int(index)) for index in bad))
+
+
+def _random(seed: int, *counter: int) -> np.random.Generator:
+    # The first word of the counter is the one that drawing advances.
+    words = (0, *counter, 0, 0)[:4]
+    return np.random.Generator(np.random.Philox(key=seed, counter=words))

@@ -1,0 +1,72 @@
+"""uint8 pixels to what the network sees; the same TensorFlow code in training and in exports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cnnbench.lazy import tf
+
+# Mean and standard deviation of a colour space whose statistics nobody published for the data set.
+COLOR_STATISTICS = {
+    "grey": ((0.5,), (0.25,)),
+    "rgb": ((0.5,) * 3, (0.25,) * 3),
+    "hsv": ((0.5,) * 3, (0.25,) * 3),
+    "yuv": ((0.5, 0.0, 0.0), (0.25, 0.25, 0.25)),
+}
+# ITU-R BT.601: luma, and blue and red differences scaled to +-0.436 and +-0.615.
+RGB_TO_GREY = ((0.299,), (0.587,), (0.114,))
+RGB_TO_YUV = (
+    (0.299, -0.14714119, 0.61497538),
+    (0.587, -0.28886916, -0.51496512),
+    (0.114, 0.43601035, -0.10001026),
+)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Colour conversion and normalisation: (value / 255 in `color` - mean) / std."""
+
+    color: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Any) -> Any:
+        """Converts (batch, height, width, channels) uint8 or float 0-255 to normalised float32."""
+        x = convert_color(tf.cast(images, tf.float32) * (1 / 255), self.color)
+        scale = [1 / s for s in self.std]
+        return x * tf.constant(scale) - tf.constant([m * s for m, s in zip(self.mean, scale, strict=True)])
+
+
+def convert_color(x: Any, color: str) -> Any:
+    """Converts float images in 0-1 from grey or RGB, by their channels, to a colour space.
+
+    HSV is made of elementary operations, for TFLite has none of its own; hue is in 0-1.
+    """
+    channels = x.shape[-1]
+    if color == "grey":
+        return x if channels == 1 else x @ tf.constant(RGB_TO_GREY)
+    if channels == 1:
+        x = tf.concat([x, x, x], axis=-1)
+    if color == "yuv":
+        return x @ tf.constant(RGB_TO_YUV)
+    return _hsv(x) if color == "hsv" else x
+
+
+def _hsv(rgb: Any) -> Any:
+    red, green, blue = tf.unstack(rgb, axis=-1)
+    value = tf.reduce_max(rgb, axis=-1)
+    spread = value - tf.reduce_min(rgb, axis=-1)
+    saturation = tf.math.divide_no_nan(spread, value)
+    hue = tf.where(
+        tf.equal(value, red),
+        tf.math.divide_no_nan(green - blue, spread),
+        tf.where(
+            tf.equal(value, green),
+            2 + tf.math.divide_no_nan(blue - red, spread),
+            4 + tf.math.divide_no_nan(red - green, spread),
+        ),
+    )
+    hue = hue / 6
+    hue = tf.where(hue < 0, hue + 1, hue)
+    return tf.stack([tf.where(spread > 0, hue, tf.zeros_like(hue)), saturation, value], axis=-1)

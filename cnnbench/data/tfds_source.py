@@ -1,0 +1,282 @@
+"""Data sets of the TFDS catalogue: found, prepared, and read by index."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from cnnbench.data import images
+from cnnbench.data.examples import ArraySource, Dataset, Source
+from cnnbench.errors import DataError
+from cnnbench.lazy import tf
+
+# Images of one size that take at most so many bytes in all are kept in memory.
+IN_MEMORY_BYTES = 2 * 1024**3
+CONNECT_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """Examples in TFRecord files, found by their offsets."""
+
+    files: tuple[str, ...]
+    places: np.ndarray  # (examples, 3) int64: file, offset of the record's bytes, their number
+    image_key: str
+    label_key: str
+    channels: int
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Reads one record and decodes its image."""
+        file, offset, size = (int(place) for place in self.places[index])
+        with Path(self.files[file]).open("rb") as records:
+            record = os.pread(records.fileno(), size, offset)
+        try:
+            features = tf.train.Example.FromString(record).features.feature
+            data = features[self.image_key].bytes_list.value[0]
+            label = features[self.label_key].int64_list.value[0]
+        except Exception as error:  # protobuf has an error type a back end
+            raise DataError(f"the record is damaged: {error}", where=self.name(index)) from None
+        if not 0 <= label < self.classes:
+            raise DataError(
+                f"label {label}", where=self.name(index), allowed=f"0 to {self.classes - 1}"
+            )
+        return images.decode(data, self.channels, self.name(index)), label
+
+    def name(self, index: int) -> str:
+        """Returns the record's file and offset."""
+        file, offset, _ = self.places[index]
+        return f"{self.files[file]} at byte {offset}"
+
+
+def dataset(
+    builder_name: str,
+    train_split: str,
+    test_split: str,
+    data_dir: Path | None,
+    download: bool,
+    **statistics: Any,
+) -> Dataset:
+    """Opens a TFDS classification data set, preparing it first if it is not.
+
+    Args:
+        builder_name: as TFDS writes it, such as `cifar10` or `cifar10:3.0.2`.
+        train_split: a split of the data set, or a part of one such as `train[:80%]`.
+        test_split: likewise.
+        data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, else TFDS's own default.
+        download: whether what is missing may be downloaded.
+        **statistics: mean and std of the data set, if they are published.
+
+    Raises:
+        DataError: there is no such data set, it is no classification of images, it is not
+            prepared and cannot be, or a split is missing.
+    """
+    builder = _prepared(builder_name, data_dir, download)
+    image_key, label_key = _keys(builder)
+    features = builder.info.features
+    height, width, channels = features[image_key].shape
+    classes = tuple(features[label_key].names)
+    for split in (train_split, test_split):
+        if split.partition("[")[0] not in builder.info.splits:
+            raise DataError(
+                f"data set {builder.name!r} has no split {split!r}",
+                where=str(builder.data_path),
+                allowed="it has " + ", ".join(sorted(builder.info.splits)),
+            )
+    counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
+
+    def load(split: str) -> Source:
+        if None not in (height, width):
+            if counts[split] * height * width * channels <= IN_MEMORY_BYTES:
+                return _arrays(builder, split, image_key, label_key, counts[split])
+        files, places = _places(builder, split)
+        return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
+
+    return Dataset(
+        name=builder.info.full_name,
+        classes=classes,
+        shape=(height, width, channels or 3),
+        sources={"train": lambda: load(train_split), "test": lambda: load(test_split)},
+        identity=f"{builder.info.full_name} {counts} {_file_sizes(builder)}",
+        **statistics,
+    )
+
+
+def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        with _offline_catalogue():
+            builder = tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise DataError(f"TFDS has no data set {name!r}", allowed="see `tfds.list_builders()`") from None
+    except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
+        raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
+    if builder.info.splits and Path(builder.data_path).is_dir():
+        return builder
+    root = Path(builder.data_path).parents[len(Path(builder.info.full_name).parts) - 1]
+    manual = root / "downloads" / "manual"
+    missing = DataError(
+        f"data set {builder.name!r} is not prepared",
+        where=str(root),
+        allowed=_how_to_get(builder, manual),
+    )
+    archives_at_hand = manual.is_dir() and any(manual.iterdir())
+    if not archives_at_hand and (not download or not _reachable(builder)):
+        raise missing
+    try:
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=str(manual))
+        )
+    except Exception as error:  # TFDS raises whatever its builders do
+        raise DataError(
+            f"data set {builder.name!r} could not be prepared: {str(error).strip()[:500]}",
+            where=str(root),
+            allowed=_how_to_get(builder, manual),
+        ) from error
+    return builder
+
+
+@contextlib.contextmanager
+def _offline_catalogue() -> Iterator[None]:
+    """Keeps TFDS from asking its bucket about a data set, which takes long without a network."""
+    from tensorflow_datasets.core.utils import gcs_utils
+
+    reachable = gcs_utils._is_gcs_disabled
+    gcs_utils._is_gcs_disabled = True
+    try:
+        yield
+    finally:
+        gcs_utils._is_gcs_disabled = reachable
+
+
+def _urls(builder: Any) -> list[str]:
+    return list(builder.url_infos)
+
+
+def _reachable(builder: Any) -> bool:
+    """Tells within a few seconds whether the first archive's host answers."""
+    if not (urls := _urls(builder)):
+        return bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None)
+    parts = urlsplit(urls[0])
+    try:
+        port = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _how_to_get(builder: Any, manual: Path) -> str:
+    elsewhere = f"or name the folder that holds {builder.name}/ with --data-dir or TFDS_DATA_DIR"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        text = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        return f"put its archives into {manual} ({text}), {elsewhere}"
+    archives = ", ".join(_urls(builder)) or "its archive"
+    return f"no network: put {archives} into {manual}, {elsewhere}"
+
+
+def _keys(builder: Any) -> tuple[str, str]:
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    kinds = (tfds.features.Image, tfds.features.ClassLabel)
+    pairs = [tuple(builder.info.supervised_keys or ())[:2]]
+    pairs.append(tuple(next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds))
+    for pair in pairs:
+        if len(pair) == 2 and all(
+            isinstance(key, str) and isinstance(features.get(key), kind)
+            for key, kind in zip(pair, kinds, strict=True)
+        ):
+            return pair
+    raise DataError(
+        f"data set {builder.name!r} is no classification of images",
+        allowed=f"it has {', '.join(features)}",
+    )
+
+
+def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int) -> ArraySource:
+    import tensorflow_datasets as tfds
+
+    raw = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders=tfds.decode.PartialDecoding({image_key: True, label_key: True}),
+        read_config=tfds.ReadConfig(interleave_cycle_length=1),
+    ).batch(1024)
+    pixels = np.empty((count, *builder.info.features[image_key].shape), np.uint8)
+    labels = np.empty(count, np.int32)
+    position = 0
+    for batch in raw.as_numpy_iterator():
+        size = len(batch[label_key])
+        pixels[position : position + size] = batch[image_key]
+        labels[position : position + size] = batch[label_key]
+        position += size
+    if position != count:
+        raise DataError(
+            f"split {split!r} holds {position} examples of {count}", where=str(builder.data_path)
+        )
+    return ArraySource(pixels, labels)
+
+
+def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Finds every record of a split; the result is kept beside the data where that can be written."""
+    instructions = builder.info.splits[split].file_instructions
+    files = tuple(str(instruction.filename) for instruction in instructions)
+    cache = _cache_folder() / f"{hashlib.sha256(_file_sizes(builder).encode()).hexdigest()}.npz"
+    known: dict[str, np.ndarray] = {}
+    if cache.is_file():
+        with np.load(cache, allow_pickle=False) as archive:
+            known = dict(archive)
+    places = []
+    for number, (file, instruction) in enumerate(zip(files, instructions, strict=True)):
+        name = Path(file).name
+        if name not in known:
+            known[name] = _index(Path(file))
+        part = known[name][instruction.skip :]
+        part = part[: instruction.take] if instruction.take >= 0 else part
+        places.append(np.column_stack([np.full(len(part), number), part]))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(f".{os.getpid()}.npz")
+    np.savez(partial, **known)  # type: ignore[arg-type]
+    partial.replace(cache)
+    return files, np.concatenate(places)
+
+
+def _index(file: Path) -> np.ndarray:
+    """Returns (records, 2) int64, the offset and size of each record in a TFRecord file.
+
+    Source: a record is its length (uint64), a checksum (uint32), the bytes, a checksum (uint32).
+    """
+    places, offset, end = [], 0, file.stat().st_size
+    with file.open("rb") as records:
+        while offset < end:
+            header = os.pread(records.fileno(), 12, offset)
+            size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
+            if offset + 12 + size + 4 > end:
+                raise DataError(f"record {len(places)} is cut off", where=f"{file} at byte {offset}")
+            places.append((offset + 12, size))
+            offset += 12 + size + 4
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def _file_sizes(builder: Any) -> str:
+    files = sorted(Path(builder.data_path).glob("*.tfrecord*"))
+    return " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench" / "records"

@@ -1,0 +1,78 @@
+"""The errors a user can meet: each says what, where and what was allowed, and has its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class CnnbenchError(Exception):
+    """A problem that the user can mend; shown as one block of text, never as a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, allowed: str | None = None):
+        self.what, self.where, self.allowed = what, where, allowed
+        super().__init__(_line(what, where, allowed))
+
+
+class UsageError(CnnbenchError):
+    """Wrong use of a command, or a part that is not installed."""
+
+    exit_code = 2
+
+
+class DataError(CnnbenchError):
+    """A data set or an image that is absent or cannot be read."""
+
+    exit_code = 3
+
+
+class DivergedError(CnnbenchError):
+    """The loss, a gradient or a weight became NaN or infinite."""
+
+    exit_code = 4
+
+
+class VerificationError(CnnbenchError):
+    """An artifact does not do what the trained network does."""
+
+    exit_code = 5
+
+
+class RunError(CnnbenchError):
+    """A run directory that is locked, damaged or does not match."""
+
+    exit_code = 6
+
+
+class InterruptedRun(CnnbenchError):  # noqa: N818 - it is an outcome, not a fault
+    """Training stopped by a signal, with its state saved."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe."""
+
+    where: str
+    what: str
+    allowed: str | None = None
+
+    def __str__(self) -> str:
+        return _line(self.what, self.where, self.allowed)
+
+
+class RecipeError(CnnbenchError):
+    """Everything that is wrong with a recipe, each problem with its place."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        Exception.__init__(self, "\n".join(map(str, self.problems)))
+
+
+def _line(what: str, where: str | None, allowed: str | None) -> str:
+    return (f"{where}: " if where else "") + what + (f"; {allowed}" if allowed else "")

@@ -1,0 +1,138 @@
+"""Evaluation: how right a trained network is, how sure, how fast, and what it costs."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cnnbench import files, network
+from cnnbench.data.datasets import Access
+from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
+from cnnbench.lazy import tf
+from cnnbench.models.complexity import count_macs, count_params
+from cnnbench.network import Network
+from cnnbench.parts import LOSSES
+from cnnbench.recipe import Target
+from cnnbench.run import Run
+from cnnbench.tasks.classification import calibration_error, confusion, in_top_k
+
+LATENCY_CALLS = 50
+
+
+def evaluate(
+    run: Run, *, split: str = "test", weights: str = "best", access: Access | None = None
+) -> dict[str, Any]:
+    """Measures a run's network on a split and writes eval.json (eval-validation.json).
+
+    Args:
+        run: a run with weights.
+        split: "test" or "validation".
+        weights: "best" by validation, or "last".
+        access: where data sets lie; None: where the training found them.
+
+    Returns:
+        What the file says; the README names its keys.
+
+    Raises:
+        RunError: the run has no weights, or the data is not that of the training.
+        DataError: the data is not there or an image is bad.
+        UsageError: the run has no validation split.
+    """
+    net = network.restore(run, weights=weights)
+    recipe, size = run.recipe, net.pixel_shape[:2]
+    dataset = network.open_data(run, access or Access())
+    examples, skipped = evaluation_examples(dataset, recipe.data, split)
+
+    @tf.function
+    def measure(images: Any, labels: Any) -> dict[str, Any]:
+        out = net(images)
+        hot = tf.one_hot(labels, len(net.classes))
+        own = tf.gather(out["probabilities"], labels, batch_dims=1)
+        return {
+            "loss": LOSSES.build(recipe.loss, out["logits"], hot),
+            "nll": -tf.math.log(tf.maximum(own, 1e-30)),
+            "top1": in_top_k(out["logits"], labels, 1),
+            "top5": in_top_k(out["logits"], labels, min(5, len(net.classes))),
+            "probabilities": out["probabilities"],
+        }
+
+    rows: list[dict[str, np.ndarray]] = []
+    truth: list[np.ndarray] = []
+    seconds: list[float] = []
+    batch_size = min(recipe.data.batch_size, len(examples))
+    for images, labels, count in evaluation_batches(examples, recipe.data, size, batch_size):
+        start = time.perf_counter()
+        row = {key: value.numpy()[:count] for key, value in measure(images, labels).items()}
+        seconds.append(time.perf_counter() - start)
+        rows.append(row)
+        truth.append(labels[:count])
+    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    labels = np.concatenate(truth)
+    matrix = confusion(found["probabilities"].argmax(axis=1), labels, len(net.classes))
+    top1 = float(found["top1"].mean())
+    result = {
+        "recipe": recipe.name,
+        "run": str(run.path),
+        "split": split,
+        "weights": weights,
+        "examples": len(labels),
+        "skipped_images": list(skipped),
+        "loss": float(found["loss"].mean(dtype=np.float64)),
+        "top1": top1,
+        "top5": float(found["top5"].mean()),
+        "nll": float(found["nll"].mean(dtype=np.float64)),
+        "ece": calibration_error(found["probabilities"], labels),
+        "per_class": _per_class(net.classes, matrix),
+        "confusion": matrix.tolist(),
+        "params": count_params(net.model),
+        "macs": count_macs(net.model),
+        # The first batch pays for tracing; where there is no other, there is nothing to tell.
+        "throughput_images_per_s": _throughput(seconds[1:], batch_size),
+        "batch_size": batch_size,
+        "latency_ms": latency_ms(_one_image_call(net, images[:1])),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "target": _reached(recipe.target, top1) if split == "test" else None,
+    }
+    name = "eval.json" if split == "test" else f"eval-{split}.json"
+    files.write_json(run.path / name, result)
+    return result
+
+
+def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
+    """Returns the median and the 95th percentile, in ms, of so many calls after two unmeasured."""
+    times = []
+    for _ in range(calls + 2):
+        start = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start))
+    p50, p95 = np.percentile(times[2:], (50, 95))
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+
+
+def _one_image_call(net: Network, image: np.ndarray) -> Callable[[], Any]:
+    run = tf.function(net)
+    tensor = tf.constant(image)
+    return lambda: run(tensor)["probabilities"].numpy()
+
+
+def _throughput(seconds: list[float], batch_size: int) -> float | None:
+    return round(batch_size / float(np.median(seconds)), 1) if seconds else None
+
+
+def _per_class(classes: tuple[str, ...], matrix: np.ndarray) -> list[dict[str, Any]]:
+    """Returns each class's name, examples, and share of them that is right (None without any)."""
+    return [
+        {"class": name, "examples": int(row.sum()), "top1": row[i] / row.sum() if row.sum() else None}
+        for i, (name, row) in enumerate(zip(classes, matrix, strict=True))
+    ]
+
+
+def _reached(target: Target | None, top1: float) -> dict[str, Any] | None:
+    if target is None:
+        return None
+    reached = top1 >= target.top1 - target.tolerance
+    return target.model_dump() | {"reached": reached, "difference": top1 - target.top1}

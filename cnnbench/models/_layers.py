@@ -1,0 +1,96 @@
+"""The few blocks that several families share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cnnbench.lazy import keras
+
+Activation = Literal[
+    "relu", "relu6", "leaky_relu", "prelu", "elu", "swish", "hard_swish", "gelu", "tanh"
+]
+Padding = Literal["same", "symmetric"]
+
+# He et al. 2015, "Delving Deep into Rectifiers", with the fan of the backward pass.
+HE_FAN_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
+
+
+def activate(x: Any, activation: Activation, name: str) -> Any:
+    """Applies an activation; PReLU learns one slope a channel (He et al. 2015, section 2.1)."""
+    if activation == "prelu":
+        slope = keras.initializers.Constant(0.25)
+        axes = list(range(1, len(x.shape) - 1))
+        return keras.layers.PReLU(slope, shared_axes=axes or None, name=name)(x)
+    return keras.layers.Activation(activation, name=name)(x)
+
+
+def conv(
+    x: Any,
+    filters: int,
+    kernel: int,
+    name: str,
+    *,
+    strides: int = 1,
+    groups: int = 1,
+    padding: Padding = "symmetric",
+) -> Any:
+    """Convolves without a bias, for a normalisation follows; output size is input / strides.
+
+    Args:
+        padding: of a strided convolution. "symmetric" adds kernel // 2 on all four sides, as the
+            papers written in Caffe and Torch do; "same" is TensorFlow's, which pads an even input
+            below and on the right only.
+    """
+    if strides > 1 and kernel > 1 and padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
+    return keras.layers.Conv2D(
+        filters,
+        kernel,
+        strides,
+        "valid" if strides > 1 and padding == "symmetric" else "same",
+        groups=groups,
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
+        name=name,
+    )(x)
+
+
+def depthwise(
+    x: Any, kernel: int, name: str, *, strides: int = 1, padding: Padding = "same"
+) -> Any:
+    """Convolves every channel by itself, without a bias; padding as for `conv`."""
+    if strides > 1 and padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
+    return keras.layers.DepthwiseConv2D(
+        kernel,
+        strides,
+        "valid" if strides > 1 and padding == "symmetric" else "same",
+        use_bias=False,
+        depthwise_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
+        name=name,
+    )(x)
+
+
+def drop_path(x: Any, rate: float, name: str) -> Any:
+    """Drops the whole residual of an image at a rate in training (Huang et al. 2016)."""
+    if not rate:
+        return x
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x)
+
+
+def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
+    """Normalises each channel over the batch (Ioffe & Szegedy 2015)."""
+    return keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)(x)
+
+
+def classifier(x: Any, classes: int, dropout: float) -> Any:
+    """Global average pooling, dropout and a dense layer: (batch, classes) float32 logits."""
+    x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
+    return logits(x, classes, dropout)
+
+
+def logits(x: Any, classes: int, dropout: float) -> Any:
+    """Dropout and the last dense layer, in float32 under any precision policy."""
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+    return keras.layers.Dense(classes, dtype="float32", name="logits")(x)

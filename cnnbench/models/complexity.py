@@ -1,0 +1,40 @@
+"""What a network costs: parameters, and multiply-accumulates (MACs) of one image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cnnbench.lazy import keras
+
+
+def count_params(model: Any) -> int:
+    """Returns the number of trainable weights; batch-norm statistics are none."""
+    return sum(math.prod(v.shape) for v in model.trainable_variables)
+
+
+def count_macs(model: Any) -> int:
+    """Returns the multiply-accumulates of convolutions and dense layers for one image.
+
+    FLOPs are twice as many. Normalisation, activations, pooling and additions are left out, as in
+    the papers.
+    """
+    return sum(layer_macs(layer) for layer in model.layers)
+
+
+def layer_macs(layer: Any) -> int:
+    """Returns the multiply-accumulates of one layer of a built model, for one image."""
+    layers = keras.layers
+    if isinstance(layer, keras.Model):
+        return count_macs(layer)
+    if isinstance(layer, layers.Dense):
+        return math.prod(layer.output.shape[1:]) * layer.kernel.shape[0]
+    pixels = math.prod(layer.output.shape[1:-1]) if hasattr(layer, "kernel_size") else 0
+    if isinstance(layer, layers.SeparableConv2D):
+        return pixels * (
+            math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
+        )
+    if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
+        # A kernel's last but one axis is what one output sees: input channels / groups.
+        return pixels * math.prod(layer.kernel.shape)
+    return 0

@@ -1,0 +1,58 @@
+"""The registries of everything a recipe can name, and the options that all parts of a kind share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cnnbench.registry import Registry, Spec
+
+
+class DataSpec(Spec):
+    """What every data set takes besides its own options."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        0, description="examples, or the share of them, carved from the training split"
+    )
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="height and width in pixels that the network sees; null: as they are"
+    )
+    resize_short: Annotated[int, Field(ge=1, le=8192)] | None = Field(
+        None, description="short side in pixels before the centre crop; null: image_size"
+    )
+    color: Literal["rgb", "grey", "hsv", "yuv"] | None = Field(
+        None, description="colour space that the network sees; null: as stored"
+    )
+    mean: list[float] | None = Field(None, description="per channel, of values in 0-1")
+    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, description="as mean")
+    classes: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="how many classes you expect; checked against the data"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="use only so many examples of each split"
+    )
+    on_bad_image: Literal["fail", "skip"] = "fail"
+
+
+class ScheduleSpec(Spec):
+    """What every schedule takes besides its own options."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)] = Field(
+        0, description="linear warm-up from near zero before the schedule begins"
+    )
+
+
+MODELS = Registry("model", "cnnbench.models")
+DATASETS = Registry("data set", "cnnbench.data.datasets", DataSpec)
+AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
+LOSSES = Registry("loss", "cnnbench.tasks.classification")
+OPTIMIZERS = Registry("optimizer", "cnnbench.optim")
+SCHEDULES = Registry("schedule", "cnnbench.schedules", ScheduleSpec)
+
+
+def min_size(model: Spec) -> int:
+    """Returns the least image height and width in pixels that a model takes."""
+    least = MODELS.get(model.name).facts["min_size"]
+    return least(model.options()) if callable(least) else least

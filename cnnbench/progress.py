@@ -1,0 +1,62 @@
+"""The progress of training on a terminal: a bar while an epoch runs, a line for each that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from cnnbench.run import Run
+
+
+@contextmanager
+def shown() -> Iterator[Terminal]:
+    """Yields a training listener that writes to stderr; the bar only where a person looks."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        yield Terminal(console, bar)
+
+
+class Terminal:
+    """A training listener that shows what it is told."""
+
+    def __init__(self, console: Console, bar: Progress):
+        self._console, self._bar = console, bar
+        self._task: TaskID | None = None
+
+    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Says where the run is and begins the bar."""
+        self._console.print(f"run: {escape(str(run.path))}, {steps} steps", highlight=False)
+        for note in notes:
+            self._console.print(escape(note), highlight=False)
+        if first_step:
+            self._console.print(f"resumed at step {first_step}", highlight=False)
+        self._task = self._bar.add_task("", total=steps, completed=first_step, state="compiling")
+
+    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+        """Moves the bar."""
+        assert self._task is not None
+        state = f"loss {loss:.3f}  top-1 {top1:.3f}  {images_per_s:.0f} img/s"
+        self._bar.update(self._task, completed=step, state=state)
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """Prints the epoch's line."""
+        line = f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['lr']:.4g}"
+        for split in ("train", "validation"):
+            if split in row:
+                loss, top1 = row[split]["loss"], row[split]["top1"]
+                line += f"  {split}: loss {loss:.4f} top-1 {top1:.4f}"
+        line += f"  {row['throughput_images_per_s']:.0f} img/s  {row['seconds']:.0f} s"
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,272 @@
+"""The recipe: what to train, on what and how, checked as a whole before anything is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cnnbench import recipe_yaml
+from cnnbench.errors import CnnbenchError, Problem, RecipeError
+from cnnbench.parts import (
+    AUGMENTATIONS,
+    DATASETS,
+    LOSSES,
+    MODELS,
+    OPTIMIZERS,
+    SCHEDULES,
+    DataSpec,
+    ScheduleSpec,
+    min_size,
+)
+from cnnbench.recipe_yaml import Located
+from cnnbench.registry import Spec, did_you_mean
+
+if TYPE_CHECKING:
+    AnyModel = AnyAugmentation = AnyLoss = AnyOptimizer = Spec
+    AnyData, AnySchedule = DataSpec, ScheduleSpec
+else:
+    AnyModel, AnyData, AnyLoss = MODELS.any_spec(), DATASETS.any_spec(), LOSSES.any_spec()
+    AnyAugmentation, AnyOptimizer = AUGMENTATIONS.any_spec(), OPTIMIZERS.any_spec()
+    AnySchedule = SCHEDULES.any_spec()
+
+
+class Section(BaseModel):
+    """A part of the recipe with fixed keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Regularization(Section):
+    """Penalties on the kernels of convolutions and dense layers, added to the loss."""
+
+    l1: Annotated[float, Field(ge=0)] = Field(0.0, description="l1 * sum |w|")
+    l2: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="l2 / 2 * sum w^2: the papers' weight decay of SGD"
+    )
+
+
+class EarlyStopping(Section):
+    """Stops when the validation metric has not improved for `patience` epochs."""
+
+    patience: Annotated[int, Field(ge=1)] = 10
+    metric: Literal["loss", "top1"] = "top1"
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Train(Section):
+    """How long to train, and in which arithmetic; exactly one of epochs, steps and examples."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    examples: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    strategy: Literal["auto", "one_device", "mirrored", "tpu"] = "auto"
+    steps_per_call: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10, description="training steps that one call into TensorFlow runs"
+    )
+    deterministic: bool = Field(True, description="the same bits from the same seed, on a CPU")
+    checkpoint_every: Annotated[int, Field(ge=1)] | Annotated[
+        str, Field(pattern=r"^[1-9][0-9]{0,3}m$")
+    ] = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
+    early_stopping: EarlyStopping | None = None
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Train:
+        given = [k for k in ("epochs", "steps", "examples") if getattr(self, k) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"found {found}: give exactly one of epochs, steps and examples")
+        return self
+
+
+class Target(Section):
+    """The published or measured number that the recipe is to reach."""
+
+    top1: Annotated[float, Field(gt=0, le=1)]
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    source: str
+
+
+class Recipe(Section):
+    """One experiment, whole: everything that decides its result."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: AnyModel
+    data: AnyData
+    augment: list[AnyAugmentation] = []
+    loss: AnyLoss = LOSSES.spec("cross_entropy")
+    regularization: Regularization = Regularization()
+    optimizer: AnyOptimizer
+    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
+    train: Train
+    target: Target | None = None
+
+    def dump(self) -> str:
+        """Returns the recipe as YAML, every default written out; reading it back gives the same."""
+        return recipe_yaml.dump(self.model_dump())
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: assignments such as `train.epochs=3`, checked as the file is.
+
+    Raises:
+        RecipeError: with every problem found, each with its file:line and what was allowed.
+    """
+    tree = recipe_yaml.read(Path(path))
+    for assignment in overrides:
+        recipe_yaml.override(tree, assignment)
+    return check(tree)
+
+
+def check(tree: Located) -> Recipe:
+    """Turns a located tree into a recipe, or raises RecipeError with every problem in it."""
+    if not isinstance(tree.value, dict):
+        raise RecipeError([Problem(tree.where, "not a mapping", "a recipe has keys and values")])
+    try:
+        recipe = Recipe.model_validate(tree.plain())
+    except ValidationError as error:
+        problems = [_problem(detail, tree) for detail in error.errors(include_url=False)]
+        raise RecipeError(_merged(problems)) from None
+    if problems := list(_mismatches(recipe, tree)):
+        raise RecipeError(problems)
+    return recipe
+
+
+def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, ...]:
+    """Returns the (height, width, channels) that the network sees of images stored as `stored`.
+
+    Raises:
+        CnnbenchError: the stored images have no common size and the recipe gives none.
+    """
+    size = (data.image_size, data.image_size) if data.image_size else stored[:2]
+    if None in size:
+        raise CnnbenchError(f"data set {data.name!r} has images of many sizes: set data.image_size")
+    channels = stored[2] if data.color is None else 1 if data.color == "grey" else 3
+    return (*size, channels)  # type: ignore[arg-type]
+
+
+def _mismatches(recipe: Recipe, tree: Located) -> Any:
+    """Yields what is wrong between sections that are each right."""
+
+    def problem(path: str, what: str, allowed: str | None = None) -> Problem:
+        return Problem(tree.at(tuple(path.split("."))).where, f"{path}: {what}", allowed)
+
+    data, train = recipe.data, recipe.train
+    facts = DATASETS.get(data.name).facts
+    known = facts.get("classes")
+    if known and data.classes and known != data.classes:
+        yield problem("data.classes", f"{data.classes}", f"{data.name} has {known} classes")
+    stored = facts.get("shape", (None, None, 3))
+    if data.image_size or None not in stored:
+        shape = input_shape(data, stored)
+        least = min_size(recipe.model)
+        if min(shape[:2]) < least:
+            yield problem(
+                "data.image_size",
+                f"{recipe.model.name} cannot take images of {shape[0]}x{shape[1]} pixels",
+                f"at least {least}x{least}",
+            )
+    elif facts.get("shape"):
+        yield problem("data.image_size", f"{data.name} has images of many sizes", "set one")
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        channels = {"grey": 1, None: stored[2]}.get(data.color, 3)
+        if values is not None and len(values) != channels:
+            yield problem(f"data.{key}", f"{len(values)} values", f"one per channel: {channels}")
+    if data.resize_short and data.image_size and data.resize_short < data.image_size:
+        yield problem(
+            "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
+        )
+    if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
+        yield problem(
+            "schedule.warmup_epochs",
+            f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
+            "less than the training takes",
+        )
+    if not data.validation:
+        for path, used in (
+            ("train.early_stopping", train.early_stopping is not None),
+            ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),
+        ):
+            if used:
+                yield problem(path, "needs a validation split", "set data.validation above 0")
+
+
+def _problem(detail: Any, tree: Located) -> Problem:
+    """Turns one of pydantic's errors into words a user of YAML understands."""
+    loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
+    path, section = _resolve(loc, tree)
+    node = tree.at(tuple(path))
+    dotted = ".".join(map(str, path)) or "recipe"
+    given = repr(node.plain())[:80]
+    if kind == "extra_forbidden":
+        allowed = did_you_mean(str(loc[-1]), section.model_fields if section else ())
+        return Problem(node.where, f"unknown key {dotted!r}", allowed)
+    if kind == "missing":
+        return Problem(node.where, f"{dotted!r} is missing")
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        if "tag" not in context:
+            return Problem(node.where, f"{dotted}: no name", "write {name: …, options…}")
+        names = [name.strip(" '") for name in context["expected_tags"].split(",")]
+        where = tree.at((*path, "name")).where
+        return Problem(where, f"unknown {dotted} {context['tag']!r}", did_you_mean(context["tag"], names))
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("should be a valid dictionary or object", "should be a section")
+    return Problem(node.where, f"{dotted}: {given}", message)
+
+
+def _merged(problems: list[Problem]) -> list[Problem]:
+    """Joins what the members of a union say of one value, each once."""
+    allowed: dict[tuple[str, str], dict[str | None, None]] = {}
+    for problem in problems:
+        allowed.setdefault((problem.where, problem.what), {})[problem.allowed] = None
+    return [
+        Problem(where, what, " or ".join(filter(None, each)) or None)
+        for (where, what), each in allowed.items()
+    ]
+
+
+def _resolve(loc: tuple[Any, ...], tree: Located) -> tuple[list[Any], type[BaseModel] | None]:
+    """Returns the path in the YAML of pydantic's location, and the section that its parent is.
+
+    A location has steps that no key stands for: the name of a part, the member of a union.
+    """
+    path: list[Any] = []
+    section: type[BaseModel] | None = Recipe
+    registries = {
+        "model": MODELS, "data": DATASETS, "augment": AUGMENTATIONS, "loss": LOSSES,
+        "optimizer": OPTIMIZERS, "schedule": SCHEDULES,
+    }  # fmt: skip
+    for i, step in enumerate(loc):
+        parent = tree.at(tuple(path))
+        last = i == len(loc) - 1
+        if isinstance(step, int):
+            path.append(step)
+        elif (
+            section is None
+            and path[0] in registries
+            and isinstance(parent.value, dict)
+            and "name" in parent.value
+            and step == parent.value["name"].value
+        ):
+            section = registries[path[0]].spec_type(step)
+        elif section is not None and (step in section.model_fields or last):
+            path.append(step)
+            if not last:
+                section = _section_of(section, step)
+    return path, section
+
+
+def _section_of(section: type[BaseModel], key: str) -> type[BaseModel] | None:
+    annotation = section.model_fields[key].annotation
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None

@@ -1,0 +1,228 @@
+"""YAML text to a tree of values that know their line, and back.
+
+Scalars follow the YAML 1.2 core schema: `no` is a word, `1e-3` is a number. Anchors, aliases, tags,
+duplicate keys, deep nesting and large files are refused, so that a recipe is plain data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cnnbench.errors import Problem, RecipeError
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 12
+
+
+@dataclass
+class Located:
+    """A value (a scalar, a list or a dict of Located) and the file:line it stands at."""
+
+    value: Any
+    where: str
+
+    def plain(self) -> Any:
+        """Returns the value without places."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def at(self, path: tuple[str | int, ...]) -> Located:
+        """Returns the deepest node along a path; steps that lead nowhere are passed over."""
+        node = self
+        for step in path:
+            if isinstance(node.value, dict) and step in node.value:
+                node = node.value[step]
+            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+        return node
+
+
+def read(path: Path) -> Located:
+    """Reads a recipe file.
+
+    Raises:
+        RecipeError: the file cannot be read, is too large, or is not the YAML described above.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        _refuse(str(path), f"cannot read the recipe: {error.strerror}")
+    if len(data) > MAX_BYTES:
+        _refuse(str(path), f"{len(data)} bytes", f"a recipe has at most {MAX_BYTES}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        _refuse(f"{path}:{line}", f"byte {error.start} is not UTF-8 text")
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Located:
+    """Parses YAML text; `source` is what places are called, as `source:line`."""
+    problems: list[Problem] = []
+    try:
+        events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+        next(events)  # the start of the stream
+        if isinstance(next(events), yaml.StreamEndEvent):
+            _refuse(source, "the file is empty")
+        tree = _node(next(events), events, source, problems, 0)
+        next(events)  # the end of the document
+        if not isinstance(end := next(events), yaml.StreamEndEvent):
+            _refuse(_place(source, end), "a second document", "a recipe is one document")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        _refuse(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")
+    if problems:
+        raise RecipeError(problems)
+    return tree
+
+
+def override(tree: Located, assignment: str) -> None:
+    """Sets one value in the tree, as `--set train.epochs=3` says; a list takes its index."""
+    place = f"--set {assignment}"
+    dotted, equals, text = assignment.partition("=")
+    if not equals or not all(dotted.split(".")):
+        _refuse(place, "not an assignment", "write it as --set key.key=value")
+    *parents, last = (int(key) if key.isdigit() else key for key in dotted.split("."))
+    node = tree
+    for step in parents:
+        if isinstance(node.value, dict) and isinstance(step, str):
+            if not isinstance(node.value.get(step, Located(None, "")).value, dict | list):
+                node.value[step] = Located({}, place)
+            node = node.value[step]
+        else:
+            node = _item(node, step, place)
+    value = parse(text, place) if text.strip() else Located(None, place)
+    for child in _walk(value):
+        child.where = place
+    if isinstance(node.value, dict) and isinstance(last, str):
+        node.value[last] = value
+    else:
+        _item(node, last, place)
+        node.value[last] = value
+
+
+def dump(plain: Mapping[str, Any]) -> str:
+    """Returns YAML text that `parse` reads back to the same values, and always the same bytes."""
+    return yaml.dump(
+        dict(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96, default_flow_style=None
+    )
+
+
+class _CoreResolver(yaml.resolver.BaseResolver):
+    """The scalars of YAML 1.2 (section 10.3), where PyYAML has those of YAML 1.1."""
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]{1,30}", [*"-+0123456789"]),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+):
+    _CoreResolver.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
+
+_CONVERT = {
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": int,
+    "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
+    "str": str,
+}
+
+
+class _Dumper(
+    yaml.emitter.Emitter,
+    yaml.serializer.Serializer,
+    yaml.representer.SafeRepresenter,
+    _CoreResolver,
+):
+    def __init__(self, stream: Any, **options: Any):
+        styles = {k: options.pop(k) for k in ("default_flow_style", "default_style", "sort_keys")}
+        yaml.emitter.Emitter.__init__(
+            self, stream, **{k: options[k] for k in ("width", "allow_unicode")}
+        )
+        yaml.serializer.Serializer.__init__(self)
+        yaml.representer.SafeRepresenter.__init__(self, **styles)
+        _CoreResolver.__init__(self)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _node(
+    event: Any, events: Iterator[Any], source: str, problems: list[Problem], depth: int
+) -> Located:
+    where = _place(source, event)
+    if depth > MAX_DEPTH:
+        _refuse(where, "nested too deeply", f"at most {MAX_DEPTH} levels")
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        name = event.anchor
+        _refuse(where, f"anchor or alias {name!r}", "a recipe is written out whole")
+    if event.tag:
+        _refuse(where, f"tag {event.tag!r}", "values have no tags in a recipe")
+    if isinstance(event, yaml.ScalarEvent):
+        return Located(_scalar(event), where)
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = itertools.takewhile(lambda e: not isinstance(e, yaml.SequenceEndEvent), events)
+        return Located([_node(e, events, source, problems, depth + 1) for e in items], where)
+    mapping: dict[str, Located] = {}
+    for key_event in events:
+        if isinstance(key_event, yaml.MappingEndEvent):
+            break
+        key = _node(key_event, events, source, problems, depth + 1)
+        value = _node(next(events), events, source, problems, depth + 1)
+        if not isinstance(key.value, str):
+            problems.append(Problem(key.where, f"key {key.plain()!r}", "keys are words"))
+        elif key.value in mapping:
+            first = mapping[key.value].where
+            problems.append(Problem(key.where, f"duplicate key {key.value!r}", f"first at {first}"))
+        else:
+            mapping[key.value] = Located(value.value, key.where)
+    return Located(mapping, where)
+
+
+def _scalar(event: yaml.ScalarEvent) -> Any:
+    if not event.implicit[0]:
+        return event.value
+    tag = _CoreResolver().resolve(yaml.ScalarNode, event.value, (True, False))
+    return _CONVERT[tag.rpartition(":")[2]](event.value)
+
+
+def _item(node: Located, step: str | int, place: str) -> Located:
+    if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+        return node.value[step]
+    kind = f"a list of {len(node.value)}" if isinstance(node.value, list) else "not a section"
+    _refuse(place, f"{step!r} cannot be set: its parent is {kind}")
+
+
+def _walk(node: Located) -> Iterator[Located]:
+    yield node
+    children = node.value.values() if isinstance(node.value, dict) else node.value
+    if isinstance(node.value, dict | list):
+        for child in children:
+            yield from _walk(child)
+
+
+def _place(source: str, event: Any) -> str:
+    return source if source.startswith("--set") else f"{source}:{event.start_mark.line + 1}"
+
+
+def _refuse(where: str, what: str, allowed: str | None = None) -> NoReturn:
+    raise RecipeError([Problem(where, what, allowed)])

@@ -1,0 +1,132 @@
+"""Registries of the parts that a recipe names.
+
+A builder's positional parameters are supplied by the program; its keyword-only parameters are the
+options that a recipe may set, and their annotations and defaults are the schema of those options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from cnnbench.errors import UsageError
+
+
+class Spec(BaseModel):
+    """A part named by a recipe, with its options: `{name: sgd, lr: 0.1}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """Returns the builder's keyword arguments."""
+        common = {"name"}.union(*(base.model_fields for base in type(self).__mro__[1:-1] if
+                                  issubclass(base, Spec)))
+        return {k: getattr(self, k) for k in type(self).model_fields if k not in common}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part: its builder and the facts known of it without building it."""
+
+    name: str
+    build: Callable[..., Any]
+    facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def summary(self) -> str:
+        """The first line of the builder's docstring."""
+        return (inspect.getdoc(_unwrap(self.build)) or "").partition("\n")[0]
+
+
+class Registry:
+    """Named builders of one kind, filled when the module that registers them is imported."""
+
+    def __init__(self, kind: str, module: str, base: type[Spec] = Spec):
+        self.kind, self._module, self.base = kind, module, base
+        self._entries: dict[str, Entry] = {}
+        self._specs: dict[str, type[Spec]] = {}
+
+    def add(self, name: str, build: Callable[..., Any], **facts: Any) -> None:
+        """Registers a builder under a name that must be new."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = Entry(name, build, MappingProxyType(facts))
+
+    def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
+        """Registers the decorated builder."""
+
+        def decorate(build: Callable) -> Callable:
+            self.add(name, build, **facts)
+            return build
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """Returns every registered name, sorted."""
+        importlib.import_module(self._module)
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """Returns the entry of that name.
+
+        Raises:
+            UsageError: there is none; the message suggests the nearest names.
+        """
+        names = self.names()
+        if name not in self._entries:
+            raise UsageError(f"unknown {self.kind} {name!r}", allowed=did_you_mean(name, names))
+        return self._entries[name]
+
+    def build(self, spec: Spec, *context: Any) -> Any:
+        """Calls the builder that a spec names with the program's context and the spec's options."""
+        return self.get(spec.name).build(*context, **spec.options())
+
+    def spec(self, name: str, **options: Any) -> Spec:
+        """Returns the checked spec of one part."""
+        return self.spec_type(name)(name=name, **options)
+
+    def spec_type(self, name: str) -> type[Spec]:
+        """Returns the pydantic model of one part's options, made from its builder's signature."""
+        if name not in self._specs:
+            fields: dict[str, Any] = {"name": (Literal[name], name)}
+            fields |= _keyword_only(self.get(name).build)
+            title = f"{self.kind.title().replace(' ', '')}_{name}"
+            self._specs[name] = create_model(title, __base__=self.base, **fields)
+        return self._specs[name]
+
+    def any_spec(self) -> Any:
+        """Returns the type of a recipe's field that may name any part of this registry."""
+        types = tuple(self.spec_type(name) for name in self.names())
+        return Annotated[Union[types], Field(discriminator="name")]  # noqa: UP007
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns what was allowed in place of a word: the nearest ones, or all of them."""
+    words = list(words)
+    near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return "one of " + ", ".join(words) if words else "nothing is allowed here"
+
+
+def _unwrap(build: Callable) -> Callable:
+    return build.func if isinstance(build, functools.partial) else build
+
+
+def _keyword_only(build: Callable) -> dict[str, tuple[Any, Any]]:
+    options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    # The other annotations may name Keras, which is not to be imported for a look at a recipe.
+    holder = type("Options", (), {"__annotations__": {p.name: p.annotation for p in options}})
+    hints = typing.get_type_hints(holder, _unwrap(build).__globals__, include_extras=True)
+    return {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}

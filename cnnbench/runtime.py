@@ -1,0 +1,58 @@
+"""How TensorFlow runs: chosen before it is imported, or before a model is built."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from cnnbench.errors import UsageError
+from cnnbench.lazy import keras, tf
+
+
+def quiet() -> None:
+    """Keeps TensorFlow's start-up messages from the terminal; has to come before its import."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def prepare(*, seed: int, precision: str, deterministic: bool) -> None:
+    """Sets the seed of initial weights and dropout, the precision policy and determinism.
+
+    Args:
+        seed: of Python, NumPy and TensorFlow.
+        precision: a Keras dtype policy.
+        deterministic: whether operations give the same bits each time, at some cost.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+@functools.cache
+def strategy(name: str) -> Any:
+    """Returns the tf.distribute strategy of that name; a second one of a kind would fail.
+
+    Args:
+        name: "auto" takes a TPU if TPU_NAME is set, else every GPU, else the one device there is.
+
+    Raises:
+        UsageError: the machine has no such device.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "auto":
+        name = "tpu" if os.environ.get("TPU_NAME") else "mirrored" if len(gpus) > 1 else "one_device"
+    if name == "tpu":
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        except ValueError as error:
+            raise UsageError(f"train.strategy is tpu, and there is none: {error}") from None
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    if name == "mirrored":
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()

@@ -1,0 +1,116 @@
+"""What can be known without training: of a network, a recipe, and of every registered part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from cnnbench.models import build_model
+from cnnbench.models.complexity import count_macs, count_params, layer_macs
+from cnnbench.parts import (
+    AUGMENTATIONS,
+    DATASETS,
+    LOSSES,
+    MODELS,
+    OPTIMIZERS,
+    SCHEDULES,
+)
+from cnnbench.recipe import Recipe, input_shape, load_recipe
+
+REGISTRIES = {
+    "datasets": DATASETS,
+    "augmentations": AUGMENTATIONS,
+    "optimizers": OPTIMIZERS,
+    "schedules": SCHEDULES,
+    "losses": LOSSES,
+}
+
+
+def show_model(name: str) -> dict[str, Any]:
+    """Describes a registered model at its native input and number of classes."""
+    facts = MODELS.get(name).facts
+    built = build_model(name, facts["native"], facts["native_classes"])
+    return _describe(built, {"model": name, "family": facts["family"], "source": facts["source"]})
+
+
+def show_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Describes what a recipe would train, with every default written out.
+
+    A data set whose classes are not known before it is opened counts as the model's own number.
+    """
+    native = MODELS.get(recipe.model.name).facts
+    facts = DATASETS.get(recipe.data.name).facts
+    shape = input_shape(recipe.data, facts.get("shape", native["native"]))
+    classes = facts.get("classes") or recipe.data.classes or native["native_classes"]
+    built = build_model(recipe.model, shape, classes)  # type: ignore[arg-type]
+    about = {"recipe": recipe.name, "model": recipe.model.name, "data": recipe.data.name}
+    return _describe(built, about) | {"recipe": recipe.dump()}
+
+
+def parts(kind: str) -> list[dict[str, Any]]:
+    """Lists what is registered of a kind: "models", "datasets", …; a row each."""
+    if kind == "models":
+        return [_model_row(name) for name in MODELS.names()]
+    registry = REGISTRIES[kind]
+    return [
+        {
+            "name": name,
+            "options": ", ".join(
+                f"{key}={field.default!r}" if not field.is_required() else key
+                for key, field in registry.spec_type(name).model_fields.items()
+                if key != "name" and key not in registry.base.model_fields
+            ),
+            "about": registry.get(name).summary,
+        }
+        for name in registry.names()
+    ]
+
+
+def recipes(folder: Path) -> list[dict[str, Any]]:
+    """Lists the recipes in a folder."""
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        recipe = load_recipe(path)
+        target = recipe.target.top1 if recipe.target else None
+        rows.append(
+            {"name": path.stem, "model": recipe.model.name, "data": recipe.data.name, "target": target}
+        )
+    return rows
+
+
+def _model_row(name: str) -> dict[str, Any]:
+    facts = MODELS.get(name).facts
+    return {
+        "name": name,
+        "family": facts["family"],
+        "params": facts["params"],
+        "macs": facts["macs"],
+        "input": list(facts["native"]),
+        "source": facts["source"],
+    }
+
+
+def _describe(model: Any, about: dict[str, Any]) -> dict[str, Any]:
+    facts = about | {
+        "input": list(model.input_shape[1:]),
+        "classes": model.output_shape[-1],
+        "params": count_params(model),
+        "macs": count_macs(model),
+    }
+    return {"facts": facts, "stages": list(_stages(model))}
+
+
+def _stages(model: Any) -> Iterator[dict[str, Any]]:
+    """Yields a row for each run of layers whose names begin alike: stem, stage1, …, head, logits."""
+    layers = [layer for layer in model.layers if layer.name != "images"]
+    for stage, group in groupby(layers, lambda layer: layer.name.partition("_")[0]):
+        members = list(group)
+        yield {
+            "stage": stage,
+            "output": list(members[-1].output.shape[1:]),
+            "layers": len(members),
+            "params": sum(count_params(layer) for layer in members),
+            "macs": sum(layer_macs(layer) for layer in members),
+        }

@@ -1,0 +1,151 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+# Classes beyond so many are in eval.json alone.
+MAX_CLASSES = 20
+
+
+def evaluation(result: dict[str, Any]) -> Any:
+    """What `eval` found."""
+    latency = result["latency_ms"]
+    rows = [
+        ("run", result["run"]),
+        ("split", f"{result['split']}, {result['examples']} examples"),
+        ("top-1", f"{result['top1']:.4f}"),
+        ("top-5", f"{result['top5']:.4f}"),
+        ("loss", f"{result['loss']:.4f}"),
+        ("negative log-likelihood", f"{result['nll']:.4f}"),
+        ("calibration error", f"{result['ece']:.4f}"),
+        ("parameters", f"{result['params']:,}"),
+        ("MACs an image", f"{result['macs']:,}"),
+        ("throughput", _throughput(result)),
+        ("latency, 1 image", f"p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms"),
+        ("peak memory", f"{result['peak_memory_mb']:.0f} MB"),
+    ]
+    if result["skipped_images"]:
+        rows.append(("skipped images", ", ".join(result["skipped_images"])))
+    if target := result["target"]:
+        verdict = "reached" if target["reached"] else "not reached"
+        rows.append(
+            ("target", f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f}), {target['source']}")
+        )
+    parts = [facts(dict(rows))]
+    if len(result["per_class"]) <= MAX_CLASSES:
+        parts.append(
+            _table(
+                ("class", "examples", "top-1"),
+                [
+                    (row["class"], row["examples"], _share(row["top1"]))
+                    for row in result["per_class"]
+                ],
+            )
+        )
+        names = [row["class"] for row in result["per_class"]]
+        parts.append(
+            _table(
+                ("true \\ predicted", *(name[:8] for name in names)),
+                [(name, *row) for name, row in zip(names, result["confusion"], strict=True)],
+            )
+        )
+    return Group(*parts)
+
+
+def exports(result: dict[str, Any]) -> Any:
+    """What `export` wrote and how it was proven."""
+    columns = ("format", "size", "zip", "top-1", "Keras top-1", "agreement", "max logit diff", "p50")
+    rows = []
+    for row in result["rows"]:
+        cells = [row["format"], _megabytes(row["size_bytes"]), _megabytes(row["zip_bytes"])]
+        if "agreement" in row:
+            cells += [
+                f"{row['top1']:.4f}",
+                f"{row['reference_top1']:.4f}",
+                f"{row['agreement']:.2%} of {row['examples']}",
+                f"{row['max_abs_logit_diff']:.2g}",
+                f"{row['latency_ms']['p50']:.2f} ms",
+            ]
+        else:
+            cells += ["not verified"] + [""] * 4
+        rows.append(cells)
+    paths = _table(("format", "where"), [(row["format"], row["path"]) for row in result["rows"]])
+    return Group(_table(columns, rows), paths)
+
+
+def predictions(result: dict[str, Any]) -> Any:
+    """The likeliest classes of each image."""
+    return _table(
+        ("file", "class", "probability"),
+        [
+            (row["file"] if i == 0 else "", likely["class"], f"{likely['probability']:.4f}")
+            for row in result["images"]
+            for i, likely in enumerate(row["top"])
+        ],
+    )
+
+
+def model(result: dict[str, Any]) -> Any:
+    """A network by stage, and the recipe around it if there is one."""
+    stages = _table(
+        ("stage", "output", "layers", "parameters", "MACs"),
+        [
+            (s["stage"], "x".join(map(str, s["output"])), s["layers"], f"{s['params']:,}", f"{s['macs']:,}")
+            for s in result["stages"]
+        ],
+    )
+    return Group(facts(result["facts"]), stages, *([result["recipe"]] if "recipe" in result else []))
+
+
+def parts(result: dict[str, Any]) -> Any:
+    """Rows with the same keys, as `list` prints them."""
+    (rows,) = result.values()
+    if not rows:
+        return "nothing"
+    return _table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+
+
+def facts(result: dict[str, Any]) -> Any:
+    """Names and what they are, a line each."""
+    return _table(None, [(key, _cell(value)) for key, value in result.items()])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(box=box.SIMPLE, show_header=columns is not None, pad_edge=False)
+    rows = [[escape(str(cell)) for cell in row] for row in rows]
+    for i in range(len(rows[0]) if rows else 0):
+        numbers = i > 0 and all(row[i][:1].isdigit() for row in rows) and columns is not None
+        table.add_column(
+            columns[i] if columns else "", justify="right" if numbers else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _throughput(result: dict[str, Any]) -> str:
+    speed = result["throughput_images_per_s"]
+    return f"{speed:.0f} images/s in batches of {result['batch_size']}" if speed else "too few batches"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

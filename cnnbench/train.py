@@ -1,0 +1,466 @@
+"""Training: our own loop, which can stop and go on at any step.
+
+Several steps run in one call into TensorFlow. What a step does depends on the state and on the
+step's number alone, and the state, arrays and plain values, is what a checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cnnbench import checkpoint, files, runtime
+from cnnbench.checkpoint import Checkpoint
+from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.data.examples import Dataset
+from cnnbench.data.pipeline import (
+    TrainingStream,
+    evaluation_batches,
+    preprocess,
+    training_splits,
+)
+from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
+from cnnbench.lazy import keras, tf
+from cnnbench.models import build_model
+from cnnbench.optim import build_optimizer, penalty
+from cnnbench.parts import LOSSES
+from cnnbench.recipe import EarlyStopping, Recipe, Train, input_shape
+from cnnbench.run import Run, create_run
+from cnnbench.schedules import LearningRate
+from cnnbench.tasks.classification import in_top_k
+
+KEPT_CHECKPOINTS = 2
+
+
+class Listener(Protocol):
+    """Who is told how training goes."""
+
+    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Training is about to begin at a step."""
+
+    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+        """Some steps were done; loss and top1 are means since the epoch began."""
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """An epoch was done; `row` is its line in metrics.jsonl."""
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Says nothing."""
+
+    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+        """Says nothing."""
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class Progress:
+    """Where training is: everything of its state that is no array."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the epoch that is under way
+    seconds: float = 0.0  # that the epoch under way has taken so far
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
+    best_score: float = -math.inf
+    epochs_without: int = 0
+    learning_rate: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns it as plain JSON; -inf becomes None."""
+        state = asdict(self)
+        return state | {"best_score": None if self.best_score == -math.inf else self.best_score}
+
+    @classmethod
+    def from_json(cls, state: Any) -> Progress:
+        """Returns what `as_json` was made of."""
+        score = state["best_score"]
+        return cls(**(state | {"best_score": -math.inf if score is None else score}))
+
+
+def train(
+    recipe: Recipe,
+    *,
+    access: Access | None = None,
+    run_dir: Path | None = None,
+    listener: Listener | None = None,
+) -> Run:
+    """Trains a network as a recipe says, in a new run directory.
+
+    Args:
+        recipe: what to train.
+        access: where data sets lie.
+        run_dir: a folder that does not exist or is empty; None: a new one below runs/.
+        listener: who is told of the progress.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        DataError: the data set is not there or an image is bad.
+        UsageError: the recipe does not fit the data.
+        DivergedError: the loss became NaN or infinite.
+        InterruptedRun: a signal came; the run can be resumed.
+        RunError: the run directory cannot be written.
+    """
+    trainer = Trainer(recipe, access or Access())
+    run = create_run(recipe, run_dir, {"data": trainer.about_data()})
+    with run.locked():
+        return trainer.fit(run, listener or Silence())
+
+
+def resume(run: Run, *, access: Access | None = None, listener: Listener | None = None) -> Run:
+    """Continues an interrupted run at the very next step.
+
+    Raises:
+        RunError: the run is finished or locked, or no checkpoint of it is whole, or the data is
+            not what it was.
+        InterruptedRun, DivergedError, DataError: as for `train`.
+    """
+    if run.finished:
+        raise RunError("the run is finished: there is nothing to resume", where=str(run.path))
+    with run.locked():
+        trainer = Trainer(run.recipe, access or Access())
+        before, now = run.environment()["data"], trainer.about_data()
+        for key in ("fingerprint", "train_examples", "validation_examples", "input_shape"):
+            if before[key] != now[key]:
+                raise RunError(
+                    f"the data set changed: {key} was {before[key]}, is {now[key]}",
+                    where=str(run.path),
+                )
+        return trainer.fit(run, listener or Silence(), resume=True)
+
+
+class Trainer:
+    """A recipe made ready to run: data, network, optimizer and the compiled steps."""
+
+    def __init__(self, recipe: Recipe, access: Access):
+        self.recipe, self._data_dir = recipe, access.data_dir
+        self.data: Dataset = open_dataset(recipe.data, access)
+        self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)  # type: ignore[assignment]
+        splits = training_splits(self.data, recipe.data)
+        self.examples, self.validation, self.skipped = splits.train, splits.validation, splits.skipped
+        size = self.shape[:2]
+        self.stream = TrainingStream(
+            self.examples, recipe.data, size, recipe.augment, recipe.seed
+        )
+        self.total_steps = total_steps(
+            recipe.train, self.stream.steps_per_epoch, recipe.data.batch_size
+        )
+        if recipe.schedule.warmup_epochs * self.stream.steps_per_epoch >= self.total_steps:
+            raise UsageError(
+                f"schedule.warmup_epochs of {recipe.schedule.warmup_epochs} epochs",
+                allowed=f"less than the {self.total_steps} steps that training takes",
+            )
+        runtime.prepare(
+            seed=recipe.seed,
+            precision=recipe.train.precision,
+            deterministic=recipe.train.deterministic,
+        )
+        self.strategy = runtime.strategy(recipe.train.strategy)
+        if recipe.data.batch_size % self.strategy.num_replicas_in_sync:
+            raise UsageError(
+                f"data.batch_size of {recipe.data.batch_size}",
+                allowed=f"a multiple of the {self.strategy.num_replicas_in_sync} replicas",
+            )
+        self.preprocess = preprocess(self.data, recipe.data)
+        with self.strategy.scope():
+            self.model = build_model(recipe.model, self.shape, len(self.data.classes))
+            self.optimizer = build_optimizer(
+                recipe.optimizer,
+                self.model.trainable_variables,
+                loss_scaling=recipe.train.precision == "mixed_float16",
+            )
+        self._train_steps = self._compile_training()
+        self._evaluate_batch = self._compile_evaluation()
+
+    def about_data(self) -> dict[str, Any]:
+        """Returns what environment.json says of the data."""
+        return {
+            "name": self.data.name,
+            "fingerprint": self.data.fingerprint,
+            "classes": list(self.data.classes),
+            "stored_channels": self.data.shape[2],
+            "input_shape": list(self.shape),
+            "train_examples": len(self.examples),
+            "validation_examples": len(self.validation) if self.validation else 0,
+            "skipped_images": list(self.skipped),
+            "data_dir": str(self._data_dir.absolute()) if self._data_dir else None,
+            "color": self.preprocess.color,
+            "mean": self.preprocess.mean,
+            "std": self.preprocess.std,
+        }
+
+    def fit(self, run: Run, listener: Listener, *, resume: bool = False) -> Run:
+        """Trains to the end, from the newest checkpoint if there is one to resume."""
+        recipe, steps_per_epoch = self.recipe, self.stream.steps_per_epoch
+        rate = LearningRate(
+            recipe.schedule, recipe.optimizer.lr, self.total_steps, steps_per_epoch  # type: ignore[attr-defined]
+        )
+        progress, notes = Progress(), [f"skipped {name}: not an image" for name in self.skipped]
+        if resume:
+            saved, damaged = checkpoint.newest(run.checkpoints)
+            notes += [f"damaged and set aside: {error}" for error in damaged]
+            if saved is not None:
+                checkpoint.assign(self._variables(), saved.arrays, run.checkpoints)
+                progress = Progress.from_json(saved.state)
+                rate.restore(progress.learning_rate)
+        run.write_metrics(progress.rows)
+        events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+        listener.started(run, self.total_steps, progress.step, notes)
+        due = _save_is_due(recipe.train.checkpoint_every, progress.step)
+        iterator = iter(
+            self.strategy.experimental_distribute_dataset(self.stream.dataset(progress.step))
+        )
+        with _signals() as interrupted:
+            while progress.step < self.total_steps and not self._stopped_early(progress):
+                epoch_end = min(
+                    (progress.step // steps_per_epoch + 1) * steps_per_epoch, self.total_steps
+                )
+                self._call(iterator, rate, progress, epoch_end, listener)
+                if progress.step == epoch_end:
+                    self._end_epoch(run, rate, progress, events, listener)
+                    self._save(run, progress, rate)
+                elif interrupted() or due(progress.step):
+                    self._save(run, progress, rate)
+                if interrupted() and progress.step < self.total_steps:
+                    raise InterruptedRun(
+                        f"interrupted and saved at step {progress.step} of {self.total_steps}",
+                        where=str(run.path),
+                        allowed=f"continue with --resume --run-dir {run.path}",
+                    )
+        files.write_json(
+            run.path / "finished.json", {"step": progress.step, "epochs": len(progress.rows)}
+        )
+        return run
+
+    def _call(
+        self,
+        iterator: Iterator[Any],
+        rate: LearningRate,
+        progress: Progress,
+        epoch_end: int,
+        listener: Listener,
+    ) -> None:
+        """Runs some steps, and not beyond the end of the epoch."""
+        start = time.perf_counter()
+        count = min(self.recipe.train.steps_per_call, epoch_end - progress.step)
+        rates = [rate.at(step) for step in range(progress.step, progress.step + count)]
+        try:
+            losses, right = self._train_steps(iterator, tf.constant(rates, tf.float32))
+        except tf.errors.OpError:
+            if self.stream.failure is not None:
+                raise self.stream.failure from None
+            raise
+        losses, right = losses.numpy(), right.numpy()
+        finite = np.isfinite(losses)
+        if not finite.all():
+            step = progress.step + int(np.argmin(finite))
+            raise DivergedError(
+                f"the loss is {losses[~finite][0]} at step {step}",
+                allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help; the "
+                "newest checkpoint is from before",
+            )
+        images = count * self.recipe.data.batch_size
+        progress.step += count
+        progress.seconds += time.perf_counter() - start
+        for key, value in (("loss", losses.sum()), ("top1", right.sum()), ("images", images)):
+            progress.sums[key] = progress.sums.get(key, 0.0) + float(value)
+        seen = progress.sums["images"]
+        listener.progressed(
+            progress.step,
+            progress.sums["loss"] / seen,
+            progress.sums["top1"] / seen,
+            seen / progress.seconds,
+        )
+
+    def _end_epoch(
+        self, run: Run, rate: LearningRate, progress: Progress, events: Any, listener: Listener
+    ) -> None:
+        """Validates, writes the epoch's row, and keeps the weights if they are the best."""
+        seen = progress.sums["images"]
+        row: dict[str, Any] = {
+            "epoch": len(progress.rows) + 1,
+            "step": progress.step,
+            "lr": rate.at(progress.step - 1),
+            "train": {key: progress.sums[key] / seen for key in ("loss", "top1")},
+            "throughput_images_per_s": round(seen / progress.seconds, 1),
+            "seconds": round(progress.seconds, 2),
+        }
+        score = math.inf  # without validation, the last weights are the best
+        if self.validation is not None:
+            row["validation"] = self._validate()
+            rate.observe(row["validation"]["loss"])
+            score = _score(row["validation"], self.recipe.train.early_stopping)
+        progress.rows.append(row)
+        margin = self.recipe.train.early_stopping.min_delta if self.recipe.train.early_stopping else 0
+        progress.epochs_without += 1
+        if score > progress.best_score + margin or self.validation is None:
+            progress.epochs_without = 0
+        if score > progress.best_score or self.validation is None:
+            progress.best_score = score if self.validation is not None else progress.best_score
+            arrays = {k: v for k, v in self._arrays().items() if k.startswith("model/")}
+            about = {"step": progress.step, "epoch": row["epoch"], "validation": row.get("validation")}
+            checkpoint.save(run.best, Checkpoint(arrays, about))
+        progress.sums, progress.seconds = {}, 0.0
+        run.write_metrics(progress.rows)
+        _write_events(events, row)
+        listener.epoch_ended(row)
+
+    def _validate(self) -> dict[str, float]:
+        loss = right = 0.0
+        assert self.validation is not None
+        data = self.recipe.data
+        batches = evaluation_batches(self.validation, data, self.shape[:2], data.batch_size)
+        for images, labels, count in batches:
+            losses, hits = self._evaluate_batch(images, labels)
+            loss += float(losses.numpy()[:count].sum(dtype=np.float64))
+            right += int(hits.numpy()[:count].sum())
+        return {"loss": loss / len(self.validation), "top1": right / len(self.validation)}
+
+    def _stopped_early(self, progress: Progress) -> bool:
+        early = self.recipe.train.early_stopping
+        return early is not None and progress.epochs_without >= early.patience
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Returns every variable of the model, its generators and the optimizer, by its place."""
+        return {key: variable.numpy() for key, variable in self._variables().items()}
+
+    def _variables(self) -> dict[str, Any]:
+        return checkpoint.variables_by_name("model", self.model.variables) | (
+            checkpoint.variables_by_name("optimizer", self.optimizer.variables)
+        )
+
+    def _save(self, run: Run, progress: Progress, rate: LearningRate) -> None:
+        progress.learning_rate = rate.state()
+        folder = run.checkpoints / str(progress.step)
+        checkpoint.save(folder, Checkpoint(self._arrays(), progress.as_json()))
+        checkpoint.keep_last(run.checkpoints, KEPT_CHECKPOINTS)
+
+    def _compile_training(self) -> Callable[..., Any]:
+        recipe, model, optimizer, strategy = self.recipe, self.model, self.optimizer, self.strategy
+        variables, prepare = model.trainable_variables, self.preprocess
+        classes, batch_size = len(self.data.classes), recipe.data.batch_size
+        replicas = strategy.num_replicas_in_sync
+        l1, l2 = recipe.regularization.l1, recipe.regularization.l2
+
+        def step(images: Any, labels: Any) -> tuple[Any, Any]:
+            with tf.GradientTape() as tape:
+                logits = model(prepare(images), training=True)
+                logits = tf.cast(logits, tf.float32)
+                losses = LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes))
+                loss = tf.reduce_sum(losses) / batch_size
+                if l1 or l2:
+                    loss += penalty(variables, l1, l2) / replicas
+                loss = optimizer.scale_loss(loss)
+            optimizer.apply(tape.gradient(loss, variables), variables)
+            right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
+            return tf.reduce_sum(losses), tf.reduce_sum(right)
+
+        @tf.function
+        def steps(iterator: Any, rates: Any) -> tuple[Any, Any]:
+            count = tf.shape(rates)[0]
+            losses, right = (tf.TensorArray(tf.float32, count) for _ in range(2))
+            for i in tf.range(count):
+                optimizer.learning_rate.assign(rates[i])
+                one = strategy.run(step, next(iterator))
+                loss_sum, right_sum = (
+                    strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in one
+                )
+                losses, right = losses.write(i, loss_sum), right.write(i, right_sum)
+            return losses.stack(), right.stack()
+
+        return steps
+
+    def _compile_evaluation(self) -> Callable[..., Any]:
+        classes = len(self.data.classes)
+
+        @tf.function
+        def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
+            logits = tf.cast(self.model(self.preprocess(images), training=False), tf.float32)
+            losses = LOSSES.build(self.recipe.loss, logits, tf.one_hot(labels, classes))
+            return losses, in_top_k(logits, labels, 1)
+
+        return evaluate
+
+
+def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
+    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
+    if train.steps is not None:
+        return train.steps
+    if train.examples is not None:
+        return max(1, train.examples // batch_size)
+    assert train.epochs is not None
+    return max(1, round(train.epochs * steps_per_epoch))
+
+
+def _score(validation: dict[str, float], early: EarlyStopping | None) -> float:
+    if early is not None and early.metric == "loss":
+        return -validation["loss"]
+    return validation["top1"]
+
+
+def _save_is_due(every: int | str, first_step: int) -> Callable[[int], bool]:
+    """Returns a function that says whether to save at a step, by steps or by minutes."""
+    last_step, last_time = first_step, time.monotonic()
+
+    def due(step: int) -> bool:
+        nonlocal last_step, last_time
+        now = time.monotonic()
+        if isinstance(every, int):
+            is_due = step // every > last_step // every
+        else:
+            is_due = now - last_time >= 60 * int(every.removesuffix("m"))
+        if is_due:
+            last_step, last_time = step, now
+        return is_due
+
+    return due
+
+
+def _write_events(events: Any, row: dict[str, Any]) -> None:
+    """Writes an epoch's scalars for TensorBoard, in its format but without its package."""
+    scalars = {"lr": row["lr"]}
+    for split in ("train", "validation"):
+        scalars |= {f"{split}/{key}": value for key, value in row.get(split, {}).items()}
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
+    )
+    with events.as_default(step=row["step"]):
+        for tag, value in scalars.items():
+            tf.summary.write(tag, tf.constant(value, tf.float32), metadata=metadata)
+    events.flush()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM came; a second one acts as usual."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: signals go to whoever has it
+        before.clear()
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
