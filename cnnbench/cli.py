@@ -167,7 +167,6 @@ def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
 @as_json
 def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
     """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
-    _quiet()
     from cnnbench import tables
     from cnnbench.parts import MODELS
     from cnnbench.show import show_model, show_recipe
@@ -204,7 +203,6 @@ def schema() -> None:
 @as_json
 def doctor(as_json: bool) -> None:
     """Tell what this machine has: versions, processor, devices, data sets."""
-    _quiet()
     from cnnbench import doctor as doctor_module
     from cnnbench import tables
 
@@ -246,14 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _quiet() -> None:
-    from cnnbench import runtime
-
-    runtime.quiet()
-
-
 def _access(data_dir: Path | None) -> Access:
-    _quiet()
     from cnnbench.data.datasets import Access
 
     return Access(data_dir)

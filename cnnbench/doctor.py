@@ -14,7 +14,11 @@ def examine() -> dict[str, Any]:
     """Returns versions, the machine, the devices TensorFlow sees and where data sets are looked for."""
     devices = [device.name for device in tf.config.list_logical_devices()]
     data_dir = os.environ.get("TFDS_DATA_DIR")
-    prepared = sorted(path.parent.name for path in Path(data_dir).glob("*/*/") if path.is_dir()) if data_dir else []
+    prepared = (
+        sorted(path.parent.name for path in Path(data_dir).glob("*/*/") if path.is_dir())
+        if data_dir
+        else []
+    )
     return {
         **versions(),
         **machine(),

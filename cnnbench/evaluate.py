@@ -126,7 +126,11 @@ def _throughput(seconds: list[float], batch_size: int) -> float | None:
 def _per_class(classes: tuple[str, ...], matrix: np.ndarray) -> list[dict[str, Any]]:
     """Returns each class's name, examples, and share of them that is right (None without any)."""
     return [
-        {"class": name, "examples": int(row.sum()), "top1": row[i] / row.sum() if row.sum() else None}
+        {
+            "class": name,
+            "examples": int(row.sum()),
+            "top1": row[i] / row.sum() if row.sum() else None,
+        }
         for i, (name, row) in enumerate(zip(classes, matrix, strict=True))
     ]
 

@@ -2,21 +2,48 @@
 
 Importing them takes seconds, and the threads, the log level and the kernels that TensorFlow uses
 are chosen by environment variables that it reads once. So the command line and the checks of a
-recipe run without them, and `cnnbench.runtime` speaks first.
+recipe run without them.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
 class _LazyModule(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
-        module = sys.modules.get(self.__name__) or importlib.import_module(self.__name__)
-        return getattr(module, attribute)
+        return getattr(sys.modules.get(self.__name__) or load(self.__name__), attribute)
+
+
+def load(name: str = "tensorflow") -> ModuleType:
+    """Imports TensorFlow or Keras without the messages that its libraries print as they load.
+
+    No setting silences those; they go to a file, which is shown if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if name in sys.modules:
+        return sys.modules[name]
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            module = importlib.import_module(name)
+            sys.modules["tensorflow"].config.list_physical_devices()
+        except BaseException:
+            messages.seek(0)
+            os.write(stderr, messages.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return module
 
 
 if TYPE_CHECKING:

@@ -59,9 +59,7 @@ def rmsprop(
 
 
 @OPTIMIZERS.register("adam")
-def adam(
-    *, lr: Rate, beta_1: Beta = 0.9, beta_2: Beta = 0.999, epsilon: Epsilon = 1e-7
-) -> Any:
+def adam(*, lr: Rate, beta_1: Beta = 0.9, beta_2: Beta = 0.999, epsilon: Epsilon = 1e-7) -> Any:
     """Adam (Kingma & Ba 2015)."""
     return keras.optimizers.Adam(lr, beta_1, beta_2, epsilon)
 

@@ -42,6 +42,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     rows = []
     for path, probabilities in zip(paths, np.concatenate(found), strict=True):
         order = np.argsort(-probabilities, kind="stable")[:top]
-        likeliest = [{"class": net.classes[i], "probability": float(probabilities[i])} for i in order]
+        likeliest = [
+            {"class": net.classes[i], "probability": float(probabilities[i])} for i in order
+        ]
         rows.append({"file": str(path), "top": likeliest})
     return rows

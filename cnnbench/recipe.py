@@ -67,9 +67,9 @@ class Train(Section):
         10, description="training steps that one call into TensorFlow runs"
     )
     deterministic: bool = Field(True, description="the same bits from the same seed, on a CPU")
-    checkpoint_every: Annotated[int, Field(ge=1)] | Annotated[
-        str, Field(pattern=r"^[1-9][0-9]{0,3}m$")
-    ] = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
+    checkpoint_every: (
+        Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")]
+    ) = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
     early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
@@ -216,7 +216,9 @@ def _problem(detail: Any, tree: Located) -> Problem:
             return Problem(node.where, f"{dotted}: no name", "write {name: …, options…}")
         names = [name.strip(" '") for name in context["expected_tags"].split(",")]
         where = tree.at((*path, "name")).where
-        return Problem(where, f"unknown {dotted} {context['tag']!r}", did_you_mean(context["tag"], names))
+        return Problem(
+            where, f"unknown {dotted} {context['tag']!r}", did_you_mean(context["tag"], names)
+        )
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = message.replace("should be a valid dictionary or object", "should be a section")
     return Problem(node.where, f"{dotted}: {given}", message)

@@ -40,9 +40,9 @@ class Located:
         """Returns the deepest node along a path; steps that lead nowhere are passed over."""
         node = self
         for step in path:
-            if isinstance(node.value, dict) and step in node.value:
-                node = node.value[step]
-            elif isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
+            if (isinstance(node.value, dict) and step in node.value) or (
+                isinstance(node.value, list) and isinstance(step, int) and step < len(node.value)
+            ):
                 node = node.value[step]
         return node
 
@@ -116,7 +116,12 @@ def override(tree: Located, assignment: str) -> None:
 def dump(plain: Mapping[str, Any]) -> str:
     """Returns YAML text that `parse` reads back to the same values, and always the same bytes."""
     return yaml.dump(
-        dict(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=96, default_flow_style=None
+        dict(plain),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=96,
+        default_flow_style=None,
     )
 
 

@@ -30,8 +30,9 @@ class Spec(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """Returns the builder's keyword arguments."""
-        common = {"name"}.union(*(base.model_fields for base in type(self).__mro__[1:-1] if
-                                  issubclass(base, Spec)))
+        common = {"name"}.union(
+            *(base.model_fields for base in type(self).__mro__[1:-1] if issubclass(base, Spec))
+        )
         return {k: getattr(self, k) for k in type(self).model_fields if k not in common}
 
 
@@ -83,8 +84,7 @@ class Registry:
         Raises:
             UsageError: there is none; the message suggests the nearest names.
         """
-        names = self.names()
-        if name not in self._entries:
+        if name not in self._entries and name not in (names := self.names()):
             raise UsageError(f"unknown {self.kind} {name!r}", allowed=did_you_mean(name, names))
         return self._entries[name]
 

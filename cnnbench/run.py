@@ -167,7 +167,9 @@ def _environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide results."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in PACKAGES
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -176,7 +178,8 @@ def machine() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         info = Path("/proc/cpuinfo").read_text()
         cpu = next(
-            (line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line), cpu
+            (line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line),
+            cpu,
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -192,7 +195,7 @@ def _git_commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]  # noqa: S607 - whichever git the user has
+        command = ["git", "-C", str(here), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
         return done.stdout.strip()
 

@@ -10,12 +10,6 @@ from cnnbench.errors import UsageError
 from cnnbench.lazy import keras, tf
 
 
-def quiet() -> None:
-    """Keeps TensorFlow's start-up messages from the terminal; has to come before its import."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-
-
 def prepare(*, seed: int, precision: str, deterministic: bool) -> None:
     """Sets the seed of initial weights and dropout, the precision policy and determinism.
 
@@ -43,7 +37,9 @@ def strategy(name: str) -> Any:
     """
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
-        name = "tpu" if os.environ.get("TPU_NAME") else "mirrored" if len(gpus) > 1 else "one_device"
+        name = (
+            "tpu" if os.environ.get("TPU_NAME") else "mirrored" if len(gpus) > 1 else "one_device"
+        )
     if name == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()

@@ -75,7 +75,12 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
         recipe = load_recipe(path)
         target = recipe.target.top1 if recipe.target else None
         rows.append(
-            {"name": path.stem, "model": recipe.model.name, "data": recipe.data.name, "target": target}
+            {
+                "name": path.stem,
+                "model": recipe.model.name,
+                "data": recipe.data.name,
+                "target": target,
+            }
         )
     return rows
 

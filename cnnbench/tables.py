@@ -36,7 +36,10 @@ def evaluation(result: dict[str, Any]) -> Any:
     if target := result["target"]:
         verdict = "reached" if target["reached"] else "not reached"
         rows.append(
-            ("target", f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f}), {target['source']}")
+            (
+                "target",
+                f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f}), {target['source']}",
+            )
         )
     parts = [facts(dict(rows))]
     if len(result["per_class"]) <= MAX_CLASSES:
@@ -61,7 +64,16 @@ def evaluation(result: dict[str, Any]) -> Any:
 
 def exports(result: dict[str, Any]) -> Any:
     """What `export` wrote and how it was proven."""
-    columns = ("format", "size", "zip", "top-1", "Keras top-1", "agreement", "max logit diff", "p50")
+    columns = (
+        "format",
+        "size",
+        "zip",
+        "top-1",
+        "Keras top-1",
+        "agreement",
+        "max logit diff",
+        "p50",
+    )
     rows = []
     for row in result["rows"]:
         cells = [row["format"], _megabytes(row["size_bytes"]), _megabytes(row["zip_bytes"])]
@@ -97,11 +109,19 @@ def model(result: dict[str, Any]) -> Any:
     stages = _table(
         ("stage", "output", "layers", "parameters", "MACs"),
         [
-            (s["stage"], "x".join(map(str, s["output"])), s["layers"], f"{s['params']:,}", f"{s['macs']:,}")
+            (
+                s["stage"],
+                "x".join(map(str, s["output"])),
+                s["layers"],
+                f"{s['params']:,}",
+                f"{s['macs']:,}",
+            )
             for s in result["stages"]
         ],
     )
-    return Group(facts(result["facts"]), stages, *([result["recipe"]] if "recipe" in result else []))
+    return Group(
+        facts(result["facts"]), stages, *([result["recipe"]] if "recipe" in result else [])
+    )
 
 
 def parts(result: dict[str, Any]) -> Any:
@@ -121,7 +141,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
+        return (
+            "x".join(map(str, value))
+            if all(isinstance(v, int) for v in value)
+            else ", ".join(map(str, value))
+        )
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -140,7 +164,9 @@ def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Tabl
 
 def _throughput(result: dict[str, Any]) -> str:
     speed = result["throughput_images_per_s"]
-    return f"{speed:.0f} images/s in batches of {result['batch_size']}" if speed else "too few batches"
+    return (
+        f"{speed:.0f} images/s in batches of {result['batch_size']}" if speed else "too few batches"
+    )
 
 
 def _megabytes(size: int) -> str:

@@ -28,7 +28,7 @@ from cnnbench.data.pipeline import (
     training_splits,
 )
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
-from cnnbench.lazy import keras, tf
+from cnnbench.lazy import tf
 from cnnbench.models import build_model
 from cnnbench.optim import build_optimizer, penalty
 from cnnbench.parts import LOSSES
@@ -151,11 +151,13 @@ class Trainer:
         self.data: Dataset = open_dataset(recipe.data, access)
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)  # type: ignore[assignment]
         splits = training_splits(self.data, recipe.data)
-        self.examples, self.validation, self.skipped = splits.train, splits.validation, splits.skipped
-        size = self.shape[:2]
-        self.stream = TrainingStream(
-            self.examples, recipe.data, size, recipe.augment, recipe.seed
+        self.examples, self.validation, self.skipped = (
+            splits.train,
+            splits.validation,
+            splits.skipped,
         )
+        size = self.shape[:2]
+        self.stream = TrainingStream(self.examples, recipe.data, size, recipe.augment, recipe.seed)
         self.total_steps = total_steps(
             recipe.train, self.stream.steps_per_epoch, recipe.data.batch_size
         )
@@ -207,7 +209,10 @@ class Trainer:
         """Trains to the end, from the newest checkpoint if there is one to resume."""
         recipe, steps_per_epoch = self.recipe, self.stream.steps_per_epoch
         rate = LearningRate(
-            recipe.schedule, recipe.optimizer.lr, self.total_steps, steps_per_epoch  # type: ignore[attr-defined]
+            recipe.schedule,
+            recipe.optimizer.lr,
+            self.total_steps,
+            steps_per_epoch,  # type: ignore[attr-defined]
         )
         progress, notes = Progress(), [f"skipped {name}: not an image" for name in self.skipped]
         if resume:
@@ -305,14 +310,20 @@ class Trainer:
             rate.observe(row["validation"]["loss"])
             score = _score(row["validation"], self.recipe.train.early_stopping)
         progress.rows.append(row)
-        margin = self.recipe.train.early_stopping.min_delta if self.recipe.train.early_stopping else 0
+        margin = (
+            self.recipe.train.early_stopping.min_delta if self.recipe.train.early_stopping else 0
+        )
         progress.epochs_without += 1
         if score > progress.best_score + margin or self.validation is None:
             progress.epochs_without = 0
         if score > progress.best_score or self.validation is None:
             progress.best_score = score if self.validation is not None else progress.best_score
             arrays = {k: v for k, v in self._arrays().items() if k.startswith("model/")}
-            about = {"step": progress.step, "epoch": row["epoch"], "validation": row.get("validation")}
+            about = {
+                "step": progress.step,
+                "epoch": row["epoch"],
+                "validation": row.get("validation"),
+            }
             checkpoint.save(run.best, Checkpoint(arrays, about))
         progress.sums, progress.seconds = {}, 0.0
         run.write_metrics(progress.rows)

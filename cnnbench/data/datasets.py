@@ -144,9 +144,7 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     )
 
 
-@DATASETS.register(
-    "digits", classes=10, shape=(8, 8, 1), mean=(0.3053,), std=(0.3760,)
-)
+@DATASETS.register("digits", classes=10, shape=(8, 8, 1), mean=(0.3053,), std=(0.3760,))
 def digits(data: DataSpec, access: Access) -> Dataset:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,437 to train on, 360 to test."""
 
@@ -157,9 +155,7 @@ def digits(data: DataSpec, access: Access) -> Dataset:
         loaded = load_digits()
         pixels = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
         rows = np.arange(len(pixels))
-        train, test = train_test_split(
-            rows, test_size=360, random_state=0, stratify=loaded.target
-        )
+        train, test = train_test_split(rows, test_size=360, random_state=0, stratify=loaded.target)
         labels = loaded.target.astype(np.int32)
         return {
             "train": ArraySource(pixels[train], labels[train]),
@@ -183,7 +179,9 @@ def synthetic(
     access: Access,
     *,
     examples: Annotated[int, Field(ge=2, le=10_000_000)] = 512,
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] = [  # noqa: B006
+    shape: Annotated[
+        list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)
+    ] = [  # noqa: B006
         32,
         32,
         3,

@@ -13,7 +13,6 @@ import numpy as np
 
 from cnnbench.data import images
 
-
 # Of the fixed order that limits and validation splits are cut from; no recipe's seed equals it.
 ORDER_KEY = 2**40
 
@@ -99,7 +98,9 @@ class Examples:
 
     def shuffled(self) -> Examples:
         """Returns the examples in an order that is random but always the same."""
-        return self.take(np.random.Generator(np.random.Philox(key=ORDER_KEY)).permutation(len(self)))
+        return self.take(
+            np.random.Generator(np.random.Philox(key=ORDER_KEY)).permutation(len(self))
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from cnnbench.errors import DataError
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 
 
 class BadImageError(DataError):
@@ -42,7 +44,9 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError(
-                    f"{image.width}x{image.height} pixels", where=name, allowed=f"at most {MAX_PIXELS}"
+                    f"{image.width}x{image.height} pixels",
+                    where=name,
+                    allowed=f"at most {MAX_PIXELS}",
                 )
             image = ImageOps.exif_transpose(image)
             return _array(image, channels)
@@ -50,7 +54,9 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
         raise
     # Pillow's decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, …
     except Exception as error:
-        raise BadImageError(f"cannot decode the image: {error}".replace(repr(data), ""), where=name) from None
+        raise BadImageError(
+            f"cannot decode the image: {error}".replace(repr(data), ""), where=name
+        ) from None
 
 
 def read(path: Path, channels: int) -> np.ndarray:
@@ -74,7 +80,9 @@ def _array(image: Image.Image, channels: int) -> np.ndarray:
     return array[..., None] if channels == 1 else array
 
 
-def resize(image: np.ndarray, height: int, width: int, box: tuple[float, ...] | None = None) -> np.ndarray:
+def resize(
+    image: np.ndarray, height: int, width: int, box: tuple[float, ...] | None = None
+) -> np.ndarray:
     """Resizes (height, width, channels) uint8, or a box (left, top, right, bottom) of it.
 
     Bilinear with antialiasing, as Pillow and torchvision do it.

@@ -35,7 +35,9 @@ class Preprocess:
         """Converts (batch, height, width, channels) uint8 or float 0-255 to normalised float32."""
         x = convert_color(tf.cast(images, tf.float32) * (1 / 255), self.color)
         scale = [1 / s for s in self.std]
-        return x * tf.constant(scale) - tf.constant([m * s for m, s in zip(self.mean, scale, strict=True)])
+        return x * tf.constant(scale) - tf.constant(
+            [m * s for m, s in zip(self.mean, scale, strict=True)]
+        )
 
 
 def convert_color(x: Any, color: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.errors import DataError
-from cnnbench.lazy import tf
+from cnnbench.lazy import load, tf
 
 # Images of one size that take at most so many bytes in all are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -122,7 +122,9 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
         with _offline_catalogue():
             builder = tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
     except tfds.core.registered.DatasetNotFoundError:
-        raise DataError(f"TFDS has no data set {name!r}", allowed="see `tfds.list_builders()`") from None
+        raise DataError(
+            f"TFDS has no data set {name!r}", allowed="see `tfds.list_builders()`"
+        ) from None
     except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
         raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
     if builder.info.splits and Path(builder.data_path).is_dir():
@@ -195,7 +197,9 @@ def _keys(builder: Any) -> tuple[str, str]:
     features = dict(builder.info.features.items())
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     pairs = [tuple(builder.info.supervised_keys or ())[:2]]
-    pairs.append(tuple(next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds))
+    pairs.append(
+        tuple(next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds)
+    )
     for pair in pairs:
         if len(pair) == 2 and all(
             isinstance(key, str) and isinstance(features.get(key), kind)
@@ -209,6 +213,7 @@ def _keys(builder: Any) -> tuple[str, str]:
 
 
 def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int) -> ArraySource:
+    load()  # before TFDS does, and with less noise
     import tensorflow_datasets as tfds
 
     raw = builder.as_dataset(
@@ -267,7 +272,9 @@ def _index(file: Path) -> np.ndarray:
             header = os.pread(records.fileno(), 12, offset)
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
             if offset + 12 + size + 4 > end:
-                raise DataError(f"record {len(places)} is cut off", where=f"{file} at byte {offset}")
+                raise DataError(
+                    f"record {len(places)} is cut off", where=f"{file} at byte {offset}"
+                )
             places.append((offset + 12, size))
             offset += 12 + size + 4
     return np.array(places, np.int64).reshape(-1, 2)

@@ -16,6 +16,7 @@ from cnnbench.parts import MODELS
     family="lenet",
     source="LeCun et al. 1998, fig. 2; C3 fully connected",
     params=61_706,
+    macs=416_520,
     native=(32, 32, 1),
     native_classes=10,
     min_size=16,
@@ -38,7 +39,7 @@ def lenet5(
     for stage, filters in enumerate((6, 16), start=1):
         x = keras.layers.Conv2D(filters, 5, name=f"stage{stage}_conv")(x)
         x = activate(x, activation, f"stage{stage}_act")
-        x = pooling(name=f"stage{stage}_pool")(x)
+        x = pooling(2, name=f"stage{stage}_pool")(x)
     x = keras.layers.Flatten(name="head_flatten")(x)
     for i, units in enumerate((120, 84), start=1):
         x = keras.layers.Dense(units, name=f"head_dense{i}")(x)

@@ -20,21 +20,20 @@ DEPTHS = {
     "resnet152": (3, 8, 36, 3),
 }
 BASIC = ("resnet18", "resnet34")
-PARAMS = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-}
 # Section 4.2: 6n + 2 layers in three stages of n blocks.
 CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
-CIFAR_PARAMS = {
-    "resnet20": 269_722,
-    "resnet32": 464_154,
-    "resnet44": 658_586,
-    "resnet56": 853_018,
-    "resnet110": 1_727_962,
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "resnet18": (11_689_512, 1_814_073_344),
+    "resnet34": (21_797_672, 3_663_761_408),
+    "resnet50": (25_557_032, 4_089_184_256),
+    "resnet101": (44_549_160, 7_801_405_440),
+    "resnet152": (60_192_808, 11_513_626_624),
+    "resnet20": (269_722, 40_551_040),
+    "resnet32": (464_154, 68_862_592),
+    "resnet44": (658_586, 97_174_144),
+    "resnet56": (853_018, 125_485_696),
+    "resnet110": (1_727_962, 252_887_680),
 }
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -143,7 +142,8 @@ for _name in DEPTHS:
         partial(resnet, _name),
         family="resnet",
         source="He et al. 2015, table 1",
-        params=PARAMS[_name],
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
         native=(224, 224, 3),
         native_classes=1000,
         min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
@@ -154,7 +154,8 @@ for _name in CIFAR_DEPTHS:
         partial(cifar_resnet, _name),
         family="resnet",
         source="He et al. 2015, table 6",
-        params=CIFAR_PARAMS[_name],
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
         native=(32, 32, 3),
         native_classes=10,
         min_size=4,
