@@ -1,7 +1,7 @@
 """Checkpoints: arrays in safetensors and a manifest with their hashes, whole or not there.
 
-A checkpoint is the folder `<step>/` with `arrays.safetensors` and `manifest.json`; the newest is the
-one with the highest step that is whole.
+A checkpoint is the folder `<step>/` with `arrays.safetensors` and `manifest.json`; the newest is
+the one with the highest step that is whole.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ run_argument = click.argument("run", required=False, type=click.Path(path_type=P
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cnnbench")
 def cli() -> None:
-    """Train, measure and ship convolutional networks from one YAML recipe.
+    r"""Train, measure and ship convolutional networks from one YAML recipe.
 
     \b
     cnnbench train recipes/lenet5_digits.yaml

@@ -11,18 +11,13 @@ from cnnbench.run import machine, versions
 
 
 def examine() -> dict[str, Any]:
-    """Returns versions, the machine, the devices TensorFlow sees and where data sets are looked for."""
-    devices = [device.name for device in tf.config.list_logical_devices()]
-    data_dir = os.environ.get("TFDS_DATA_DIR")
-    prepared = (
-        sorted(path.parent.name for path in Path(data_dir).glob("*/*/") if path.is_dir())
-        if data_dir
-        else []
-    )
+    """Returns versions, the machine, the devices TensorFlow sees, and the data sets at hand."""
+    root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    prepared = {path.parent.parent.name for path in root.glob("*/*/dataset_info.json")}
     return {
         **versions(),
         **machine(),
-        "devices": ", ".join(devices),
-        "TFDS_DATA_DIR": data_dir or "not set: data sets are looked for in ~/tensorflow_datasets",
-        "prepared data sets": ", ".join(dict.fromkeys(prepared)) or "none there",
+        "devices": ", ".join(device.name for device in tf.config.list_logical_devices()),
+        "data sets in": str(root),
+        "prepared there": ", ".join(sorted(prepared)) or "none",
     }

@@ -125,13 +125,10 @@ def _throughput(seconds: list[float], batch_size: int) -> float | None:
 
 def _per_class(classes: tuple[str, ...], matrix: np.ndarray) -> list[dict[str, Any]]:
     """Returns each class's name, examples, and share of them that is right (None without any)."""
+    counts = matrix.sum(axis=1).tolist()
     return [
-        {
-            "class": name,
-            "examples": int(row.sum()),
-            "top1": row[i] / row.sum() if row.sum() else None,
-        }
-        for i, (name, row) in enumerate(zip(classes, matrix, strict=True))
+        {"class": name, "examples": count, "top1": float(right) / count if count else None}
+        for name, count, right in zip(classes, counts, matrix.diagonal(), strict=True)
     ]
 
 

@@ -100,7 +100,7 @@ class _Reference:
     def __init__(self, run: Run, net: Network, examples: int, access: Access):
         dataset = network.open_data(run, access)
         chosen, _ = evaluation_examples(dataset, run.recipe.data, "test")
-        chosen = chosen.take(np.s_[:examples])
+        chosen = chosen.take(slice(examples))
         answer = tf.function(net)
         batch_size = min(run.recipe.data.batch_size, len(chosen))
         pixels, truth, logits = [], [], []

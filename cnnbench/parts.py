@@ -1,4 +1,4 @@
-"""The registries of everything a recipe can name, and the options that all parts of a kind share."""
+"""The registries of what a recipe can name, and the options that all parts of a kind share."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cnnbench import recipe_yaml
-from cnnbench.errors import CnnbenchError, Problem, RecipeError
+from cnnbench.errors import Problem, RecipeError, UsageError
 from cnnbench.parts import (
     AUGMENTATIONS,
     DATASETS,
@@ -24,8 +24,14 @@ from cnnbench.recipe_yaml import Located
 from cnnbench.registry import Spec, did_you_mean
 
 if TYPE_CHECKING:
-    AnyModel = AnyAugmentation = AnyLoss = AnyOptimizer = Spec
-    AnyData, AnySchedule = DataSpec, ScheduleSpec
+    from typing import TypeAlias
+
+    AnyModel: TypeAlias = Spec
+    AnyAugmentation: TypeAlias = Spec
+    AnyLoss: TypeAlias = Spec
+    AnyOptimizer: TypeAlias = Spec
+    AnyData: TypeAlias = DataSpec
+    AnySchedule: TypeAlias = ScheduleSpec
 else:
     AnyModel, AnyData, AnyLoss = MODELS.any_spec(), DATASETS.any_spec(), LOSSES.any_spec()
     AnyAugmentation, AnyOptimizer = AUGMENTATIONS.any_spec(), OPTIMIZERS.any_spec()
@@ -41,9 +47,9 @@ class Section(BaseModel):
 class Regularization(Section):
     """Penalties on the kernels of convolutions and dense layers, added to the loss."""
 
-    l1: Annotated[float, Field(ge=0)] = Field(0.0, description="l1 * sum |w|")
+    l1: Annotated[float, Field(ge=0)] = Field(default=0.0, description="l1 * sum |w|")
     l2: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="l2 / 2 * sum w^2: the papers' weight decay of SGD"
+        default=0.0, description="l2 / 2 * sum w^2: the papers' weight decay of SGD"
     )
 
 
@@ -98,7 +104,7 @@ class Recipe(Section):
     data: AnyData
     augment: list[AnyAugmentation] = []
     loss: AnyLoss = LOSSES.spec("cross_entropy")
-    regularization: Regularization = Regularization()
+    regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
     train: Train
@@ -139,17 +145,18 @@ def check(tree: Located) -> Recipe:
     return recipe
 
 
-def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, ...]:
+def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:
     """Returns the (height, width, channels) that the network sees of images stored as `stored`.
 
     Raises:
-        CnnbenchError: the stored images have no common size and the recipe gives none.
+        UsageError: the stored images have no common size and the recipe gives none.
     """
-    size = (data.image_size, data.image_size) if data.image_size else stored[:2]
-    if None in size:
-        raise CnnbenchError(f"data set {data.name!r} has images of many sizes: set data.image_size")
-    channels = stored[2] if data.color is None else 1 if data.color == "grey" else 3
-    return (*size, channels)  # type: ignore[arg-type]
+    height, width, channels = stored
+    if data.image_size:
+        height = width = data.image_size
+    if height is None or width is None:
+        raise UsageError(f"data set {data.name!r} has images of many sizes: set data.image_size")
+    return height, width, channels if data.color is None else 1 if data.color == "grey" else 3
 
 
 def _mismatches(recipe: Recipe, tree: Located) -> Any:

@@ -214,7 +214,7 @@ def _item(node: Located, step: str | int, place: str) -> Located:
     if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
         return node.value[step]
     kind = f"a list of {len(node.value)}" if isinstance(node.value, list) else "not a section"
-    _refuse(place, f"{step!r} cannot be set: its parent is {kind}")
+    return _refuse(place, f"{step!r} cannot be set: its parent is {kind}")
 
 
 def _walk(node: Located) -> Iterator[Located]:

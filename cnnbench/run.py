@@ -167,20 +167,17 @@ def _environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide results."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in PACKAGES
-    }
+    installed = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | installed
 
 
 def machine() -> dict[str, Any]:
     """Returns the processor's name, its cores, the memory in GiB and the system."""
     cpu = platform.processor()
     with contextlib.suppress(OSError):
-        info = Path("/proc/cpuinfo").read_text()
-        cpu = next(
-            (line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line),
-            cpu,
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        cpu = next(names, cpu)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": cpu,
@@ -191,7 +188,7 @@ def machine() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with + where the work tree has changes; None outside git."""
+    """Returns the commit of the code that runs, with + for changes to it; None outside git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

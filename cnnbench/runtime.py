@@ -37,9 +37,8 @@ def strategy(name: str) -> Any:
     """
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
-        name = (
-            "tpu" if os.environ.get("TPU_NAME") else "mirrored" if len(gpus) > 1 else "one_device"
-        )
+        one = "mirrored" if len(gpus) > 1 else "one_device"
+        name = "tpu" if os.environ.get("TPU_NAME") else one
     if name == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()

@@ -121,6 +121,7 @@ class Plateau:
     epochs_without: int = 0
 
     def __call__(self, step: int) -> float:
+        """Returns the factor, which no step changes."""
         return self.scale
 
     def observe(self, loss: float) -> None:
@@ -144,7 +145,7 @@ def plateau(
     min_delta: Annotated[float, Field(ge=0)] = 1e-4,
     min_factor: Share = 0.0,
 ) -> Plateau:
-    """Times `factor` when the validation loss has not fallen by `min_delta` for `patience` epochs."""
+    """Times `factor` when the validation loss has not fallen for `patience` epochs."""
     return Plateau(factor, patience, min_delta, min_factor)
 
 

@@ -73,13 +73,12 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.glob("*.yaml")):
         recipe = load_recipe(path)
-        target = recipe.target.top1 if recipe.target else None
         rows.append(
             {
                 "name": path.stem,
                 "model": recipe.model.name,
                 "data": recipe.data.name,
-                "target": target,
+                "target": recipe.target.top1 if recipe.target else None,
             }
         )
     return rows
@@ -108,7 +107,7 @@ def _describe(model: Any, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stages(model: Any) -> Iterator[dict[str, Any]]:
-    """Yields a row for each run of layers whose names begin alike: stem, stage1, …, head, logits."""
+    """Yields a row for each run of layers whose names begin alike: stem, stage1, …, logits."""
     layers = [layer for layer in model.layers if layer.name != "images"]
     for stage, group in groupby(layers, lambda layer: layer.name.partition("_")[0]):
         members = list(group)

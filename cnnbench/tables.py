@@ -35,12 +35,8 @@ def evaluation(result: dict[str, Any]) -> Any:
         rows.append(("skipped images", ", ".join(result["skipped_images"])))
     if target := result["target"]:
         verdict = "reached" if target["reached"] else "not reached"
-        rows.append(
-            (
-                "target",
-                f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f}), {target['source']}",
-            )
-        )
+        found = f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f})"
+        rows.append(("target", f"{found}, {target['source']}"))
     parts = [facts(dict(rows))]
     if len(result["per_class"]) <= MAX_CLASSES:
         parts.append(
@@ -71,7 +67,7 @@ def exports(result: dict[str, Any]) -> Any:
         "top-1",
         "Keras top-1",
         "agreement",
-        "max logit diff",
+        "logit diff",
         "p50",
     )
     rows = []
@@ -141,11 +137,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return (
-            "x".join(map(str, value))
-            if all(isinstance(v, int) for v in value)
-            else ", ".join(map(str, value))
-        )
+        return ("x" if all(isinstance(item, int) for item in value) else ", ").join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -164,9 +156,9 @@ def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Tabl
 
 def _throughput(result: dict[str, Any]) -> str:
     speed = result["throughput_images_per_s"]
-    return (
-        f"{speed:.0f} images/s in batches of {result['batch_size']}" if speed else "too few batches"
-    )
+    if speed is None:
+        return "too few batches to tell"
+    return f"{speed:.0f} images/s in batches of {result['batch_size']}"
 
 
 def _megabytes(size: int) -> str:

@@ -151,11 +151,8 @@ class Trainer:
         self.data: Dataset = open_dataset(recipe.data, access)
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)  # type: ignore[assignment]
         splits = training_splits(self.data, recipe.data)
-        self.examples, self.validation, self.skipped = (
-            splits.train,
-            splits.validation,
-            splits.skipped,
-        )
+        self.examples, self.validation = splits.train, splits.validation
+        self.skipped = splits.skipped
         size = self.shape[:2]
         self.stream = TrainingStream(self.examples, recipe.data, size, recipe.augment, recipe.seed)
         self.total_steps = total_steps(
@@ -210,9 +207,9 @@ class Trainer:
         recipe, steps_per_epoch = self.recipe, self.stream.steps_per_epoch
         rate = LearningRate(
             recipe.schedule,
-            recipe.optimizer.lr,
+            recipe.optimizer.options()["lr"],
             self.total_steps,
-            steps_per_epoch,  # type: ignore[attr-defined]
+            steps_per_epoch,
         )
         progress, notes = Progress(), [f"skipped {name}: not an image" for name in self.skipped]
         if resume:
@@ -281,8 +278,9 @@ class Trainer:
         images = count * self.recipe.data.batch_size
         progress.step += count
         progress.seconds += time.perf_counter() - start
-        for key, value in (("loss", losses.sum()), ("top1", right.sum()), ("images", images)):
-            progress.sums[key] = progress.sums.get(key, 0.0) + float(value)
+        # One by one, so that the sum does not depend on where a call began.
+        for key, values in (("loss", losses), ("top1", right), ("images", [images])):
+            progress.sums[key] = sum(map(float, values), progress.sums.get(key, 0.0))
         seen = progress.sums["images"]
         listener.progressed(
             progress.step,
@@ -304,27 +302,22 @@ class Trainer:
             "throughput_images_per_s": round(seen / progress.seconds, 1),
             "seconds": round(progress.seconds, 2),
         }
-        score = math.inf  # without validation, the last weights are the best
+        score = math.inf
         if self.validation is not None:
             row["validation"] = self._validate()
             rate.observe(row["validation"]["loss"])
             score = _score(row["validation"], self.recipe.train.early_stopping)
         progress.rows.append(row)
-        margin = (
-            self.recipe.train.early_stopping.min_delta if self.recipe.train.early_stopping else 0
-        )
+        early = self.recipe.train.early_stopping
         progress.epochs_without += 1
-        if score > progress.best_score + margin or self.validation is None:
+        if score > progress.best_score + (early.min_delta if early else 0):
             progress.epochs_without = 0
-        if score > progress.best_score or self.validation is None:
-            progress.best_score = score if self.validation is not None else progress.best_score
+        if score > progress.best_score:
             arrays = {k: v for k, v in self._arrays().items() if k.startswith("model/")}
-            about = {
-                "step": progress.step,
-                "epoch": row["epoch"],
-                "validation": row.get("validation"),
-            }
-            checkpoint.save(run.best, Checkpoint(arrays, about))
+            keys = ("step", "epoch", "validation")
+            checkpoint.save(run.best, Checkpoint(arrays, {key: row.get(key) for key in keys}))
+            # Without validation the last weights are the best, whichever come.
+            progress.best_score = score if self.validation is not None else -math.inf
         progress.sums, progress.seconds = {}, 0.0
         run.write_metrics(progress.rows)
         _write_events(events, row)
@@ -466,7 +459,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             before[number] = signal.signal(number, handle)
     except ValueError:  # not the main thread: signals go to whoever has it
         before.clear()

@@ -90,8 +90,8 @@ def random_resized_crop(
     size: tuple[int, int],
     random: np.random.Generator,
     *,
-    scale: Range = [0.08, 1.0],  # noqa: B006 - a recipe's default, never changed
-    ratio: Range = [3 / 4, 4 / 3],  # noqa: B006
+    scale: Range = [0.08, 1.0],
+    ratio: Range = [3 / 4, 4 / 3],
 ) -> np.ndarray:
     """Cuts out a share `scale` of the area, of aspect `ratio`, and resizes it to the input.
 
@@ -100,7 +100,7 @@ def random_resized_crop(
     """
     height, width = image.shape[:2]
     for _ in range(10):
-        area = height * width * random.uniform(*scale)
+        area = height * width * random.uniform(scale[0], scale[1])
         aspect = math.exp(random.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

@@ -17,6 +17,9 @@ from cnnbench.data.images import SUFFIXES
 from cnnbench.errors import DataError
 from cnnbench.parts import DATASETS, DataSpec
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+Shape = Annotated[list[Side], Field(min_length=3, max_length=3)]
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -179,13 +182,7 @@ def synthetic(
     access: Access,
     *,
     examples: Annotated[int, Field(ge=2, le=10_000_000)] = 512,
-    shape: Annotated[
-        list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)
-    ] = [  # noqa: B006
-        32,
-        32,
-        3,
-    ],
+    shape: Shape = [32, 32, 3],
 ) -> Dataset:
     """Made-up images of stripes, one angle a class, under noise; for trying things out."""
     classes = data.classes or 10

@@ -92,7 +92,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, positions: np.ndarray) -> Examples:
+    def take(self, positions: np.ndarray | slice) -> Examples:
         """Returns the examples at these positions."""
         return Examples(self.source, self.indices[positions])
 

@@ -14,7 +14,7 @@ from cnnbench.errors import DataError
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
 )
 
 
@@ -43,20 +43,15 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
-                raise BadImageError(
-                    f"{image.width}x{image.height} pixels",
-                    where=name,
-                    allowed=f"at most {MAX_PIXELS}",
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise BadImageError(size, where=name, allowed=f"at most {MAX_PIXELS:,}")
             image = ImageOps.exif_transpose(image)
             return _array(image, channels)
     except BadImageError:
         raise
     # Pillow's decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, …
     except Exception as error:
-        raise BadImageError(
-            f"cannot decode the image: {error}".replace(repr(data), ""), where=name
-        ) from None
+        raise BadImageError(f"cannot decode the image: {error}", where=name) from None
 
 
 def read(path: Path, channels: int) -> np.ndarray:
@@ -81,7 +76,7 @@ def _array(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def resize(
-    image: np.ndarray, height: int, width: int, box: tuple[float, ...] | None = None
+    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
     """Resizes (height, width, channels) uint8, or a box (left, top, right, bottom) of it.
 

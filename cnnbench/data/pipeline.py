@@ -55,7 +55,7 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
     """
     train = dataset.split("train").shuffled()
     if data.limit:
-        train = train.take(np.s_[: data.limit])
+        train = train.take(slice(data.limit))
     validation = None
     if data.validation:
         share = isinstance(data.validation, float)
@@ -64,9 +64,9 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
             raise UsageError(
                 f"data.validation keeps {count} examples", allowed=f"1 to {len(train) - 1}"
             )
-        validation, train = train.take(np.s_[:count]), train.take(np.s_[count:])
+        validation, train = train.take(slice(count)), train.take(slice(count, None))
     elif "validation" in dataset.sources:
-        validation = dataset.split("validation").shuffled().take(np.s_[: data.limit])
+        validation = dataset.split("validation").shuffled().take(slice(data.limit))
     train, skipped = _readable(train, data)
     if validation is not None:
         validation, more = _readable(validation, data)
@@ -83,7 +83,7 @@ def evaluation_examples(
         UsageError: the recipe keeps no validation examples.
     """
     if split == "test":
-        return _readable(dataset.split("test").shuffled().take(np.s_[: data.limit]), data)
+        return _readable(dataset.split("test").shuffled().take(slice(data.limit)), data)
     splits = training_splits(dataset, data)
     if splits.validation is None:
         raise UsageError("the recipe keeps no validation split", allowed="evaluate on --split test")

@@ -34,10 +34,9 @@ class Preprocess:
     def __call__(self, images: Any) -> Any:
         """Converts (batch, height, width, channels) uint8 or float 0-255 to normalised float32."""
         x = convert_color(tf.cast(images, tf.float32) * (1 / 255), self.color)
-        scale = [1 / s for s in self.std]
-        return x * tf.constant(scale) - tf.constant(
-            [m * s for m, s in zip(self.mean, scale, strict=True)]
-        )
+        scale = [1 / std for std in self.std]
+        shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        return x * tf.constant(scale) + tf.constant(shift)
 
 
 def convert_color(x: Any, color: str) -> Any:

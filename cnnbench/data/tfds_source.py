@@ -23,6 +23,7 @@ from cnnbench.lazy import load, tf
 # Images of one size that take at most so many bytes in all are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
 CONNECT_SECONDS = 4.0
+CATALOGUE = "see https://www.tensorflow.org/datasets/catalog"
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def dataset(
     counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
 
     def load(split: str) -> Source:
-        if None not in (height, width):
-            if counts[split] * height * width * channels <= IN_MEMORY_BYTES:
-                return _arrays(builder, split, image_key, label_key, counts[split])
+        one_size = None not in (height, width)
+        if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
+            return _arrays(builder, split, image_key, label_key, counts[split])
         files, places = _places(builder, split)
         return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
 
@@ -122,9 +123,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
         with _offline_catalogue():
             builder = tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
     except tfds.core.registered.DatasetNotFoundError:
-        raise DataError(
-            f"TFDS has no data set {name!r}", allowed="see `tfds.list_builders()`"
-        ) from None
+        raise DataError(f"TFDS has no data set {name!r}", allowed=CATALOGUE) from None
     except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
         raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
     if builder.info.splits and Path(builder.data_path).is_dir():
@@ -197,9 +196,8 @@ def _keys(builder: Any) -> tuple[str, str]:
     features = dict(builder.info.features.items())
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     pairs = [tuple(builder.info.supervised_keys or ())[:2]]
-    pairs.append(
-        tuple(next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds)
-    )
+    found = (next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds)
+    pairs.append(tuple(found))
     for pair in pairs:
         if len(pair) == 2 and all(
             isinstance(key, str) and isinstance(features.get(key), kind)
@@ -238,7 +236,7 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
 
 
 def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Finds every record of a split; the result is kept beside the data where that can be written."""
+    """Finds every record of a split; the result is kept in the user's cache."""
     instructions = builder.info.splits[split].file_instructions
     files = tuple(str(instruction.filename) for instruction in instructions)
     cache = _cache_folder() / f"{hashlib.sha256(_file_sizes(builder).encode()).hexdigest()}.npz"
@@ -266,15 +264,15 @@ def _index(file: Path) -> np.ndarray:
 
     Source: a record is its length (uint64), a checksum (uint32), the bytes, a checksum (uint32).
     """
-    places, offset, end = [], 0, file.stat().st_size
+    places: list[tuple[int, int]] = []
+    offset, end = 0, file.stat().st_size
     with file.open("rb") as records:
         while offset < end:
             header = os.pread(records.fileno(), 12, offset)
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
             if offset + 12 + size + 4 > end:
-                raise DataError(
-                    f"record {len(places)} is cut off", where=f"{file} at byte {offset}"
-                )
+                where = f"{file} at byte {offset}"
+                raise DataError(f"record {len(places)} is cut off", where=where)
             places.append((offset + 12, size))
             offset += 12 + size + 4
     return np.array(places, np.int64).reshape(-1, 2)

@@ -36,10 +36,9 @@ def conv(
 ) -> Any:
     """Convolves without a bias, for a normalisation follows; output size is input / strides.
 
-    Args:
-        padding: of a strided convolution. "symmetric" adds kernel // 2 on all four sides, as the
-            papers written in Caffe and Torch do; "same" is TensorFlow's, which pads an even input
-            below and on the right only.
+    A strided convolution is padded "symmetric", by kernel // 2 on all four sides, as in the code of
+    papers written in Caffe and Torch, or "same", as in TensorFlow's, which pads an even input below
+    and on the right only.
     """
     if strides > 1 and kernel > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)

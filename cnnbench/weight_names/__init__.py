@@ -1,0 +1,1 @@
+"""Names of weights in published checkpoints, one module a family."""
