@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,10 +40,11 @@ class Located:
         """Returns the deepest node along a path; steps that lead nowhere are passed over."""
         node = self
         for step in path:
-            if (isinstance(node.value, dict) and step in node.value) or (
-                isinstance(node.value, list) and isinstance(step, int) and step < len(node.value)
+            value: Any = node.value
+            if (isinstance(value, dict) and step in value) or (
+                isinstance(value, list) and isinstance(step, int) and step < len(value)
             ):
-                node = node.value[step]
+                node = value[step]
         return node
 
 
@@ -143,7 +144,7 @@ for _tag, _pattern, _first in (
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
 
-_CONVERT = {
+_CONVERT: dict[str, Callable[[str], Any]] = {
     "null": lambda _: None,
     "bool": lambda text: text.lower() == "true",
     "int": int,

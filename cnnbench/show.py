@@ -44,7 +44,7 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
     facts = DATASETS.get(recipe.data.name).facts
     shape = input_shape(recipe.data, facts.get("shape", native["native"]))
     classes = facts.get("classes") or recipe.data.classes or native["native_classes"]
-    built = build_model(recipe.model, shape, classes)  # type: ignore[arg-type]
+    built = build_model(recipe.model, shape, classes)
     about = {"recipe": recipe.name, "model": recipe.model.name, "data": recipe.data.name}
     return _describe(built, about) | {"recipe": recipe.dump()}
 

@@ -149,7 +149,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, access: Access):
         self.recipe, self._data_dir = recipe, access.data_dir
         self.data: Dataset = open_dataset(recipe.data, access)
-        self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)  # type: ignore[assignment]
+        self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
         self.examples, self.validation = splits.train, splits.validation
         self.skipped = splits.skipped

@@ -45,8 +45,7 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
                 raise BadImageError(size, where=name, allowed=f"at most {MAX_PIXELS:,}")
-            image = ImageOps.exif_transpose(image)
-            return _array(image, channels)
+            return _array(ImageOps.exif_transpose(image), channels)
     except BadImageError:
         raise
     # Pillow's decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, …

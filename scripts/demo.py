@@ -1,0 +1,59 @@
+"""Trains, evaluates and exports a small network, and says what was done and where it lies."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "lenet5_digits.yaml"
+
+
+def cnnbench(*arguments: str) -> tuple[str, float]:
+    """Runs a command as a user would; returns its stdout and how many seconds it took."""
+    print("\n$ cnnbench", *arguments, file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "cnnbench", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout, time.perf_counter() - start
+
+
+def main() -> None:
+    """Runs the three commands on the digits that come with scikit-learn."""
+    stdout, train_seconds = cnnbench("train", str(RECIPE))
+    run = stdout.splitlines()[-1]
+    stdout, eval_seconds = cnnbench("eval", run, "--json")
+    measured = json.loads(stdout)
+    stdout, export_seconds = cnnbench("export", run, "--tflite", "--json")
+    (row,) = json.loads(stdout)["rows"]
+
+    table = Table("what", "result", "seconds", "where it lies", title="cnnbench demo")
+    epochs = len((Path(run) / "metrics.jsonl").read_text().splitlines())
+    table.add_row("trained", f"{epochs} epochs of {RECIPE.stem}", f"{train_seconds:.0f}", run)
+    table.add_row(
+        "evaluated",
+        f"top-1 {measured['top1']:.4f} on {measured['examples']} test images, "
+        f"target {measured['target']['top1']} "
+        + ("reached" if measured["target"]["reached"] else "NOT reached"),
+        f"{eval_seconds:.0f}",
+        f"{run}/eval.json",
+    )
+    table.add_row(
+        "exported",
+        f"TFLite, {row['size_bytes'] / 1e3:.0f} kB, {row['latency_ms']['p50']:.2f} ms an image, "
+        f"agrees with Keras on {row['agreement']:.2%}",
+        f"{export_seconds:.0f}",
+        row["path"],
+    )
+    Console(width=140).print(table)
+    if not measured["target"]["reached"]:
+        sys.exit("the demo missed its target")
+
+
+if __name__ == "__main__":
+    main()
