@@ -47,7 +47,7 @@ def evaluate(
     dataset = network.open_data(run, access or Access())
     examples, skipped = evaluation_examples(dataset, recipe.data, split)
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(images: Any, labels: Any) -> dict[str, Any]:
         out = net(images)
         hot = tf.one_hot(labels, len(net.classes))
@@ -114,7 +114,7 @@ def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str,
 
 
 def _one_image_call(net: Network, image: np.ndarray) -> Callable[[], Any]:
-    run = tf.function(net)
+    run = tf.function(net, autograph=False)
     tensor = tf.constant(image)
     return lambda: run(tensor)["probabilities"].numpy()
 

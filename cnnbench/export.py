@@ -101,7 +101,7 @@ class _Reference:
         dataset = network.open_data(run, access)
         chosen, _ = evaluation_examples(dataset, run.recipe.data, "test")
         chosen = chosen.take(slice(examples))
-        answer = tf.function(net)
+        answer = tf.function(net, autograph=False)
         batch_size = min(run.recipe.data.batch_size, len(chosen))
         pixels, truth, logits = [], [], []
         for images, labels, count in evaluation_batches(

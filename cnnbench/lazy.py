@@ -23,7 +23,8 @@ class _LazyModule(ModuleType):
 def load(name: str = "tensorflow") -> ModuleType:
     """Imports TensorFlow or Keras without the messages that its libraries print as they load.
 
-    No setting silences those; they go to a file, which is shown if the import fails.
+    No setting silences those; they go to a file, which is shown if the import fails. From then on
+    TensorFlow and TFDS log errors alone.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -35,7 +36,10 @@ def load(name: str = "tensorflow") -> ModuleType:
         os.dup2(messages.fileno(), 2)
         try:
             module = importlib.import_module(name)
-            sys.modules["tensorflow"].config.list_physical_devices()
+            tensorflow = importlib.import_module("tensorflow")
+            tensorflow.config.list_physical_devices()
+            tensorflow.get_logger().setLevel("ERROR")
+            importlib.import_module("absl.logging").set_verbosity("error")
         except BaseException:
             messages.seek(0)
             os.write(stderr, messages.read())

@@ -41,7 +41,7 @@ else:
 class Section(BaseModel):
     """A part of the recipe with fixed keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Regularization(Section):
@@ -170,6 +170,15 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
     known = facts.get("classes")
     if known and data.classes and known != data.classes:
         yield problem("data.classes", f"{data.classes}", f"{data.name} has {known} classes")
+    if examples := facts.get("train_examples"):
+        examples = min(examples, data.limit or examples)
+        kept = data.validation
+        kept = kept if isinstance(kept, int) else round(kept * examples)
+        if kept >= examples:
+            yield problem("data.validation", f"{kept} of {examples} examples", "less than all")
+        elif data.batch_size > examples - kept:
+            most = f"at most the {examples - kept} examples there are to train on"
+            yield problem("data.batch_size", f"{data.batch_size}", most)
     stored = facts.get("shape", (None, None, 3))
     if data.image_size or None not in stored:
         shape = input_shape(data, stored)

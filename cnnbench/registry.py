@@ -24,7 +24,7 @@ from cnnbench.errors import UsageError
 class Spec(BaseModel):
     """A part named by a recipe, with its options: `{name: sgd, lr: 0.1}`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
 
@@ -84,8 +84,10 @@ class Registry:
         Raises:
             UsageError: there is none; the message suggests the nearest names.
         """
-        if name not in self._entries and name not in (names := self.names()):
-            raise UsageError(f"unknown {self.kind} {name!r}", allowed=did_you_mean(name, names))
+        if name not in self._entries:
+            names = self.names()
+            if name not in names:
+                raise UsageError(f"unknown {self.kind} {name!r}", allowed=did_you_mean(name, names))
         return self._entries[name]
 
     def build(self, spec: Spec, *context: Any) -> Any:

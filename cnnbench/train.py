@@ -373,7 +373,7 @@ class Trainer:
             right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
             return tf.reduce_sum(losses), tf.reduce_sum(right)
 
-        @tf.function
+        @tf.function(autograph=True)
         def steps(iterator: Any, rates: Any) -> tuple[Any, Any]:
             count = tf.shape(rates)[0]
             losses, right = (tf.TensorArray(tf.float32, count) for _ in range(2))
@@ -391,7 +391,7 @@ class Trainer:
     def _compile_evaluation(self) -> Callable[..., Any]:
         classes = len(self.data.classes)
 
-        @tf.function
+        @tf.function(autograph=False)
         def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
             logits = tf.cast(self.model(self.preprocess(images), training=False), tf.float32)
             losses = LOSSES.build(self.recipe.loss, logits, tf.one_hot(labels, classes))

@@ -59,20 +59,41 @@ def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) ->
     )
 
 
-for _name, _classes, _shape, _test_split, _mean, _std in (
-    ("cifar10", 10, (32, 32, 3), "test", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ("cifar100", 100, (32, 32, 3), "test", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    ("fashion_mnist", 10, (28, 28, 1), "test", (0.2860,), (0.3530,)),
-    ("imagenet2012", 1000, (None, None, 3), "validation", IMAGENET_MEAN, IMAGENET_STD),
-):
-    DATASETS.add(
-        _name,
-        partial(_catalogue, _name, _test_split),
-        classes=_classes,
-        shape=_shape,
-        mean=_mean,
-        std=_std,
-    )
+DATASETS.add(
+    "cifar10",
+    partial(_catalogue, "cifar10", "test"),
+    classes=10,
+    shape=(32, 32, 3),
+    train_examples=50_000,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+)
+DATASETS.add(
+    "cifar100",
+    partial(_catalogue, "cifar100", "test"),
+    classes=100,
+    shape=(32, 32, 3),
+    train_examples=50_000,
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+)
+DATASETS.add(
+    "fashion_mnist",
+    partial(_catalogue, "fashion_mnist", "test"),
+    classes=10,
+    shape=(28, 28, 1),
+    train_examples=60_000,
+    mean=(0.2860,),
+    std=(0.3530,),
+)
+DATASETS.add(
+    "imagenet2012",
+    partial(_catalogue, "imagenet2012", "validation"),
+    classes=1000,
+    shape=(None, None, 3),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
 
 
 @DATASETS.register("tfds")
@@ -147,7 +168,7 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     )
 
 
-@DATASETS.register("digits", classes=10, shape=(8, 8, 1), mean=(0.3053,), std=(0.3760,))
+@DATASETS.register("digits", train_examples=1_437, classes=10, shape=(8, 8, 1))
 def digits(data: DataSpec, access: Access) -> Dataset:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,437 to train on, 360 to test."""
 

@@ -152,8 +152,7 @@ class TrainingStream:
         batches = tf.data.Dataset.from_generator(
             lambda: self._batches(first_step), output_signature=signature
         )
-        threads = tf.data.AUTOTUNE if self._per_batch else None
-        return batches.map(self._augment, threads, deterministic=True).prefetch(AHEAD)
+        return batches.map(self._augment, tf.data.AUTOTUNE, deterministic=True).prefetch(AHEAD)
 
     def _batches(self, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         steps = itertools.count(first_step)

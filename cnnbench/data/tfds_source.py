@@ -24,6 +24,8 @@ from cnnbench.lazy import load, tf
 IN_MEMORY_BYTES = 2 * 1024**3
 CONNECT_SECONDS = 4.0
 CATALOGUE = "see https://www.tensorflow.org/datasets/catalog"
+# Asked whether there is a network where a data set does not say whence it comes.
+CATALOGUE_HOST = "https://storage.googleapis.com"
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
         where=str(root),
         allowed=_how_to_get(builder, manual),
     )
-    archives_at_hand = manual.is_dir() and any(manual.iterdir())
-    if not archives_at_hand and (not download or not _reachable(builder)):
+    if not _at_hand(builder, manual) and not (download and _reachable(builder)):
         raise missing
     try:
         builder.download_and_prepare(
@@ -164,15 +165,19 @@ def _offline_catalogue() -> Iterator[None]:
         gcs_utils._is_gcs_disabled = reachable
 
 
-def _urls(builder: Any) -> list[str]:
-    return list(builder.url_infos)
+def _at_hand(builder: Any, manual: Path) -> bool:
+    """Tells whether the archives lie where TFDS looks for what people download themselves."""
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return manual.is_dir() and any(manual.iterdir())
+    names = [info.filename for info in builder.url_infos.values()]
+    return bool(names) and all((manual / name).is_file() for name in names)
 
 
 def _reachable(builder: Any) -> bool:
     """Tells within a few seconds whether the first archive's host answers."""
-    if not (urls := _urls(builder)):
-        return bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None)
-    parts = urlsplit(urls[0])
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return False
+    parts = urlsplit(next(iter(builder.url_infos), CATALOGUE_HOST))
     try:
         port = parts.port or {"http": 80, "ftp": 21}.get(parts.scheme, 443)
         socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
@@ -186,7 +191,7 @@ def _how_to_get(builder: Any, manual: Path) -> str:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         text = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         return f"put its archives into {manual} ({text}), {elsewhere}"
-    archives = ", ".join(_urls(builder)) or "its archive"
+    archives = ", ".join(builder.url_infos) or "its archive"
     return f"no network: put {archives} into {manual}, {elsewhere}"
 
 

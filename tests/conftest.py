@@ -1,0 +1,61 @@
+"""What several test files share: the command line as a process, the real data, one trained run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnbench import lazy
+
+lazy.load()
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+
+SMALL = """
+name: small
+seed: 3
+model: {name: resnet20, dropout: 0.1}
+data: {name: synthetic, batch_size: 16, examples: 96, shape: [16, 16, 3], validation: 16}
+augment: [{name: random_crop, padding: 2}, {name: random_flip}]
+regularization: {l2: 1.0e-4}
+optimizer: {name: momentum, lr: 0.05}
+schedule: {name: cosine, warmup_epochs: 1}
+train: {epochs: 3, steps_per_call: 2}
+"""
+
+
+def cnnbench(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Runs the command line as its own process."""
+    command = [sys.executable, "-m", "cnnbench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A recipe that trains in seconds and uses dropout, batch norm, augmentation and a schedule."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """A LeNet trained on the digits for a few epochs."""
+    from cnnbench import load_recipe, train
+
+    recipe = load_recipe(RECIPES / "lenet5_digits.yaml", ("train.epochs=4", "data.validation=100"))
+    return train(recipe, run_dir=tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """The folder of the real CIFAR-10, prepared by TFDS."""
+    for place in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "tfds"):
+        if place and (Path(place) / "cifar10").is_dir():
+            return Path(place)
+    pytest.skip("no prepared CIFAR-10: set TFDS_DATA_DIR to the folder that holds cifar10/")

@@ -1,0 +1,161 @@
+"""The commands as a user types them."""
+
+import json
+import os
+import resource
+import shutil
+
+import pytest
+from conftest import RECIPES, ROOT, cnnbench
+from PIL import Image
+
+BAD = sorted((ROOT / "tests" / "bad_recipes").glob("*.yaml"))
+NO_PLACE = {"data_not_there"}  # found in the data, not in the text
+
+
+def processor_seconds() -> float:
+    """What the processes that were run have used so far: it does not mind a busy machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_help_is_quick():
+    times = []
+    for _ in range(3):
+        start = processor_seconds()
+        assert cnnbench("--help").returncode == 0
+        times.append(processor_seconds() - start)
+    assert min(times) < 0.4
+
+
+@pytest.mark.parametrize("recipe", BAD, ids=lambda path: path.stem)
+def test_a_bad_recipe_is_refused(recipe, tmp_path):
+    start = processor_seconds()
+    done = cnnbench("train", recipe, "--run-dir", "run", cwd=tmp_path)
+    seconds = processor_seconds() - start
+    assert done.returncode in (2, 3)
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr) < 1000
+    assert recipe.name in done.stderr or recipe.stem in NO_PLACE
+    assert list(tmp_path.iterdir()) == []
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("recipe", ["not/there.yaml", "."])
+def test_a_recipe_that_is_no_file_is_refused(recipe, tmp_path):
+    done = cnnbench("train", recipe, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot read the recipe" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_every_problem_is_told_at_once():
+    done = cnnbench("train", ROOT / "tests" / "bad_recipes" / "several.yaml")
+    rows = done.stderr.splitlines()
+    assert len(rows) == 3
+    expected = ((2, "seed"), (5, "optimizer.lr"), (6, "did you mean epochs?"))
+    for row, (line, word) in zip(rows, expected, strict=True):
+        assert f"several.yaml:{line}:" in row and word in row
+
+
+def test_set_goes_through_the_same_checks(small, tmp_path):
+    done = cnnbench("train", small, "--set", "optimizer.momentun=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--set optimizer.momentun=1: unknown key" in done.stderr
+    assert "did you mean momentum?" in done.stderr
+
+
+def test_the_three_commands_work_as_typed(tmp_path):
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "no data")}
+    trained = cnnbench(
+        "train", "recipes/lenet5_fashion_mnist.yaml", "--smoke", cwd=tmp_path, env=environment
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "made-up images" in trained.stderr
+    run = tmp_path / trained.stdout.splitlines()[-1]
+    assert (run / "saved_model" / "saved_model.pb").is_file()
+
+    evaluated = cnnbench("eval", "--json", cwd=tmp_path, env=environment)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert run.name in evaluated.stderr
+    assert json.loads(evaluated.stdout) == json.loads((run / "eval.json").read_text())
+
+    exported = cnnbench("export", "--tflite", cwd=tmp_path, env=environment)
+    assert exported.returncode == 0, exported.stderr
+    (row,) = json.loads((run / "exports/tflite/verify.json").read_text())["rows"]
+    assert row["passed"] and row["agreement"] == 1.0
+
+
+def test_predict_takes_images_of_any_format(digits_run, tmp_path):
+    picture = Image.new("RGB", (50, 30), "white")
+    files = []
+    for suffix in ("png", "jpg", "bmp", "gif", "webp", "tif"):
+        files.append(tmp_path / f"image.{suffix}")
+        picture.save(files[-1])
+    done = cnnbench("predict", digits_run.path, *files, "--top", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["images"]
+    assert [row["file"] for row in rows] == list(map(str, files))
+    assert all(len(row["top"]) == 3 for row in rows)
+
+
+def test_predict_refuses_what_is_no_image(digits_run, tmp_path):
+    (tmp_path / "letter.jpg").write_text("dear sir")
+    done = cnnbench("predict", digits_run.path, tmp_path / "letter.jpg")
+    assert done.returncode == 3
+    assert "letter.jpg: cannot decode" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_schema_describes_every_part():
+    schema = json.loads(cnnbench("schema").stdout)
+    text = json.dumps(schema)
+    assert "model_resnet20" in text.lower() and "random_crop" in text
+
+
+@pytest.mark.parametrize(
+    "what", ["models", "datasets", "augmentations", "optimizers", "schedules", "losses", "recipes"]
+)
+def test_list(what):
+    rows = json.loads(cnnbench("list", what, "--json").stdout)[what]
+    assert rows and all(row["name"] for row in rows)
+
+
+def test_show_describes_a_model_and_a_recipe():
+    model = json.loads(cnnbench("show", "resnet20", "--json").stdout)
+    assert model["facts"]["params"] == 269_722
+    assert sum(stage["params"] for stage in model["stages"]) == 269_722
+    assert sum(stage["macs"] for stage in model["stages"]) == model["facts"]["macs"]
+    recipe = json.loads(cnnbench("show", "resnet56_cifar100", "--json").stdout)
+    assert recipe["facts"]["classes"] == 100
+
+
+def test_eval_without_a_run_says_so(tmp_path):
+    done = cnnbench("eval", cwd=tmp_path)
+    assert done.returncode == 2 and "no finished run" in done.stderr
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    done = cnnbench("eval", tmp_path)
+    assert done.returncode == 6 and "not a run directory" in done.stderr
+
+
+def test_every_recipe_that_ships_is_valid_and_named_as_its_file():
+    from cnnbench import load_recipe
+
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    assert len(recipes) >= 7
+    for path in recipes:
+        assert load_recipe(path).name == path.stem
+        assert path.read_text().startswith(f"# cnnbench train recipes/{path.name}")
+
+
+def test_python_in_five_lines(tmp_path, small):
+    import cnnbench as package
+
+    recipe = package.load_recipe(small, ("train.epochs=1",))
+    model = package.build_model(recipe.model, (16, 16, 3), 10)
+    run = package.train(recipe, run_dir=tmp_path / "run")
+    again = package.open_run(run.path)
+    assert model.output_shape == (None, 10)
+    assert again.recipe == recipe and again.finished and len(again.metrics()) == 1

@@ -1,0 +1,466 @@
+"""Data: decoding, augmentation, order, counts, and data sets of every kind."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import cnnbench
+from PIL import Image
+
+from cnnbench.data import images as geometry
+from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.data.examples import ArraySource, Examples
+from cnnbench.data.images import BadImageError, decode
+from cnnbench.data.pipeline import (
+    TrainingStream,
+    evaluation_batches,
+    evaluation_examples,
+    preprocess,
+    training_splits,
+)
+from cnnbench.data.preprocess import Preprocess, convert_color
+from cnnbench.errors import DataError, UsageError
+from cnnbench.parts import AUGMENTATIONS, DATASETS
+
+RANDOM = np.random.default_rng(0)
+SEED = tf.constant([5, 7], tf.int64)
+
+
+def jpeg(color="red", size=(40, 30), **options) -> bytes:
+    out = io.BytesIO()
+    noise = RANDOM.integers(0, 40, (size[1], size[0], 3), np.uint8)
+    picture = Image.fromarray(noise)
+    picture.paste(Image.new("RGB", size, color), mask=Image.new("L", size, 160))
+    picture.save(out, **({"format": "JPEG"} | options))
+    return out.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes: five images each to train on, three to test."""
+    for split, count in (("train", 5), ("test", 3)):
+        for color in ("red", "blue"):
+            place = tmp_path / "pictures" / split / color
+            place.mkdir(parents=True)
+            for i in range(count):
+                (place / f"{i}.jpg").write_bytes(jpeg(color, (40 + i, 30)))
+    return tmp_path / "pictures"
+
+
+def folder_spec(path, **options):
+    return DATASETS.spec("image_folder", path=str(path), batch_size=4, image_size=16, **options)
+
+
+# Decoding
+
+
+def test_decode_knows_many_formats_and_modes():
+    base = Image.fromarray(RANDOM.integers(0, 255, (20, 24, 3), np.uint8))
+    for mode, form in (
+        ("RGB", "PNG"), ("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG"),
+        ("CMYK", "JPEG"), ("I;16", "PNG"), ("RGB", "WEBP"), ("RGB", "TIFF"), ("RGB", "BMP"),
+    ):  # fmt: skip
+        if mode == "I;16":
+            picture = Image.fromarray(np.full((20, 24), 32768, np.uint16))
+        else:
+            picture = base.convert(mode)
+        out = io.BytesIO()
+        picture.save(out, form)
+        for channels in (1, 3):
+            array = decode(out.getvalue(), channels, "x")
+            assert array.shape == (20, 24, channels) and array.dtype == np.uint8
+        if mode == "I;16":
+            assert np.all(array == 128)
+
+
+def test_decode_turns_images_upright():
+    picture = Image.fromarray(np.zeros((10, 20, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    out = io.BytesIO()
+    picture.save(out, "JPEG", exif=exif)
+    assert decode(out.getvalue(), 3, "x").shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", jpeg()[:200], b"\xff\xd8\xff" + bytes(50)])
+def test_what_is_no_image_is_named(data):
+    with pytest.raises(BadImageError, match=r"holiday\.jpg"):
+        decode(data, 3, "holiday.jpg")
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(geometry, "MAX_PIXELS", 100)
+    with pytest.raises(BadImageError, match="at most 100"):
+        decode(jpeg(), 3, "x")
+
+
+def test_centre_crop_scales_the_short_side():
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 26:54] = 255
+    cropped = geometry.centre_crop(image, 20, (10, 10))
+    assert cropped.shape == (10, 10, 3)
+    assert np.all(cropped == 255)
+
+
+# Augmentation
+
+
+def batch(count=64, size=12, channels=3):
+    return tf.constant(RANDOM.integers(1, 256, (count, size, size, channels), np.uint8))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS.names())
+def test_an_augmentation_depends_on_its_seed_alone(name):
+    spec = AUGMENTATIONS.spec(name)
+    if AUGMENTATIONS.get(name).facts.get("per_image"):
+        image = batch().numpy()[0]
+
+        def run(seed):
+            return AUGMENTATIONS.build(spec, image, (8, 8), np.random.default_rng(seed))
+
+        first, again, other = run(1), run(1), run(2)
+        assert first.shape == (8, 8, 3)
+    else:
+        images = batch()
+        first, again = (AUGMENTATIONS.build(spec, images, SEED).numpy() for _ in range(2))
+        graph = tf.function(lambda seed: AUGMENTATIONS.build(spec, images, seed))
+        assert np.array_equal(first, graph(SEED).numpy())
+        other = AUGMENTATIONS.build(spec, images, SEED + 1).numpy()
+        assert first.shape == images.shape
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def build(name, images, **options):
+    return AUGMENTATIONS.build(AUGMENTATIONS.spec(name, **options), images, SEED).numpy()
+
+
+def test_random_crop_is_a_window_of_the_padded_image():
+    images = batch(200)
+    cropped = build("random_crop", images, padding=2)
+    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for image, whole in zip(cropped, padded, strict=True):
+        places = [
+            (y, x) for y in range(5) for x in range(5)
+            if np.array_equal(image, whole[y : y + 12, x : x + 12])
+        ]  # fmt: skip
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == 25  # every offset comes up
+
+
+def test_random_flip_mirrors_about_half():
+    images = batch(400)
+    flipped = build("random_flip", images)
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images.numpy(), strict=True)]
+    kept = [np.array_equal(a, b) for a, b in zip(flipped, images.numpy(), strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 150 < sum(mirrored) < 250
+    assert np.array_equal(build("random_flip", images, probability=0.0), images)
+
+
+def test_random_rotation_keeps_the_centre_and_turns_by_the_angle():
+    image = np.zeros((1, 33, 33, 1), np.uint8)
+    image[0, 16, 16], image[0, 16, 26] = 255, 255  # the centre, and a point right of it
+    turned = build("random_rotation", tf.constant(np.repeat(image, 200, 0)), degrees=90)
+    assert np.all(turned[:, 16, 16, 0] > 200)
+    angles = []
+    for one in turned[..., 0].astype(float):
+        one[12:21, 12:21] = 0
+        y, x = np.unravel_index(one.argmax(), one.shape)
+        assert abs(np.hypot(y - 16, x - 16) - 10) < 1.5
+        angles.append(np.degrees(np.arctan2(y - 16, x - 16)))
+    assert min(angles) < -75 and max(angles) > 75
+
+
+def test_cutout_blanks_one_square():
+    blanked = build("cutout", batch(300), size=4) == 0
+    area = blanked[..., 0].sum(axis=(1, 2))
+    assert area.max() == 16 and area.min() >= 4  # a corner of it at the least
+    assert np.array_equal(blanked[..., 0], blanked[..., 2])
+    whole = blanked[area == 16][0][..., 0]
+    rows, columns = np.nonzero(whole)
+    assert np.ptp(rows) == 3 and np.ptp(columns) == 3
+
+
+def test_random_resized_crop_obeys_scale_and_ratio():
+    ys, xs = np.mgrid[:200, :200]
+    image = np.stack([ys, xs, ys], -1).astype(np.uint8)
+    spec = AUGMENTATIONS.spec("random_resized_crop", scale=[0.25, 0.5], ratio=[0.5, 2.0])
+    for seed in range(50):
+        crop = AUGMENTATIONS.build(spec, image, (64, 64), np.random.default_rng(seed)).astype(int)
+        height, width = (64 / 62 * np.ptp(crop[1:-1, 1:-1, axis]) for axis in (0, 1))
+        assert 0.2 < height * width / 200**2 < 0.56
+        assert 0.45 < width / height < 2.2
+
+
+# Colour and normalisation
+
+
+@pytest.mark.parametrize(("color", "reference"), [
+    ("hsv", tf.image.rgb_to_hsv), ("yuv", tf.image.rgb_to_yuv), ("rgb", tf.identity),
+    ("grey", tf.image.rgb_to_grayscale),
+])  # fmt: skip
+def test_colours_equal_tensorflows(color, reference):
+    rgb = tf.constant(RANDOM.random((2, 9, 9, 3), np.float32))
+    rgb = tf.concat([rgb, tf.zeros((1, 9, 9, 3)), tf.ones((1, 9, 9, 3))], 0)
+    ours, theirs = convert_color(rgb, color).numpy(), reference(rgb).numpy()
+    assert np.abs(ours - theirs).max() < 2e-4
+
+
+def test_grey_images_become_what_is_asked_for():
+    grey = tf.constant([[[[0.5]]]])
+    assert convert_color(grey, "rgb").numpy().tolist() == [[[[0.5, 0.5, 0.5]]]]
+    assert np.allclose(convert_color(grey, "yuv"), [0.5, 0, 0], atol=1e-6)
+
+
+def test_normalisation_of_a_data_set_is_the_published_one():
+    prepare = Preprocess("rgb", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    out = prepare(tf.constant([[[[255, 0, 51]]]], tf.uint8)).numpy().ravel()
+    assert np.allclose(out, [2.5, -4 / 3, -0.25], atol=1e-5)
+    spec = DATASETS.spec("digits", color="rgb", image_size=32)
+    found = preprocess(open_dataset(spec, Access()), spec)
+    assert found.mean == (0.3053,) * 3 and found.std == (0.3760,) * 3
+
+
+@pytest.mark.parametrize("name", ["cifar10"])
+def test_published_statistics_are_those_of_the_data(name, cifar10):
+    spec = DATASETS.spec(name)
+    dataset = open_dataset(spec, Access(cifar10, download=False))
+    pixels = dataset.split("train").source.images
+    assert pixels.shape == (50_000, 32, 32, 3)
+    assert np.allclose(pixels.mean(axis=(0, 1, 2)) / 255, dataset.mean, atol=1e-3)
+    assert np.allclose(pixels.std(axis=(0, 1, 2)) / 255, dataset.std, atol=1e-3)
+    assert len(dataset.split("test")) == 10_000
+    assert np.all(np.bincount(dataset.split("test").source.labels) == 1000)
+
+
+# Order and counts
+
+
+def numbered(count):
+    """Examples whose pixels tell their number."""
+    pixels = np.zeros((count, 4, 4, 3), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(count)
+    return Examples.all_of(ArraySource(pixels, np.arange(count, dtype=np.int32)))
+
+
+def stream(examples, first=0, steps=10, batch_size=8, augment=(), seed=1):
+    data = DATASETS.spec("synthetic", batch_size=batch_size)
+    made = TrainingStream(examples, data, (4, 4), augment, seed)
+    return made, [(x.numpy(), y.numpy()) for x, y in made.dataset(first).take(steps)]
+
+
+def test_an_epoch_has_no_example_twice_and_epochs_differ():
+    made, batches = stream(numbered(50), steps=12)
+    assert made.steps_per_epoch == 6
+    labels = np.array([y for _, y in batches])
+    for epoch in (labels[:6], labels[6:]):
+        assert len(set(epoch.ravel())) == 48
+    assert not np.array_equal(labels[:6], labels[6:])
+    for images, y in batches:
+        assert np.array_equal(images[:, 0, 0, 0], y)
+
+
+def test_starting_at_a_step_is_a_seek():
+    augment = [AUGMENTATIONS.spec("random_crop"), AUGMENTATIONS.spec("cutout", size=2)]
+    _, whole = stream(numbered(50), steps=20, augment=augment)
+    _, later = stream(numbered(50), first=13, steps=7, augment=augment)
+    for (x, y), (x2, y2) in zip(whole[13:], later, strict=True):
+        assert np.array_equal(x, x2) and np.array_equal(y, y2)
+
+
+def test_another_seed_is_another_order():
+    _, one = stream(numbered(50), seed=1)
+    _, two = stream(numbered(50), seed=2)
+    assert not np.array_equal(one[0][1], two[0][1])
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UsageError, match="at most the 50"):
+        stream(numbered(50), batch_size=51)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 23, 64])
+def test_evaluation_counts_every_example_once(batch_size):
+    data = DATASETS.spec("synthetic", batch_size=batch_size)
+    seen = []
+    for images, labels, count in evaluation_batches(numbered(23), data, (4, 4), batch_size):
+        assert len(images) == len(labels) == batch_size
+        seen += labels[:count].tolist()
+    assert seen == list(range(23))
+
+
+@pytest.mark.parametrize(("validation", "expected"), [(20, 20), (0.25, 24), (0, 0)])
+def test_validation_is_carved_from_training_alike_for_every_seed(validation, expected):
+    data = DATASETS.spec("synthetic", examples=96, validation=validation)
+    dataset = open_dataset(data, Access())
+    splits = training_splits(dataset, data)
+    kept = set(splits.validation.indices) if splits.validation else set()
+    assert len(kept) == expected and len(splits.train) == 96 - expected
+    assert not kept & set(splits.train.indices)
+
+
+# Folders
+
+
+def test_a_folder_of_images(folder):
+    spec = folder_spec(folder)
+    dataset = open_dataset(spec, Access())
+    assert dataset.classes == ("blue", "red")
+    examples, _ = evaluation_examples(dataset, spec, "test")
+    found = list(evaluation_batches(examples, spec, (16, 16), 4))
+    counts = [count for _, _, count in found]
+    assert counts == [4, 2]
+    for images, labels, count in found:
+        for image, label in zip(images[:count], labels[:count], strict=True):
+            red, _, blue = image.mean(axis=(0, 1))
+            assert (red > blue) == (label == 1)
+
+
+def spoil(folder):
+    (folder / "train/red/0.jpg").write_bytes(jpeg()[:300])
+    (folder / "train/blue/1.jpg").write_bytes(b"")
+    (folder / "train/blue/2.jpg").write_bytes(jpeg(format="PNG"))  # only the name is wrong
+
+
+def test_bad_images_are_skipped_and_named(folder):
+    spoil(folder)
+    splits = training_splits(
+        open_dataset(spec := folder_spec(folder, on_bad_image="skip"), Access()), spec
+    )
+    assert len(splits.train) == 8
+    assert [os.path.relpath(name, folder) for name in splits.skipped] == [
+        "train/blue/1.jpg", "train/red/0.jpg",
+    ]  # fmt: skip
+
+
+def test_a_bad_image_fails_the_run_by_its_name(folder, tmp_path):
+    spoil(folder)
+    recipe = tmp_path / "folder.yaml"
+    recipe.write_text(
+        f"name: f\nmodel: {{name: lenet5}}\ndata: {{name: image_folder, path: {folder}, "
+        "batch_size: 4, image_size: 16, on_bad_image: fail}\n"
+        "augment: [{name: random_resized_crop}]\n"
+        "optimizer: {name: sgd, lr: 0.1}\ntrain: {epochs: 5}\n"
+    )
+    done = cnnbench("train", recipe, "--run-dir", tmp_path / "run")
+    assert done.returncode == 3
+    assert "0.jpg: cannot decode" in done.stderr or "1.jpg: the image file is empty" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = cnnbench(
+        "train", recipe, "--set", "data.on_bad_image=skip", "--set", "train.epochs=1",
+        "--run-dir", tmp_path / "run2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0.jpg" in done.stderr and "1.jpg" in done.stderr
+
+
+@pytest.mark.parametrize("spoiled", ["no test", "one class", "strange class", "empty class"])
+def test_a_folder_that_is_wrong_is_explained(folder, spoiled):
+    if spoiled == "no test":
+        (folder / "test").rename(folder / "exam")
+    elif spoiled == "one class":
+        (folder / "train/red").rename(folder / "train/.red")
+    elif spoiled == "strange class":
+        (folder / "test/red").rename(folder / "test/green")
+    else:
+        (folder / "train/green").mkdir()
+    with pytest.raises(DataError, match=r"no folder of test|1 classes|green"):
+        open_dataset(folder_spec(folder), Access())
+
+
+# TFDS
+
+
+def test_a_missing_data_set_is_answered_within_ten_seconds(tmp_path):
+    import time
+
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"cifar-100-binary\.tar\.gz.*--data-dir"):
+        open_dataset(DATASETS.spec("cifar100"), Access(tmp_path))
+    assert time.perf_counter() - start < 10
+
+
+def test_any_classification_set_of_the_catalogue(cifar10):
+    spec = DATASETS.spec(
+        "tfds", builder="cifar10", train_split="train[:1%]", test_split="test[:5%]"
+    )
+    dataset = open_dataset(spec, Access(cifar10, download=False))
+    assert len(dataset.split("train")) == 500 and len(dataset.split("test")) == 500
+    named = open_dataset(DATASETS.spec("cifar10"), Access(cifar10, download=False))
+    first = named.split("train").source
+    assert np.array_equal(dataset.split("train").source.images, first.images[:500])
+
+
+def test_a_wrong_number_of_classes_is_refused(cifar10):
+    with pytest.raises(DataError, match="has 10 classes"):
+        spec = DATASETS.spec("tfds", builder="cifar10", classes=100)
+        open_dataset(spec, Access(cifar10, download=False))
+
+
+def make_imagenet(manual):
+    """The two archives of ILSVRC 2012, with four classes of six training images each."""
+    manual.mkdir(parents=True)
+    synsets = ("n01440764", "n01443537", "n01484850", "n01491361")
+    with tarfile.open(manual / "ILSVRC2012_img_train.tar", "w") as outer:
+        for i, synset in enumerate(synsets):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as archive:
+                for k in range(6):
+                    add(archive, f"{synset}_{k}.JPEG", jpeg(("red", "blue")[i % 2], (60 + k, 50)))
+            add(outer, f"{synset}.tar", inner.getvalue())
+    with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as archive:
+        for k in range(5):
+            add(archive, f"ILSVRC2012_val_{k + 1:08d}.JPEG", jpeg(size=(70, 50 + k)))
+
+
+def add(archive, name, data):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data_dir = tmp_path / "data"
+    make_imagenet(data_dir / "downloads/manual")
+    spec = DATASETS.spec("imagenet2012", batch_size=4, image_size=32, resize_short=40)
+    dataset = open_dataset(spec, Access(data_dir))
+    assert len(dataset.classes) == 1000
+    train = dataset.split("train")
+    assert len(train) == 24
+    labels = sorted(train.source.read(i)[1] for i in range(24))
+    assert labels == sorted([0] * 6 + [1] * 6 + [2] * 6 + [3] * 6)
+    assert train.source.read(0)[0].shape[2] == 3
+    examples, _ = evaluation_examples(dataset, spec, "test")
+    assert sum(count for *_, count in evaluation_batches(examples, spec, (32, 32), 2)) == 5
+
+    done = cnnbench(
+        "train", "resnet50_imagenet", "--smoke", "--data-dir", data_dir,
+        "--set", "data.image_size=64", "--set", "data.resize_short=72",
+        "--set", "train.precision=float32", "--set", "data.validation=4",
+        "--run-dir", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "made-up" not in done.stderr
+    again = open_dataset(spec, Access(data_dir, download=False))
+    assert again.fingerprint == dataset.fingerprint
+
+
+def test_a_cut_off_record_is_named(tmp_path, monkeypatch):
+    from cnnbench.data.tfds_source import _index
+
+    file = tmp_path / "x.tfrecord"
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for i in range(3):
+            writer.write(bytes([i]) * (10 + i))
+    assert [(int(o), int(n)) for o, n in _index(file)] == [(12, 10), (38, 11), (65, 12)]
+    file.write_bytes(file.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"record 2 is cut off"):
+        _index(file)

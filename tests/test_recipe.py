@@ -1,0 +1,72 @@
+"""Recipes: reading, checking, overriding and writing."""
+
+import pytest
+
+from cnnbench import load_recipe, recipe_yaml
+from cnnbench.errors import RecipeError
+from cnnbench.recipe import Recipe, check
+
+
+def test_the_resolved_recipe_reads_back_to_the_same_bytes(small, tmp_path):
+    once = load_recipe(small).dump()
+    (tmp_path / "resolved.yaml").write_text(once)
+    again = load_recipe(tmp_path / "resolved.yaml")
+    assert again == load_recipe(small)
+    assert again.dump() == once
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1.0e-4", 1e-4), (".5", 0.5), ("-2", -2), ("no", "no"), ("on", "on"),
+        ("012", 12), ("1:30", "1:30"), ("2020-01-01", "2020-01-01"), ("~", None), ("true", True),
+        ("'1'", "1"), ("0x1f", "0x1f"), ("1_000", "1_000"), (".inf", float("inf")),
+    ],
+)  # fmt: skip
+def test_scalars_follow_yaml_1_2(text, value):
+    found = recipe_yaml.parse(f"key: {text}", "file").plain()["key"]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", ["1e-3", "no", "true", "null", "~", "", "012", "a: b", "é"])
+def test_strings_survive_writing(value):
+    text = recipe_yaml.dump({"key": value})
+    assert recipe_yaml.parse(text, "file").plain() == {"key": value}
+
+
+def test_set_replaces_adds_and_indexes(small):
+    recipe = load_recipe(
+        small, ("train.epochs=7", "augment.0.padding=3", "loss.name=mean_squared_error")
+    )
+    assert recipe.train.epochs == 7
+    assert recipe.augment[0].options() == {"padding": 3}
+    assert recipe.loss.name == "mean_squared_error"
+
+
+@pytest.mark.parametrize("assignment", ["seed", "=3", "augment.9.name=x", "augment.x=3", "a..b=1"])
+def test_a_bad_assignment_is_refused(small, assignment):
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(small, (assignment,))
+
+
+def test_places_are_file_and_line():
+    tree = recipe_yaml.parse("a: 1\nb:\n  c: 2\n  d: [3,\n    4]\n", "file")
+    assert tree.at(("b", "c")).where == "file:3"
+    assert tree.at(("b", "d", 1)).where == "file:5"
+
+
+def test_options_come_from_the_signature_of_the_builder(small):
+    recipe = load_recipe(small)
+    assert recipe.optimizer.options() == {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
+    assert recipe.model.options()["dropout"] == 0.1
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(RecipeError) as caught:
+        check(recipe_yaml.parse("name: x", "file"))
+    words = str(caught.value)
+    assert all(f"'{key}' is missing" in words for key in ("model", "data", "optimizer", "train"))
+
+
+def test_the_schema_is_json():
+    assert Recipe.model_json_schema()["additionalProperties"] is False
