@@ -1,0 +1,78 @@
+"""Losses and metrics against their formulas."""
+
+import numpy as np
+import pytest
+
+from cnnbench.lazy import keras, tf
+from cnnbench.parts import LOSSES
+from cnnbench.tasks.classification import calibration_error, confusion, in_top_k, probabilities
+
+LOGITS = tf.constant([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
+LABELS = tf.constant([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+P = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+S = 1 / (1 + np.exp(-LOGITS.numpy()))
+
+
+def loss(name, **options):
+    return LOSSES.build(LOSSES.spec(name, **options), LOGITS, LABELS).numpy()
+
+
+def test_cross_entropy():
+    assert loss("cross_entropy") == pytest.approx(-np.log([P[0, 0], P[1, 1]]), rel=1e-5)
+    smooth = LABELS.numpy() * 0.7 + 0.1
+    expected = -(smooth * np.log(P)).sum(axis=1)
+    assert loss("cross_entropy", label_smoothing=0.3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mean_squared_error():
+    expected = ((P - LABELS.numpy()) ** 2).sum(axis=1)
+    assert loss("mean_squared_error") == pytest.approx(expected, rel=1e-5)
+
+
+def test_binary_cross_entropy():
+    y = LABELS.numpy()
+    expected = -(y * np.log(S) + (1 - y) * np.log(1 - S)).mean(axis=1)
+    assert loss("binary_cross_entropy") == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal():
+    y = LABELS.numpy()
+    right = np.where(y == 1, S, 1 - S)
+    weight = np.where(y == 1, 0.25, 0.75)
+    expected = (-weight * (1 - right) ** 2 * np.log(right)).sum(axis=1)
+    assert loss("focal") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_a_loss_is_per_example_and_falls_along_its_gradient(name):
+    spec = LOSSES.spec(name)
+    logits = tf.Variable(LOGITS)
+    with tf.GradientTape() as tape:
+        value = LOSSES.build(spec, logits, LABELS)
+    assert value.shape == (2,)
+    logits.assign_sub(0.01 * tape.gradient(value, logits))
+    assert np.all(LOSSES.build(spec, logits, LABELS).numpy() < value.numpy())
+    assert np.all(probabilities(LOGITS, name).numpy() >= 0)
+
+
+def test_top_k_counts_ties_against_the_network():
+    logits = tf.constant([[0.1, 0.9, 0.5], [1.0, 1.0, 1.0], [np.nan, 1.0, 2.0]])
+    labels = tf.constant([2, 0, 0])
+    assert in_top_k(logits, labels, 1).numpy().tolist() == [False, False, False]
+    assert in_top_k(logits, labels, 2).numpy().tolist() == [True, False, False]
+    assert in_top_k(logits, tf.constant([1, 1, 2]), 1).numpy().tolist() == [True, False, False]
+    reference = keras.ops.in_top_k(labels[:1], logits[:1], 2).numpy()
+    assert in_top_k(logits[:1], labels[:1], 2).numpy() == reference
+
+
+def test_calibration_error_of_known_bins():
+    sure = np.array([[0.95, 0.05]] * 10 + [[0.35, 0.65]] * 10)
+    labels = np.array([0] * 5 + [1] * 5 + [1] * 10)
+    # Half right at 0.95, all right at 0.65.
+    assert calibration_error(sure, labels) == pytest.approx((0.45 + 0.35) / 2)
+    assert calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0
+
+
+def test_confusion_has_true_classes_as_rows():
+    found = confusion(np.array([0, 1, 1, 2]), np.array([0, 0, 1, 2]), 3)
+    assert found.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]

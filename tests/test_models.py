@@ -1,0 +1,133 @@
+"""Every registered network, against what its registration says of it.
+
+Those of more than LARGE weights take minutes in all and are marked slow.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from cnnbench.errors import UsageError
+from cnnbench.lazy import keras
+from cnnbench.models import build_model
+from cnnbench.models.complexity import count_macs, count_params
+from cnnbench.parts import MODELS, min_size
+
+LARGE = 12_000_000
+
+
+def is_large(name: str) -> bool:
+    return MODELS.get(name).facts["params"] > LARGE
+
+
+EVERY = [
+    pytest.param(name, marks=pytest.mark.slow) if is_large(name) else name
+    for name in MODELS.names()
+]
+# The smallest network of each family stands for the others where building one is not enough.
+SMALLEST = sorted(
+    {
+        min(
+            (n for n in MODELS.names() if MODELS.get(n).facts["family"] == family),
+            key=lambda n: MODELS.get(n).facts["params"],
+        )
+        for family in {MODELS.get(n).facts["family"] for n in MODELS.names()}
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_keras():
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.utils.clear_session()
+
+
+def small_input(name: str, channels: int = 3) -> tuple[int, int, int]:
+    size = max(min_size(MODELS.spec(name)), 32)
+    return size, size, channels
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_parameters_macs_and_names_are_those_registered(name):
+    facts = MODELS.get(name).facts
+    model = build_model(name, facts["native"], facts["native_classes"])
+    assert count_params(model) == facts["params"]
+    assert count_macs(model) == facts["macs"]
+    assert model.output_shape == (None, facts["native_classes"])
+    assert model.layers[0].name == "images" and model.layers[-1].name == "logits"
+    assert facts["source"] and facts["family"]
+    # A name that Keras counted up would be another one in the next process.
+    keras.utils.clear_session()
+    again = build_model(name, facts["native"], facts["native_classes"])
+    keras.utils.clear_session()
+    build_model("lenet5", (32, 32, 1), 10)
+    third = build_model(name, facts["native"], facts["native_classes"])
+    assert [v.path for v in again.variables] == [v.path for v in third.variables]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_weight_gets_a_gradient_and_a_step_changes_it(name):
+    model = build_model(name, small_input(name), 7)
+    images = tf.random.stateless_normal((4, *small_input(name)), (1, 2))
+    with tf.GradientTape() as tape:
+        logits = model(images, training=True)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits([0, 1, 2, 6], logits))
+    assert logits.shape == (4, 7) and logits.dtype == tf.float32
+    gradients = tape.gradient(loss, model.trainable_variables)
+    without = [
+        v.path for v, g in zip(model.trainable_variables, gradients, strict=True) if g is None
+    ]
+    assert not without
+    finite = [bool(tf.reduce_all(tf.math.is_finite(g))) for g in gradients]
+    assert all(finite)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_keeps_float32_logits(name, policy):
+    keras.config.set_dtype_policy(policy)
+    model = build_model(name, small_input(name), 5)
+    logits = model(tf.zeros((2, *small_input(name))), training=False)
+    assert logits.dtype == tf.float32 and np.all(np.isfinite(logits))
+    assert all(v.dtype == "float32" for v in model.trainable_variables)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_serialisation_round_trip(name, tmp_path):
+    model = build_model(name, small_input(name), 5)
+    images = tf.random.stateless_normal((2, *small_input(name)), (1, 2))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.array_equal(model(images, training=False), again(images, training=False))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_one_channel_and_another_activation(name):
+    spec = MODELS.spec(name, activation="elu")
+    model = build_model(spec, small_input(name, channels=1), 2)
+    assert model(tf.zeros((1, *small_input(name, 1)))).shape == (1, 2)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "prelu", "elu", "swish"])
+def test_activations(activation):
+    model = build_model(MODELS.spec("resnet20", activation=activation), (32, 32, 3), 10)
+    slopes = [v for v in model.trainable_variables if v.name == "alpha"]
+    assert len(slopes) == (19 if activation == "prelu" else 0)
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_what_a_network_cannot_take_is_explained(name):
+    least = min_size(MODELS.spec(name))
+    with pytest.raises(UsageError, match=f"{name}.*{least - 1}x.*at least {least}"):
+        build_model(name, (least - 1, least, 3), 10)
+    for classes in (1, 0, -3):
+        with pytest.raises(UsageError, match=f"{name}.*{classes} classes"):
+            build_model(name, (64, 64, 3), classes)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_least_size_is_enough(name):
+    least = min_size(MODELS.spec(name))
+    model = build_model(name, (least, least, 3), 3)
+    assert np.all(np.isfinite(model(tf.ones((1, least, least, 3)))))

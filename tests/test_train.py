@@ -1,0 +1,248 @@
+"""Training: exact on resume, the same under every strategy, and stopped when it must be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import cnnbench
+
+from cnnbench import checkpoint, load_recipe, open_run, resume, train
+from cnnbench.errors import DivergedError, InterruptedRun, RunError
+from cnnbench.lazy import tf
+from cnnbench.train import Silence, total_steps
+
+
+def final(run) -> dict:
+    return dict(checkpoint.newest(run.checkpoints)[0].arrays)
+
+
+def rows(run) -> list[dict]:
+    """The metrics without what a clock wrote."""
+    times = ("throughput_images_per_s", "seconds")
+    return [{k: v for k, v in row.items() if k not in times} for row in run.metrics()]
+
+
+def assert_same(one, two):
+    a, b = final(one), final(two)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert not different
+    assert rows(one) == rows(two)
+
+
+class InterruptAt(Silence):
+    def __init__(self, step):
+        self.step = step
+
+    def progressed(self, step, loss, top1, images_per_s):
+        if step >= self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of the small recipe: 15 steps in 3 epochs."""
+    from conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "small.yaml").write_text(SMALL)
+    return train(load_recipe(folder / "small.yaml"), run_dir=folder / "run")
+
+
+def test_a_run_has_its_files(whole):
+    assert whole.finished
+    names = {path.name for path in whole.path.iterdir()}
+    assert names == {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best", "finished.json",
+        "lock", "tensorboard",
+    }  # fmt: skip
+    assert [row["epoch"] for row in whole.metrics()] == [1, 2, 3]
+    assert set(whole.metrics()[0]) == {
+        "epoch", "step", "lr", "train", "validation", "throughput_images_per_s", "seconds",
+    }  # fmt: skip
+    about = whole.environment()["data"]
+    assert about["train_examples"] == 80 and about["validation_examples"] == 16
+
+
+def test_tensorboard_reads_the_events(whole):
+    (file,) = (whole.path / "tensorboard").iterdir()
+    tags = set()
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        tags |= {value.tag for value in event.summary.value}
+    assert tags == {"lr", "train/loss", "train/top1", "validation/loss", "validation/top1"}
+
+
+def test_training_the_resolved_recipe_again_gives_the_same_bytes(whole, tmp_path):
+    again = train(load_recipe(whole.path / "recipe.yaml"), run_dir=tmp_path / "run")
+    assert (again.path / "recipe.yaml").read_bytes() == (whole.path / "recipe.yaml").read_bytes()
+    assert_same(whole, again)
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 10, 14])
+def test_an_interrupted_run_resumes_to_the_same_bits(small, tmp_path, whole, step):
+    with pytest.raises(InterruptedRun, match="--resume"):
+        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(step))
+    run = open_run(tmp_path / "run")
+    assert not run.finished
+    assert_same(whole, resume(run))
+
+
+def test_interrupted_three_times(small, tmp_path, whole):
+    with pytest.raises(InterruptedRun):
+        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+    for step in (6, 11):
+        with pytest.raises(InterruptedRun):
+            resume(open_run(tmp_path / "run"), listener=InterruptAt(step))
+    assert_same(whole, resume(open_run(tmp_path / "run")))
+
+
+def test_steps_a_call_change_nothing(small, tmp_path, whole):
+    recipe = load_recipe(small, ("train.steps_per_call=5",))
+    run = train(recipe, run_dir=tmp_path / "run")
+    a, b = final(whole), final(run)
+    assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_a_killed_process_resumes_to_the_same_bits(small, tmp_path, whole):
+    command = [
+        sys.executable, "-m", "cnnbench", "train", str(small), "--run-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    saves = tmp_path / "run" / "checkpoints"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (saves.is_dir() and any(path.name.isdigit() for path in saves.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = cnnbench("train", "--resume", "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, open_run(tmp_path / "run"))
+
+
+def test_a_signal_from_outside_ends_in_75_and_a_way_on(small, tmp_path):
+    command = [
+        sys.executable, "-m", "cnnbench", "train", str(small), "--set", "train.epochs=2000",
+        "--run-dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "--resume" in stderr and "Traceback" not in stderr
+
+
+def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, small, tmp_path):
+    with pytest.raises(RunError, match="finished"):
+        resume(whole)
+    with pytest.raises(InterruptedRun):
+        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+    run = open_run(tmp_path / "run")
+    with pytest.raises(RunError, match=r"(?s)changed.*-seed: 3.*\+seed: 4"):
+        run.must_match(load_recipe(small, ("seed=4",)))
+    with run.locked():
+        done = cnnbench("train", "--resume", "--run-dir", run.path)
+    assert done.returncode == 6 and "another process (pid" in done.stderr
+    environment = json.loads((run.path / "environment.json").read_text())
+    environment["data"]["fingerprint"] = "0" * 64
+    (run.path / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(RunError, match="the data set changed"):
+        resume(run)
+
+
+def test_a_folder_with_something_in_it_is_not_trained_into(small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("dear sir")
+    with pytest.raises(RunError, match="not empty"):
+        train(load_recipe(small), run_dir=tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+def test_divergence_stops_with_the_step(small, tmp_path):
+    recipe = load_recipe(small, ("optimizer.lr=1e18", "schedule.warmup_epochs=0"))
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d"):
+        train(recipe, run_dir=tmp_path / "run")
+
+
+def test_early_stopping(small, tmp_path):
+    settings = ("train.epochs=50", "train.early_stopping.patience=2", "optimizer.lr=1e-9")
+    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    scores = [row["validation"]["top1"] for row in run.metrics()]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 3 < 50
+    assert checkpoint.load(run.best).state["epoch"] == best + 1
+
+
+def test_plateau_and_every_precision_train(small, tmp_path):
+    for precision in ("mixed_float16", "mixed_bfloat16"):
+        settings = (
+            f"train.precision={precision}", "train.epochs=2", "schedule.name=plateau",
+            "schedule.patience=1",
+        )  # fmt: skip
+        run = train(load_recipe(small, settings), run_dir=tmp_path / precision)
+        assert all(np.isfinite(row["train"]["loss"]) for row in run.metrics())
+        names = final(run)
+        assert any("dynamic_scale" in name for name in names) == (precision == "mixed_float16")
+
+
+TWO_REPLICAS = """
+import sys
+from cnnbench.lazy import load, tf
+load()
+two = sys.argv[3] == "mirrored"
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * (2 if two else 1)
+)
+from cnnbench import load_recipe, train
+settings = ("train.strategy=" + sys.argv[3], "model.name=lenet5", "model.dropout=0.0")
+settings += ("train.precision=" + sys.argv[4],)
+train(load_recipe(sys.argv[1], settings), run_dir=__import__("pathlib").Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_two_replicas_equal_one_device(small, tmp_path, precision):
+    runs = []
+    for strategy in ("one_device", "mirrored"):
+        place = tmp_path / strategy
+        command = [sys.executable, "-c", TWO_REPLICAS, small, place, strategy, precision]
+        subprocess.run(command, check=True)
+        runs.append(open_run(place))
+    a, b = map(final, runs)
+    close = 1e-4 if precision == "float32" else 2e-2
+    # Gradient sums and a loss scale may differ in their last bits.
+    assert all(np.allclose(a[name], b[name], atol=close) for name in a if "scale" not in name)
+    for one, two in zip(rows(runs[0]), rows(runs[1]), strict=True):
+        assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], abs=10 * close)
+
+
+def test_durations_are_epochs_steps_or_examples(small):
+    def steps(**options):
+        settings = ["train.epochs=null", *(f"train.{k}={v}" for k, v in options.items())]
+        return total_steps(load_recipe(small, tuple(settings)).train, 100, 16)
+
+    assert steps(epochs=2.5) == 250
+    assert steps(steps=7) == 7
+    assert steps(examples=1600) == 100
+
+
+@pytest.mark.slow
+def test_resnet20_learns_cifar10(cifar10, tmp_path):
+    from cnnbench import evaluate
+    from cnnbench.data.datasets import Access
+
+    path = Path(__file__).parents[1] / "recipes" / "resnet20_cifar10.yaml"
+    recipe = load_recipe(path, ("train.epochs=3",))
+    run = train(recipe, run_dir=tmp_path / "run", access=Access(cifar10))
+    assert evaluate(run)["top1"] >= 0.60
