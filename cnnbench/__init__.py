@@ -6,24 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnbench.evaluate import evaluate
-    from cnnbench.export import export
+    from cnnbench.evaluation import evaluate
+    from cnnbench.exports import export
     from cnnbench.models import build_model
-    from cnnbench.predict import predict
+    from cnnbench.prediction import predict
     from cnnbench.recipe import load_recipe
     from cnnbench.run import open_run
-    from cnnbench.train import resume, train
+    from cnnbench.training import resume, train
 
 # Imported when first used, so that `import cnnbench` costs nothing.
 _HOMES = {
     "build_model": "cnnbench.models",
-    "evaluate": "cnnbench.evaluate",
-    "export": "cnnbench.export",
+    "evaluate": "cnnbench.evaluation",
+    "export": "cnnbench.exports",
     "load_recipe": "cnnbench.recipe",
     "open_run": "cnnbench.run",
-    "predict": "cnnbench.predict",
-    "resume": "cnnbench.train",
-    "train": "cnnbench.train",
+    "predict": "cnnbench.prediction",
+    "resume": "cnnbench.training",
+    "train": "cnnbench.training",
 }
 
 __all__ = [

@@ -43,7 +43,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         RunError: the disk refuses; what was there before is untouched.
     """
     with files.new_folder(folder) as partial:
-        arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+        arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
         save_file(arrays, partial / ARRAYS)
         body = {
             "format": FORMAT,

@@ -74,7 +74,7 @@ def train(
         run = open_run(run_dir) if run_dir else newest_run(finished=False, name=checked.name)  # type: ignore[union-attr]
         if checked is not None:
             run.must_match(checked)
-        from cnnbench.train import resume as resume_run
+        from cnnbench.training import resume as resume_run
 
         with progress.shown() as listener:
             run = resume_run(run, access=access, listener=listener)
@@ -85,11 +85,11 @@ def train(
 
             checked, note = cut_down(checked, access)
             _say(note)
-        from cnnbench.train import train as train_run
+        from cnnbench.training import train as train_run
 
         with progress.shown() as listener:
             run = train_run(checked, access=access, run_dir=run_dir, listener=listener)
-    from cnnbench.export import export
+    from cnnbench.exports import export
 
     export(run, ["saved_model"], verify=False)
     click.echo(run.path)
@@ -107,7 +107,7 @@ def evaluate(
     """Measure a RUN on the test split: accuracy, calibration, speed, size."""
     opened = _run(run)
     from cnnbench import tables
-    from cnnbench.evaluate import evaluate as measure
+    from cnnbench.evaluation import evaluate as measure
 
     result = measure(opened, split=split, weights=weights, access=_access(data_dir))
     _answer(result, as_json, tables.evaluation)
@@ -133,8 +133,8 @@ def export(
     """Write a RUN's best weights as artifacts, proven on real images; by default, all formats."""
     opened = _run(run)
     from cnnbench import tables
-    from cnnbench.export import FORMATS
-    from cnnbench.export import export as write
+    from cnnbench.exports import FORMATS
+    from cnnbench.exports import export as write
 
     asked = [name for name, wanted in zip(FORMATS, (saved_model, tflite), strict=True) if wanted]
     rows = write(
@@ -156,7 +156,7 @@ def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
     """Name the classes of IMAGES by the network of a RUN."""
     opened = _run(run)
     from cnnbench import tables
-    from cnnbench.predict import predict as classify
+    from cnnbench.prediction import predict as classify
 
     _answer({"images": classify(opened, images, top=top)}, as_json, tables.predictions)
 

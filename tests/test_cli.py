@@ -153,9 +153,9 @@ def test_every_recipe_that_ships_is_valid_and_named_as_its_file():
 def test_python_in_five_lines(tmp_path, small):
     import cnnbench as package
 
-    recipe = package.load_recipe(small, ("train.epochs=1",))
+    recipe = package.load_recipe(small, ("train.epochs=2",))
     model = package.build_model(recipe.model, (16, 16, 3), 10)
     run = package.train(recipe, run_dir=tmp_path / "run")
     again = package.open_run(run.path)
     assert model.output_shape == (None, 10)
-    assert again.recipe == recipe and again.finished and len(again.metrics()) == 1
+    assert again.recipe == recipe and again.finished and len(again.metrics()) == 2

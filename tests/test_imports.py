@@ -19,8 +19,8 @@ FLOORS = (
     {"recipe", "schedules", "optim", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights"},
     {"network"},
-    {"train", "evaluate", "predict", "show", "smoke", "doctor", "tables", "progress"},
-    {"export"},
+    {"training", "evaluation", "prediction", "show", "smoke", "doctor", "tables", "progress"},
+    {"exports"},
     {"cli"},
     {"__main__"},
 )
@@ -59,7 +59,7 @@ def modules_after(code: str) -> set[str]:
         "import cnnbench.models; from cnnbench.parts import MODELS; MODELS.names()",
         f"import cnnbench; cnnbench.load_recipe({str(PACKAGE.parent)!r} + "
         "'/recipes/resnet20_cifar10.yaml')",
-        "import cnnbench.train, cnnbench.export, cnnbench.tables",
+        "import cnnbench.training, cnnbench.exports, cnnbench.tables",
     ],
 )
 def test_tensorflow_is_not_imported(code):

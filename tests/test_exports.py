@@ -13,7 +13,7 @@ from cnnbench.errors import VerificationError
 from cnnbench.lazy import tf
 from cnnbench.recipe import load_recipe
 
-export_module = importlib.import_module("cnnbench.export")
+export_module = importlib.import_module("cnnbench.exports")
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +135,14 @@ def test_predict_equals_the_network(digits_run, images, tmp_path):
 
 @pytest.mark.parametrize("color", ["grey", "hsv", "yuv"])
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
-    settings = (f"data.color={color}", "train.epochs=1", "model.name=lenet5", "model.dropout=0.0")
+    settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
     for row in export(run, examples=50):
         assert row["passed"] and row["agreement"] == 1.0
 
 
 def test_a_net_trained_in_half_precision_is_evaluated_in_single(small, tmp_path):
-    recipe = load_recipe(small, ("train.precision=mixed_float16", "train.epochs=1"))
+    recipe = load_recipe(small, ("train.precision=mixed_float16", "train.epochs=2"))
     run = train(recipe, run_dir=tmp_path / "run")
     (row,) = export(run, ["tflite"], examples=20)
     assert row["passed"]

@@ -15,7 +15,7 @@ from conftest import cnnbench
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.errors import DivergedError, InterruptedRun, RunError
 from cnnbench.lazy import tf
-from cnnbench.train import Silence, total_steps
+from cnnbench.training import Silence, total_steps
 
 
 def final(run) -> dict:
