@@ -271,4 +271,6 @@ def _answer(result: dict[str, Any], as_json: bool, table: Any) -> None:
     else:
         from rich.console import Console
 
-        Console().print(table(result))
+        console = Console()
+        wide = Console(width=120)  # where nobody looks, a file or a pipe, nothing need be folded
+        (console if console.is_terminal else wide).print(table(result))
