@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check smoke lint lock
+.PHONY: help setup demo test check smoke parity lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ check: setup ## every test that this machine can run
 
 smoke: setup ## a few steps of every recipe that ships, then eval and export
 	$(BIN)/python scripts/smoke_recipes.py
+
+parity: setup ## every network against keras.applications, torchvision and timm (installs PyTorch)
+	$(BIN)/python -m pip install --quiet torch torchvision timm
+	$(BIN)/python tests/parity.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -36,7 +36,7 @@ class Located:
             return [child.plain() for child in self.value]
         return self.value
 
-    def at(self, path: tuple[str | int, ...]) -> Located:
+    def at(self, path: tuple[Any, ...]) -> Located:
         """Returns the deepest node along a path; steps that lead nowhere are passed over."""
         node = self
         for step in path:

@@ -5,11 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from cnnbench.errors import UsageError
-from cnnbench.models import lenet, resnet
+from cnnbench.models import (
+    alexnet,
+    densenet,
+    efficientnet,
+    efficientnet_v2,
+    lenet,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    nasnet,
+    resnet,
+    resnet_v2,
+    resnext,
+    vgg,
+    wide_resnet,
+)
 from cnnbench.parts import MODELS, min_size
 from cnnbench.registry import Spec
 
-__all__ = ["build_model", "lenet", "resnet"]
+__all__ = [
+    "alexnet",
+    "build_model",
+    "densenet",
+    "efficientnet",
+    "efficientnet_v2",
+    "lenet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "nasnet",
+    "resnet",
+    "resnet_v2",
+    "resnext",
+    "vgg",
+    "wide_resnet",
+]
 
 
 def build_model(model: Spec | str, input_shape: tuple[int, int, int], classes: int) -> Any:

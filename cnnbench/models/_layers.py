@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from cnnbench.lazy import keras
@@ -33,8 +34,9 @@ def conv(
     strides: int = 1,
     groups: int = 1,
     padding: Padding = "symmetric",
+    use_bias: bool = False,
 ) -> Any:
-    """Convolves without a bias, for a normalisation follows; output size is input / strides.
+    """Convolves, by default without a bias for a normalisation follows; output is input / strides.
 
     A strided convolution is padded "symmetric", by kernel // 2 on all four sides, as in the code of
     papers written in Caffe and Torch, or "same", as in TensorFlow's, which pads an even input below
@@ -48,7 +50,7 @@ def conv(
         strides,
         "valid" if strides > 1 and padding == "symmetric" else "same",
         groups=groups,
-        use_bias=False,
+        use_bias=use_bias,
         kernel_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
         name=name,
     )(x)
@@ -70,6 +72,40 @@ def depthwise(
     )(x)
 
 
+def make_divisible(filters: float, divisor: int = 8) -> int:
+    """Rounds a scaled width to a multiple of the divisor, losing less than a tenth of it.
+
+    The papers leave this out; it is in the code of MobileNetV2 and of the networks after it.
+    """
+    rounded = max(divisor, int(filters + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * filters else rounded
+
+
+def squeeze_excite(
+    x: Any,
+    filters: int,
+    name: str,
+    *,
+    activation: Activation = "relu",
+    gate: Literal["sigmoid", "hard_sigmoid"] = "sigmoid",
+) -> Any:
+    """Scales every channel by a gate computed from the means of all (Hu et al. 2018).
+
+    `filters` is the width of the bottleneck between the means and the gates.
+    """
+    dense = partial(
+        keras.layers.Conv2D,
+        kernel_size=1,
+        kernel_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
+    )
+    gates = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
+    gates = dense(filters, name=f"{name}_reduce")(gates)
+    gates = activate(gates, activation, f"{name}_act")
+    gates = dense(x.shape[-1], name=f"{name}_expand")(gates)
+    gates = keras.layers.Activation(gate, name=f"{name}_gate")(gates)
+    return keras.layers.Multiply(name=f"{name}_scale")([x, gates])
+
+
 def drop_path(x: Any, rate: float, name: str) -> Any:
     """Drops the whole residual of an image at a rate in training (Huang et al. 2016)."""
     if not rate:
@@ -80,6 +116,17 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
 def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
     """Normalises each channel over the batch (Ioffe & Szegedy 2015)."""
     return keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)(x)
+
+
+def resize_map(x: Any, size: int, name: str) -> Any:
+    """Averages or repeats pixels to size x size of them, as PyTorch's adaptive pooling does."""
+    # Keras's adaptive pooling fails on an axis of a single pixel, except eagerly.
+    repeats = tuple(size if pixels == 1 else 1 for pixels in x.shape[1:3])
+    if repeats != (1, 1):
+        x = keras.layers.UpSampling2D(repeats, name=f"{name}_repeat")(x)
+    if x.shape[1:3] != (size, size):
+        x = keras.layers.AdaptiveAveragePooling2D(size, name=name)(x)
+    return x
 
 
 def classifier(x: Any, classes: int, dropout: float) -> Any:

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, norm
+from cnnbench.models._layers import (
+    Activation,
+    activate,
+    classifier,
+    conv,
+    drop_path,
+    norm,
+    squeeze_excite,
+)
 from cnnbench.parts import MODELS
 
+
+class Bottlenecks(NamedTuple):
+    """A column of a paper's table of bottleneck networks.
+
+    Attributes:
+        depths: blocks in each stage.
+        groups: of the 3x3 convolutions.
+        width: channels of a group in the first stage; they double with every stage.
+    """
+
+    depths: tuple[int, ...]
+    groups: int = 1
+    width: int = 64
+
+
 # Table 1: residual blocks in each of the four stages.
-DEPTHS = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "resnet152": (3, 8, 36, 3),
+BASIC = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+BOTTLENECK = {
+    "resnet50": Bottlenecks((3, 4, 6, 3)),
+    "resnet101": Bottlenecks((3, 4, 23, 3)),
+    "resnet152": Bottlenecks((3, 8, 36, 3)),
 }
-BASIC = ("resnet18", "resnet34")
 # Section 4.2: 6n + 2 layers in three stages of n blocks.
-CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
+CIFAR = {f"resnet{6 * n + 2}": (n, n, n) for n in (3, 5, 7, 9, 18)}
 # Trainable weights, and multiply-accumulates of one native image.
 COUNTS = {
     "resnet18": (11_689_512, 1_814_073_344),
@@ -36,59 +58,150 @@ COUNTS = {
     "resnet110": (1_727_962, 252_887_680),
 }
 
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Stem = Literal["imagenet", "deep", "cifar"]
 
 
-def resnet(
+def basic_resnet(
     name: str,
+    depths: tuple[int, ...],
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    stem: Literal["imagenet", "cifar"] = "imagenet",
+    stem: Stem = "imagenet",
+    se_ratio: Ratio = 0.0,
+    drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
-    dropout: Dropout = 0.0,
+    dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet for ImageNet, with the stride of a bottleneck in its 3x3 convolution.
+    """A ResNet for ImageNet, with two 3x3 convolutions in a block.
 
-    That stride (often called v1.5) is the one deviation from the paper, which has it in the first
-    1x1. `stem: cifar` is a 3x3 convolution without stride or pooling, for images of 32 pixels.
+    Stems and squeeze-and-excitation are those of `bottleneck_resnet`.
     """
+    block = partial(basic_block, activation=activation, se_ratio=se_ratio, shortcut=_shortcut(stem))
     x = inputs = keras.Input(input_shape, name="images")
-    if stem == "imagenet":
-        x = conv(x, 64, 7, "stem_conv", strides=2)
-        x = activate(norm(x, "stem_norm"), activation, "stem_act")
-        x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
-        x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
-    else:
-        x = conv(x, 64, 3, "stem_conv")
-        x = activate(norm(x, "stem_norm"), activation, "stem_act")
-    block = basic_block if name in BASIC else bottleneck_block
-    for stage, depth in enumerate(DEPTHS[name], start=1):
-        for i in range(1, depth + 1):
-            strides = 2 if stage > 1 and i == 1 else 1
-            x = block(x, 64 * 2 ** (stage - 1), strides, activation, f"stage{stage}_block{i}")
+    x = STEMS[stem](x, activation)
+    x = stages(x, depths, 64, block, drop_path_rate)
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def bottleneck_resnet(
+    name: str,
+    net: Bottlenecks,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: Stem = "imagenet",
+    stride: Literal["first", "second"] = "second",
+    se_ratio: Ratio = 0.0,
+    drop_path_rate: Rate = 0.0,
+    activation: Activation = "relu",
+    dropout: Rate = 0.0,
+) -> keras.Model:
+    """A ResNet for ImageNet, with 1x1, 3x3 and 1x1 convolutions in a block.
+
+    Args:
+        name: of the model.
+        net: the column of the paper's table.
+        input_shape: of an image.
+        classes: how many logits.
+        stem: "deep" is ResNet-D (He et al. 2018, "Bag of Tricks", figure 2): three 3x3 convolutions
+            in the stem, and shortcuts that average before they project. "cifar" is one 3x3
+            convolution without stride or pooling, for images of 32 pixels.
+        stride: which convolution of a block halves the size: "first", a 1x1, is the paper's and
+            keras.applications'; "second", the 3x3, became usual and is called v1.5.
+        se_ratio: width of squeeze-and-excitation (Hu et al. 2018; there 1/16) as a share of the
+            block's output; 0 for none.
+        drop_path_rate: of the last block (Huang et al. 2016).
+        activation: after each normalisation.
+        dropout: before the logits.
+    """
+    block = partial(
+        bottleneck_block,
+        net=net,
+        stride=stride,
+        activation=activation,
+        se_ratio=se_ratio,
+        shortcut=_shortcut(stem),
+    )
+    x = inputs = keras.Input(input_shape, name="images")
+    x = STEMS[stem](x, activation)
+    x = stages(x, net.depths, 64, block, drop_path_rate)
     return keras.Model(inputs, classifier(x, classes, dropout), name=name)
 
 
 def cifar_resnet(
     name: str,
+    depths: tuple[int, ...],
     input_shape: tuple[int, int, int],
     classes: int,
     *,
+    se_ratio: Ratio = 0.0,
+    drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
-    dropout: Dropout = 0.0,
+    dropout: Rate = 0.0,
 ) -> keras.Model:
     """A ResNet for 32-pixel images; its shortcuts have no parameters (option A)."""
+    block = partial(
+        basic_block, activation=activation, se_ratio=se_ratio, shortcut=identity_shortcut
+    )
     x = inputs = keras.Input(input_shape, name="images")
-    x = conv(x, 16, 3, "stem_conv")
-    x = activate(norm(x, "stem_norm"), activation, "stem_act")
-    for stage, filters in enumerate((16, 32, 64), start=1):
-        for i in range(1, CIFAR_DEPTHS[name] + 1):
-            strides = 2 if stage > 1 and i == 1 else 1
-            x = basic_block(
-                x, filters, strides, activation, f"stage{stage}_block{i}", identity_shortcut
-            )
+    x = cifar_stem(x, activation, filters=16)
+    x = stages(x, depths, 16, block, drop_path_rate)
     return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def stages(
+    x: Any,
+    depths: tuple[int, ...],
+    filters: int,
+    block: Callable[..., Any],
+    drop_path_rate: float = 0.0,
+) -> Any:
+    """Stacks blocks; each stage after the first halves the size and doubles the filters.
+
+    `block` is a function of (x, filters, strides, name, drop_rate). The rate at which a residual is
+    dropped grows linearly with depth (Huang et al. 2016, equation 4).
+    """
+    count = 0
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(1, depth + 1):
+            strides = 2 if stage > 1 and i == 1 else 1
+            count += 1
+            rate = drop_path_rate * count / sum(depths)
+            x = block(x, filters * 2 ** (stage - 1), strides, f"stage{stage}_block{i}", rate)
+    return x
+
+
+def imagenet_stem(x: Any, activation: Activation) -> Any:
+    """A 7x7 convolution and max pooling: a quarter of the size."""
+    x = conv(x, 64, 7, "stem_conv", strides=2)
+    x = activate(norm(x, "stem_norm"), activation, "stem_act")
+    return stem_pool(x)
+
+
+def deep_stem(x: Any, activation: Activation) -> Any:
+    """Three 3x3 convolutions in place of the 7x7 (ResNet-C, in ResNet-D)."""
+    for i, (filters, strides) in enumerate(((32, 2), (32, 1), (64, 1)), start=1):
+        x = conv(x, filters, 3, f"stem_conv{i}", strides=strides)
+        x = activate(norm(x, f"stem_norm{i}"), activation, f"stem_act{i}")
+    return stem_pool(x)
+
+
+def cifar_stem(x: Any, activation: Activation, filters: int = 64) -> Any:
+    """A 3x3 convolution that keeps the size."""
+    x = conv(x, filters, 3, "stem_conv")
+    return activate(norm(x, "stem_norm"), activation, "stem_act")
+
+
+def stem_pool(x: Any) -> Any:
+    """Max pooling of 3x3 pixels to half the size."""
+    x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+    return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+
+
+STEMS = {"imagenet": imagenet_stem, "deep": deep_stem, "cifar": cifar_stem}
 
 
 def projection_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
@@ -98,60 +211,106 @@ def projection_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
     return norm(conv(x, filters, 1, f"{name}_shortcut", strides=strides), f"{name}_shortcut_norm")
 
 
+def pooled_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
+    """Option B of ResNet-D: every pixel counts, by an average before the 1x1 convolution."""
+    if strides > 1:
+        x = keras.layers.AveragePooling2D(2, strides, "same", name=f"{name}_pool")(x)
+    return projection_shortcut(x, filters, 1, f"{name}_pool")
+
+
 def identity_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
     """Option A: every other pixel, and zeros for the channels that are new."""
     if strides > 1:
         x = keras.layers.AveragePooling2D(1, strides, name=f"{name}_shortcut_pool")(x)
     new = filters - x.shape[-1]
     if new:
-        x = keras.ops.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+        # "channels_first" pads the last two axes: the columns, by nothing, and the channels.
+        padding = ((0, 0), (new // 2, new - new // 2))
+        pad = keras.layers.ZeroPadding2D(padding, "channels_first", name=f"{name}_shortcut_pad")
+        x = pad(x)
     return x
+
+
+def _shortcut(stem: Stem) -> Callable[[Any, int, int, str], Any]:
+    return pooled_shortcut if stem == "deep" else projection_shortcut
 
 
 def basic_block(
     x: Any,
     filters: int,
     strides: int,
-    activation: Activation,
     name: str,
-    shortcut: Any = projection_shortcut,
+    drop_rate: float,
+    *,
+    activation: Activation,
+    se_ratio: float,
+    shortcut: Callable[[Any, int, int, str], Any],
 ) -> Any:
     """Two 3x3 convolutions and a shortcut (figure 5, left)."""
     residual = conv(x, filters, 3, f"{name}_conv1", strides=strides)
     residual = activate(norm(residual, f"{name}_norm1"), activation, f"{name}_act1")
     residual = norm(conv(residual, filters, 3, f"{name}_conv2"), f"{name}_norm2")
-    x = keras.layers.Add(name=f"{name}_add")([shortcut(x, filters, strides, name), residual])
+    x = merge(shortcut(x, filters, strides, name), residual, name, se_ratio, drop_rate)
     return activate(x, activation, f"{name}_act2")
 
 
-def bottleneck_block(x: Any, filters: int, strides: int, activation: Activation, name: str) -> Any:
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut (figure 5)."""
-    residual = conv(x, filters, 1, f"{name}_conv1")
+def bottleneck_block(
+    x: Any,
+    filters: int,
+    strides: int,
+    name: str,
+    drop_rate: float,
+    *,
+    net: Bottlenecks,
+    stride: Literal["first", "second"],
+    activation: Activation,
+    se_ratio: float,
+    shortcut: Callable[[Any, int, int, str], Any],
+) -> Any:
+    """1x1, 3x3 and 1x1 convolutions, the last to 4 * filters, and a shortcut (figure 5, right)."""
+    first, second = (strides, 1) if stride == "first" else (1, strides)
+    width = net.groups * net.width * filters // 64
+    residual = conv(x, width, 1, f"{name}_conv1", strides=first)
     residual = activate(norm(residual, f"{name}_norm1"), activation, f"{name}_act1")
-    residual = conv(residual, filters, 3, f"{name}_conv2", strides=strides)
+    residual = conv(residual, width, 3, f"{name}_conv2", strides=second, groups=net.groups)
     residual = activate(norm(residual, f"{name}_norm2"), activation, f"{name}_act2")
     residual = norm(conv(residual, 4 * filters, 1, f"{name}_conv3"), f"{name}_norm3")
-    shortcut = projection_shortcut(x, 4 * filters, strides, name)
-    x = keras.layers.Add(name=f"{name}_add")([shortcut, residual])
+    x = merge(shortcut(x, 4 * filters, strides, name), residual, name, se_ratio, drop_rate)
     return activate(x, activation, f"{name}_act3")
 
 
-for _name in DEPTHS:
+def merge(shortcut: Any, residual: Any, name: str, se_ratio: float, drop_rate: float) -> Any:
+    """Adds the residual, its channels gated and itself now and then dropped, to the shortcut."""
+    if se_ratio:
+        squeezed = max(1, round(residual.shape[-1] * se_ratio))
+        residual = squeeze_excite(residual, squeezed, f"{name}_se")
+    residual = drop_path(residual, drop_rate, f"{name}_drop_path")
+    return keras.layers.Add(name=f"{name}_add")([shortcut, residual])
+
+
+def stem_min_size(options: dict[str, Any]) -> int:
+    """Returns the least size of images, which four stages and the stem halve up to five times."""
+    return 8 if options["stem"] == "cifar" else 32
+
+
+_BUILDERS = {name: partial(basic_resnet, name, depths) for name, depths in BASIC.items()}
+_BUILDERS |= {name: partial(bottleneck_resnet, name, net) for name, net in BOTTLENECK.items()}
+for _name, _build in _BUILDERS.items():
     MODELS.add(
         _name,
-        partial(resnet, _name),
+        _build,
         family="resnet",
         source="He et al. 2015, table 1",
         params=COUNTS[_name][0],
         macs=COUNTS[_name][1],
         native=(224, 224, 3),
         native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )
-for _name in CIFAR_DEPTHS:
+for _name, _depths in CIFAR.items():
     MODELS.add(
         _name,
-        partial(cifar_resnet, _name),
+        partial(cifar_resnet, _name, _depths),
         family="resnet",
         source="He et al. 2015, table 6",
         params=COUNTS[_name][0],

@@ -1,0 +1,160 @@
+"""DenseNet: Huang et al. 2017, "Densely Connected Convolutional Networks", tables 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models._layers import Activation, activate, classifier, conv, norm
+from cnnbench.parts import MODELS
+
+# Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
+# code and in the table of earlier versions on arXiv, the published one has DenseNet-264.
+IMAGENET = {
+    "densenet121": (32, (6, 12, 24, 16)),
+    "densenet161": (48, (6, 12, 36, 24)),
+    "densenet169": (32, (6, 12, 32, 32)),
+    "densenet201": (32, (6, 12, 48, 32)),
+}
+# Table 2: depth and growth rate; BC has bottlenecks and compression (section 3).
+CIFAR = {"densenet_40_12": (40, 12)}
+CIFAR_BC = {
+    "densenet_bc_40_12": (40, 12),
+    "densenet_bc_100_12": (100, 12),
+    "densenet_bc_190_40": (190, 40),
+    "densenet_bc_250_24": (250, 24),
+}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "densenet121": (7_978_856, 2_834_161_664),
+    "densenet161": (28_681_000, 7_727_907_072),
+    "densenet169": (14_149_480, 3_359_843_328),
+    "densenet201": (20_013_928, 4_291_365_888),
+    "densenet_40_12": (1_019_722, 264_812_928),
+    "densenet_bc_40_12": (176_122, 72_365_352),
+    "densenet_bc_100_12": (769_162, 287_929_692),
+    "densenet_bc_190_40": (25_624_430, 9_301_945_740),
+    "densenet_bc_250_24": (15_324_406, 5_418_785_724),
+}
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+def densenet(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    activation: Activation = "relu",
+    dropout: Dropout = 0.0,
+    conv_dropout: Dropout = 0.0,
+) -> keras.Model:
+    """A DenseNet-BC for ImageNet.
+
+    `stem: cifar` is a 3x3 convolution without stride or pooling, for images of 32 pixels.
+    `conv_dropout` is the rate after every convolution but the first, which the paper has for CIFAR
+    only.
+    """
+    growth_rate, depths = IMAGENET[name]
+    x = inputs = keras.Input(input_shape, name="images")
+    if stem == "imagenet":
+        x = conv(x, 2 * growth_rate, 7, "stem_conv", strides=2)
+        x = activate(norm(x, "stem_norm"), activation, "stem_act")
+        x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+        x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    else:
+        x = conv(x, 2 * growth_rate, 3, "stem_conv")
+    x = dense_stages(x, depths, growth_rate, activation, conv_dropout, bc=True)
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def cifar_densenet(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    activation: Activation = "relu",
+    dropout: Dropout = 0.0,
+    conv_dropout: Dropout = 0.0,
+) -> keras.Model:
+    """A DenseNet for 32-pixel images, in three stages of as many layers.
+
+    `conv_dropout` is the rate after every convolution but the first: in the paper 0.2 for training
+    without augmentation, else 0.
+    """
+    bc = name in CIFAR_BC
+    depth, growth_rate = CIFAR_BC[name] if bc else CIFAR[name]
+    # The stem, two transitions and the logits are four of the layers that the depth counts.
+    layers = (depth - 4) // (6 if bc else 3)
+    x = inputs = keras.Input(input_shape, name="images")
+    x = conv(x, 2 * growth_rate if bc else 16, 3, "stem_conv")
+    x = dense_stages(x, (layers,) * 3, growth_rate, activation, conv_dropout, bc=bc)
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def dense_stages(
+    x: Any,
+    depths: Sequence[int],
+    growth_rate: int,
+    activation: Activation,
+    conv_dropout: float,
+    *,
+    bc: bool,
+) -> Any:
+    """Dense layers, each appending its features to all before, with a transition between stages.
+
+    `bc` puts a 1x1 bottleneck into each layer and halves the channels in each transition.
+    """
+    h = partial(norm_act_conv, activation=activation, dropout=conv_dropout)
+    for stage, depth in enumerate(depths, start=1):
+        if stage > 1:
+            name = f"stage{stage}_transition"
+            x = h(x, x.shape[-1] // (2 if bc else 1), 1, name)
+            x = keras.layers.AveragePooling2D(2, name=f"{name}_pool")(x)
+        for i in range(1, depth + 1):
+            name = f"stage{stage}_block{i}"
+            new = h(x, 4 * growth_rate, 1, f"{name}_bottleneck") if bc else x
+            new = h(new, growth_rate, 3, name)
+            x = keras.layers.Concatenate(name=f"{name}_concat")([x, new])
+    return activate(norm(x, "head_norm"), activation, "head_act")
+
+
+def norm_act_conv(
+    x: Any, filters: int, kernel: int, name: str, *, activation: Activation, dropout: float
+) -> Any:
+    """The paper's composite function H (section 3)."""
+    x = activate(norm(x, f"{name}_norm"), activation, f"{name}_act")
+    x = conv(x, filters, kernel, f"{name}_conv")
+    return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
+
+
+for _name in IMAGENET:
+    MODELS.add(
+        _name,
+        partial(densenet, _name),
+        family="densenet",
+        source="Huang et al. 2017, table 1",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+    )
+for _name in CIFAR | CIFAR_BC:
+    MODELS.add(
+        _name,
+        partial(cifar_densenet, _name),
+        family="densenet",
+        # The table has no such small BC.
+        source=f"Huang et al. 2017, {'section 3' if _name == 'densenet_bc_40_12' else 'table 2'}",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(32, 32, 3),
+        native_classes=10,
+        min_size=4,
+    )

@@ -1,0 +1,87 @@
+"""MobileNet: Howard et al. 2017, "MobileNets: Efficient CNNs for Mobile Vision", table 1."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models import _layers
+from cnnbench.models._layers import Activation, activate, classifier
+from cnnbench.parts import MODELS
+
+# Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
+STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
+# Table 6: width multipliers.
+ALPHAS = {
+    "mobilenet_v1": 1.0,
+    "mobilenet_v1_075": 0.75,
+    "mobilenet_v1_050": 0.5,
+    "mobilenet_v1_025": 0.25,
+}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "mobilenet_v1": (4_231_976, 568_740_352),
+    "mobilenet_v1_075": (2_585_560, 325_400_448),
+    "mobilenet_v1_050": (1_331_592, 149_497_088),
+    "mobilenet_v1_025": (470_072, 41_030_272),
+}
+
+conv = partial(_layers.conv, padding="same")
+depthwise = partial(_layers.depthwise, padding="same")
+norm = partial(_layers.norm, epsilon=1e-3, momentum=0.99)
+
+
+def mobilenet_v1(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    activation: Activation = "relu6",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.001,
+) -> keras.Model:
+    """A MobileNet: depthwise separable convolutions, all but the first.
+
+    `alpha` multiplies every width. `stem: cifar` takes the stride from the first convolution, for
+    images of 32 pixels. As in the authors' code, and not in the paper, the activation is ReLU6 and
+    there is a dropout. The paper's stride of 2 in the last block is a misprint: its output is 7x7.
+    """
+    x = inputs = keras.Input(input_shape, name="images")
+    x = conv(x, int(32 * alpha), 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
+    x = activate(norm(x, "stem_norm"), activation, "stem_act")
+    for stage, (filters, depth, strides) in enumerate(STAGES, start=1):
+        for i in range(1, depth + 1):
+            x = separable_block(
+                x,
+                int(filters * alpha),
+                strides if i == 1 else 1,
+                activation,
+                f"stage{stage}_block{i}",
+            )
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def separable_block(x: Any, filters: int, strides: int, activation: Activation, name: str) -> Any:
+    """A 3x3 depthwise and a 1x1 convolution (figure 3, right)."""
+    x = depthwise(x, 3, f"{name}_depthwise", strides=strides)
+    x = activate(norm(x, f"{name}_depthwise_norm"), activation, f"{name}_depthwise_act")
+    x = conv(x, filters, 1, f"{name}_pointwise")
+    return activate(norm(x, f"{name}_pointwise_norm"), activation, f"{name}_pointwise_act")
+
+
+for _name, _alpha in ALPHAS.items():
+    MODELS.add(
+        _name,
+        partial(mobilenet_v1, _name, alpha=_alpha),
+        family="mobilenet_v1",
+        source="Howard et al. 2017, table 1",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=lambda options: 32 if options["stem"] == "imagenet" else 16,
+    )

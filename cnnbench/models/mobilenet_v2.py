@@ -1,0 +1,104 @@
+"""MobileNetV2: Sandler et al. 2018, "Inverted Residuals and Linear Bottlenecks", table 2."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models import _layers
+from cnnbench.models._layers import Activation, activate, classifier, make_divisible
+from cnnbench.parts import MODELS
+
+# Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+# Table 4: width multipliers.
+ALPHAS = {"mobilenet_v2": 1.0, "mobilenet_v2_140": 1.4}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "mobilenet_v2": (3_504_872, 300_774_272),
+    "mobilenet_v2_140": (6_108_776, 582_195_824),
+}
+
+conv = partial(_layers.conv, padding="same")
+depthwise = partial(_layers.depthwise, padding="same")
+# As in the authors' code.
+norm = partial(_layers.norm, epsilon=1e-3, momentum=0.997)
+
+
+def mobilenet_v2(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    activation: Activation = "relu6",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+) -> keras.Model:
+    """A MobileNetV2: inverted residuals with linear bottlenecks.
+
+    `alpha` multiplies every width, but that of the last convolution only if it is above 1 (section
+    4). `stem: cifar` takes the stride from the first convolution and from stage 2, for images of 32
+    pixels. The dropout is the one of the authors' code.
+    """
+    x = inputs = keras.Input(input_shape, name="images")
+    strides = 2 if stem == "imagenet" else 1
+    x = conv(x, make_divisible(32 * alpha), 3, "stem_conv", strides=strides)
+    x = activate(norm(x, "stem_norm"), activation, "stem_act")
+    for stage, (expand_ratio, filters, depth, strides) in enumerate(STAGES, start=1):
+        if stage == 2 and stem == "cifar":
+            strides = 1
+        for i in range(1, depth + 1):
+            x = inverted_residual(
+                x,
+                make_divisible(filters * alpha),
+                expand_ratio,
+                strides if i == 1 else 1,
+                activation,
+                f"stage{stage}_block{i}",
+            )
+    x = conv(x, make_divisible(1280 * max(1, alpha)), 1, "head_conv")
+    x = activate(norm(x, "head_norm"), activation, "head_act")
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def inverted_residual(
+    x: Any, filters: int, expand_ratio: int, strides: int, activation: Activation, name: str
+) -> Any:
+    """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection (table 1)."""
+    residual = x
+    if expand_ratio > 1:
+        residual = conv(residual, expand_ratio * x.shape[-1], 1, f"{name}_expand")
+        residual = activate(norm(residual, f"{name}_expand_norm"), activation, f"{name}_expand_act")
+    residual = depthwise(residual, 3, f"{name}_depthwise", strides=strides)
+    residual = norm(residual, f"{name}_depthwise_norm")
+    residual = activate(residual, activation, f"{name}_depthwise_act")
+    residual = norm(conv(residual, filters, 1, f"{name}_project"), f"{name}_project_norm")
+    if strides == 1 and x.shape[-1] == filters:
+        return keras.layers.Add(name=f"{name}_add")([x, residual])
+    return residual
+
+
+for _name, _alpha in ALPHAS.items():
+    MODELS.add(
+        _name,
+        partial(mobilenet_v2, _name, alpha=_alpha),
+        family="mobilenet_v2",
+        source="Sandler et al. 2018, table 2",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+    )

@@ -1,0 +1,149 @@
+"""MobileNetV3: Howard et al. 2019, "Searching for MobileNetV3", tables 1 and 2."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models import _layers
+from cnnbench.models._layers import Activation, activate, logits, make_divisible, squeeze_excite
+from cnnbench.parts import MODELS
+
+# Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
+LARGE = (  # table 1
+    (3, 16, 16, False, "RE", 1),
+    (3, 64, 24, False, "RE", 2),
+    (3, 72, 24, False, "RE", 1),
+    (5, 72, 40, True, "RE", 2),
+    (5, 120, 40, True, "RE", 1),
+    (5, 120, 40, True, "RE", 1),
+    (3, 240, 80, False, "HS", 2),
+    (3, 200, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 480, 112, True, "HS", 1),
+    (3, 672, 112, True, "HS", 1),
+    (5, 672, 160, True, "HS", 2),
+    (5, 960, 160, True, "HS", 1),
+    (5, 960, 160, True, "HS", 1),
+)
+SMALL = (  # table 2
+    (3, 16, 16, True, "RE", 2),
+    (3, 72, 24, False, "RE", 2),
+    (3, 88, 24, False, "RE", 1),
+    (5, 96, 40, True, "HS", 2),
+    (5, 240, 40, True, "HS", 1),
+    (5, 240, 40, True, "HS", 1),
+    (5, 120, 48, True, "HS", 1),
+    (5, 144, 48, True, "HS", 1),
+    (5, 288, 96, True, "HS", 2),
+    (5, 576, 96, True, "HS", 1),
+    (5, 576, 96, True, "HS", 1),
+)
+# Rows; the stage whose stride the CIFAR stem takes away; filters of the last hidden layer.
+VARIANTS = {"mobilenet_v3_large": (LARGE, 2, 1280), "mobilenet_v3_small": (SMALL, 1, 1024)}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "mobilenet_v3_large": (5_483_032, 216_589_760),
+    "mobilenet_v3_small": (2_542_856, 56_510_400),
+}
+
+conv = partial(_layers.conv, padding="same")
+depthwise = partial(_layers.depthwise, padding="same")
+# Section 6.1.1 has the decay; epsilon is the one of the authors' code.
+norm = partial(_layers.norm, epsilon=1e-3, momentum=0.99)
+
+
+def stages(name: str) -> list[list[tuple]]:
+    """Returns the rows of a table by stage: consecutive ones of equal "#out"."""
+    rows, *_ = VARIANTS[name]
+    return [list(stage) for _, stage in groupby(rows, key=lambda row: row[2])]
+
+
+def mobilenet_v3(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    activation: Activation = "hard_swish",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+) -> keras.Model:
+    """A MobileNetV3: inverted residuals, some with squeeze-and-excite.
+
+    `alpha` multiplies every width, but that of the stem never and that of the last hidden layer
+    only if it is above 1. `stem: cifar` takes the stride from the first convolution and from the
+    first block that has one, for images of 32 pixels. `activation` stands where the table has
+    hard-swish; its ReLUs stay.
+    """
+    _, cifar_stage, last_filters = VARIANTS[name]
+    x = inputs = keras.Input(input_shape, name="images")
+    x = conv(x, 16, 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
+    x = activate(norm(x, "stem_norm"), activation, "stem_act")
+    paper_filters = 16
+    for stage, rows in enumerate(stages(name), start=1):
+        for i, (kernel, expanded, filters, squeezed, nl, strides) in enumerate(rows, start=1):
+            x = inverted_residual(
+                x,
+                kernel,
+                # The expansion, not the expanded width, is what a width multiplier keeps.
+                make_divisible(x.shape[-1] * expanded / paper_filters),
+                make_divisible(filters * alpha),
+                1 if stem == "cifar" and stage == cifar_stage else strides,
+                squeezed,
+                activation if nl == "HS" else "relu",
+                f"stage{stage}_block{i}",
+            )
+            paper_filters = filters
+    x = conv(x, make_divisible(6 * x.shape[-1]), 1, "head_conv")
+    x = activate(norm(x, "head_norm"), activation, "head_act")
+    x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)
+    x = keras.layers.Dense(make_divisible(last_filters * max(1, alpha)), name="head_dense")(x)
+    x = activate(x, activation, "head_dense_act")
+    return keras.Model(inputs, logits(x, classes, dropout), name=name)
+
+
+def inverted_residual(
+    x: Any,
+    kernel: int,
+    expanded: int,
+    filters: int,
+    strides: int,
+    squeezed: bool,
+    activation: Activation,
+    name: str,
+) -> Any:
+    """1x1 expansion, depthwise convolution, squeeze-and-excite and 1x1 projection (figure 4)."""
+    residual = x
+    if expanded != x.shape[-1]:
+        residual = conv(residual, expanded, 1, f"{name}_expand")
+        residual = activate(norm(residual, f"{name}_expand_norm"), activation, f"{name}_expand_act")
+    residual = depthwise(residual, kernel, f"{name}_depthwise", strides=strides)
+    residual = norm(residual, f"{name}_depthwise_norm")
+    residual = activate(residual, activation, f"{name}_depthwise_act")
+    if squeezed:
+        gates = make_divisible(expanded / 4)
+        residual = squeeze_excite(residual, gates, f"{name}_se", gate="hard_sigmoid")
+    residual = norm(conv(residual, filters, 1, f"{name}_project"), f"{name}_project_norm")
+    if strides == 1 and x.shape[-1] == filters:
+        return keras.layers.Add(name=f"{name}_add")([x, residual])
+    return residual
+
+
+for _name in VARIANTS:
+    MODELS.add(
+        _name,
+        partial(mobilenet_v3, _name),
+        family="mobilenet_v3",
+        source=f"Howard et al. 2019, table {1 if _name.endswith('large') else 2}",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+    )

@@ -1,0 +1,264 @@
+"""NASNet-A: Zoph et al. 2018, "Learning Transferable Architectures for Scalable Image Recognition".
+
+The cells are those of figure 4, joined as in figure 2. The auxiliary classifier, which serves
+training alone, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models import _layers
+from cnnbench.models._layers import (
+    HE_FAN_OUT,
+    Activation,
+    activate,
+    classifier,
+    conv,
+    depthwise,
+    drop_path,
+)
+from cnnbench.parts import MODELS
+
+
+class Operation(NamedTuple):
+    """What a cell does to one of its states.
+
+    State 0 is the cell's input, 1 the input of the cell before, 2 and more the sums so far.
+    """
+
+    state: int
+    kind: Literal["separable", "max", "average", "identity"]
+    kernel: int = 3
+
+
+class Cell(NamedTuple):
+    """Pairs of operations to be added up, and the states that make the output."""
+
+    sums: tuple[tuple[Operation, Operation], ...]
+    output: tuple[int, ...]
+    strides: int
+
+
+# Figure 4, in the order of the authors' code.
+NORMAL = Cell(
+    sums=(
+        (Operation(0, "separable", 5), Operation(1, "separable", 3)),
+        (Operation(1, "separable", 5), Operation(1, "separable", 3)),
+        (Operation(0, "average"), Operation(1, "identity")),
+        (Operation(1, "average"), Operation(1, "average")),
+        (Operation(0, "separable", 3), Operation(0, "identity")),
+    ),
+    output=(1, 2, 3, 4, 5, 6),
+    strides=1,
+)
+REDUCTION = Cell(
+    sums=(
+        (Operation(0, "separable", 5), Operation(1, "separable", 7)),
+        (Operation(0, "max"), Operation(1, "separable", 7)),
+        (Operation(0, "average"), Operation(1, "separable", 5)),
+        (Operation(3, "identity"), Operation(2, "average")),
+        (Operation(2, "separable", 3), Operation(0, "max")),
+    ),
+    output=(3, 4, 5, 6),
+    strides=2,
+)
+
+
+class Variant(NamedTuple):
+    """NASNet-A (N @ P): N normal cells in each of three stages, P filters at the end."""
+
+    cells: int
+    filters: int
+    stem_filters: int
+    size: int
+    # The normal cell after a reduction has what the reduction had for the input of the cell before.
+    skips_reduction: bool = False
+
+
+# Tables 1 to 3, and the authors' code.
+VARIANTS = {
+    "nasnet_mobile": Variant(4, 1056, 32, 224),
+    "nasnet_large": Variant(6, 4032, 96, 331, skips_reduction=True),
+    "nasnet_cifar": Variant(6, 768, 96, 32),
+}
+CIFAR = ("nasnet_cifar",)
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "nasnet_mobile": (5_289_978, 563_638_816),
+    "nasnet_large": (88_753_150, 23_783_414_658),
+    "nasnet_cifar": (3_328_234, 525_786_624),
+}
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+imagenet_norm = partial(_layers.norm, epsilon=1e-3, momentum=0.9997)
+cifar_norm = partial(_layers.norm, epsilon=1e-5, momentum=0.9)
+
+
+def nasnet(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    activation: Activation = "relu",
+    dropout: Rate = 0.5,
+    drop_path_rate: Rate = 0.0,
+) -> keras.Model:
+    """A NASNet-A; for ImageNet its stem has two reduction cells.
+
+    `drop_path_rate` is the rate of dropping each operation in the last cell, and in proportion less
+    in those before it. The authors raise it in the course of training, from 0 to 0.4 for
+    nasnet_cifar and 0.3 for nasnet_large; a constant rate, which this is, helped them little.
+
+    The first cell of nasnet_cifar brings the stem to its width by one 1x1 convolution, where the
+    authors' code has one in each operation; their paper does not say.
+    """
+    cells, filters, stem_filters, _, skips_reduction = VARIANTS[name]
+    # A normal cell has six outputs, and their filters double twice.
+    filters //= 24
+    total = 3 * cells + (2 if name in CIFAR else 4)
+    rates = (drop_path_rate * i / total for i in range(1, total + 1))
+    norm = cifar_norm if name in CIFAR else imagenet_norm
+    build = partial(cell, activation=activation, norm=norm)
+    x = inputs = keras.Input(input_shape, name="images")
+    if name in CIFAR:
+        x = previous = norm(conv(x, stem_filters, 3, "stem_conv"), "stem_norm")
+    else:
+        x = norm(unpadded_conv(x, stem_filters, 3, "stem_conv", strides=2), "stem_norm")
+        y = build(x, None, REDUCTION, filters // 4, next(rates), "stem_cell1")
+        x, previous = build(y, x, REDUCTION, filters // 2, next(rates), "stem_cell2"), y
+    for stage in (1, 2, 3):
+        kinds = [NORMAL] * cells if stage == 1 else [REDUCTION, *[NORMAL] * cells]
+        for i, kind in enumerate(kinds, start=1):
+            y = build(x, previous, kind, filters, next(rates), f"stage{stage}_block{i}")
+            if kind is NORMAL or not skips_reduction:
+                previous = x
+            x = y
+        filters *= 2
+    x = activate(x, activation, "head_act")
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def unpadded_conv(x: Any, filters: int, kernel: int, name: str, *, strides: int) -> Any:
+    """Convolves without padding or a bias."""
+    return keras.layers.Conv2D(
+        filters,
+        kernel,
+        strides,
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
+        name=name,
+    )(x)
+
+
+def cell(
+    x: Any,
+    previous: Any | None,
+    kind: Cell,
+    filters: int,
+    drop_rate: float,
+    name: str,
+    *,
+    activation: Activation,
+    norm: Callable[..., Any],
+) -> Any:
+    """A cell on its input and the input of the cell before it; the first cell has x for both."""
+    h = conv(activate(x, activation, f"{name}_act"), filters, 1, f"{name}_conv")
+    h = norm(h, f"{name}_norm")
+    if previous is None:
+        previous = x
+    else:
+        previous = fit(previous, x, filters, f"{name}_previous", activation, norm)
+    states = [h, previous]
+    for i, pair in enumerate(kind.sums, start=1):
+        terms = []
+        for side, operation in zip(("left", "right"), pair, strict=True):
+            term = states[operation.state]
+            # The sums are reduced already.
+            strides = kind.strides if operation.state < 2 else 1
+            part = f"{name}_{side}{i}"
+            if operation.kind == "separable":
+                term = separable(term, filters, operation.kernel, strides, part, activation, norm)
+            elif operation.kind != "identity":
+                term = pool(term, operation.kind, strides, part)
+            if operation.kind != "identity":
+                term = drop_path(term, drop_rate, f"{part}_drop")
+            terms.append(term)
+        states.append(keras.layers.Add(name=f"{name}_add{i}")(terms))
+    return keras.layers.Concatenate(name=f"{name}_concat")([states[i] for i in kind.output])
+
+
+def fit(
+    previous: Any, x: Any, filters: int, name: str, activation: Activation, norm: Callable[..., Any]
+) -> Any:
+    """Gives the input of the cell before the height and width of x and the filters of the cell.
+
+    To halve it, one half of the filters sees every other pixel, and the other half the pixels one
+    below and to the right of those.
+    """
+    if previous.shape[1:3] != x.shape[1:3]:
+        h = activate(previous, activation, f"{name}_act")
+        shifted = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"{name}_pad")(h)
+        shifted = keras.layers.Cropping2D(((1, 0), (1, 0)), name=f"{name}_crop")(shifted)
+        halves = [
+            conv(h, filters // 2, 1, f"{name}_conv1", strides=2),
+            conv(shifted, filters // 2, 1, f"{name}_conv2", strides=2),
+        ]
+        h = keras.layers.Concatenate(name=f"{name}_concat")(halves)
+    elif previous.shape[-1] != filters:
+        h = conv(activate(previous, activation, f"{name}_act"), filters, 1, f"{name}_conv")
+    else:
+        return previous
+    return norm(h, f"{name}_norm")
+
+
+def separable(
+    x: Any,
+    filters: int,
+    kernel: int,
+    strides: int,
+    name: str,
+    activation: Activation,
+    norm: Callable[..., Any],
+) -> Any:
+    """Two separable convolutions, the first of them with the strides."""
+    for i, s in enumerate((strides, 1), start=1):
+        x = depthwise(
+            activate(x, activation, f"{name}_act{i}"), kernel, f"{name}_depthwise{i}", strides=s
+        )
+        x = norm(conv(x, filters, 1, f"{name}_pointwise{i}"), f"{name}_norm{i}")
+    return x
+
+
+def pool(x: Any, kind: str, strides: int, name: str) -> Any:
+    """Pools 3x3; with strides the padding counts, as zeros.
+
+    That is how keras.applications has it. The authors' code leaves the padding out.
+    """
+    pooling = {"max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D}[kind]
+    if strides == 1:
+        return pooling(3, 1, "same", name=name)(x)
+    # As TensorFlow pads: an even size below and on the right only.
+    padding = tuple((size % 2, 1) for size in x.shape[1:3])
+    x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)
+    return pooling(3, strides, name=name)(x)
+
+
+for _name, _variant in VARIANTS.items():
+    MODELS.add(
+        _name,
+        partial(nasnet, _name, dropout=0.0 if _name in CIFAR else 0.5),
+        family="nasnet",
+        source="Zoph et al. 2018, figure 4 and tables 1 to 3",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(_variant.size, _variant.size, 3),
+        native_classes=10 if _name in CIFAR else 1000,
+        min_size=4 if _name in CIFAR else 32,
+    )

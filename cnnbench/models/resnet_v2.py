@@ -1,0 +1,96 @@
+"""ResNetV2: He et al. 2016, "Identity Mappings in Deep Residual Networks", figure 4 (e)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+from cnnbench.lazy import keras
+from cnnbench.models._layers import Activation, activate, classifier, conv, drop_path
+from cnnbench.models._layers import norm as _norm
+from cnnbench.models.resnet import Rate, stem_min_size, stem_pool
+from cnnbench.parts import MODELS
+
+# Blocks in each stage, as in ResNet.
+DEPTHS = {
+    "resnet50v2": (3, 4, 6, 3),
+    "resnet101v2": (3, 4, 23, 3),
+    "resnet152v2": (3, 8, 36, 3),
+}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "resnet50v2": (25_568_360, 3_482_255_360),
+    "resnet101v2": (44_577_896, 7_194_476_544),
+    "resnet152v2": (60_236_904, 10_906_697_728),
+}
+
+norm = partial(_norm, epsilon=1.001e-5)
+
+
+def resnet_v2(
+    name: str,
+    depths: tuple[int, ...],
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    drop_path_rate: Rate = 0.0,
+    activation: Activation = "relu",
+    dropout: Rate = 0.0,
+) -> keras.Model:
+    """A ResNet of pre-activation bottlenecks, as keras.applications has it.
+
+    There the last block of a stage halves the size, where the paper's first block of the next does,
+    and a convolution has a bias unless a normalisation follows it in its block. `stem: cifar` is a
+    3x3 convolution without stride or pooling, for images of 32 pixels.
+    """
+    x = inputs = keras.Input(input_shape, name="images")
+    if stem == "imagenet":
+        x = stem_pool(conv(x, 64, 7, "stem_conv", strides=2, use_bias=True))
+    else:
+        x = conv(x, 64, 3, "stem_conv", use_bias=True)
+    count = 0
+    for stage, depth in enumerate(depths, start=1):
+        for i in range(1, depth + 1):
+            strides = 2 if stage < len(depths) and i == depth else 1
+            count += 1
+            rate = drop_path_rate * count / sum(depths)
+            x = preactivation_block(
+                x, 64 * 2 ** (stage - 1), strides, f"stage{stage}_block{i}", rate, activation
+            )
+    x = activate(norm(x, "head_norm"), activation, "head_act")
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def preactivation_block(
+    x: Any, filters: int, strides: int, name: str, drop_rate: float, activation: Activation
+) -> Any:
+    """1x1, 3x3 and 1x1 convolutions, each after a normalisation and an activation."""
+    active = activate(norm(x, f"{name}_norm1"), activation, f"{name}_act1")
+    if x.shape[-1] != 4 * filters:
+        shortcut = conv(active, 4 * filters, 1, f"{name}_shortcut", strides=strides, use_bias=True)
+    elif strides > 1:
+        shortcut = keras.layers.MaxPooling2D(1, strides, name=f"{name}_shortcut_pool")(x)
+    else:
+        shortcut = x
+    residual = conv(active, filters, 1, f"{name}_conv1")
+    residual = activate(norm(residual, f"{name}_norm2"), activation, f"{name}_act2")
+    residual = conv(residual, filters, 3, f"{name}_conv2", strides=strides)
+    residual = activate(norm(residual, f"{name}_norm3"), activation, f"{name}_act3")
+    residual = conv(residual, 4 * filters, 1, f"{name}_conv3", use_bias=True)
+    residual = drop_path(residual, drop_rate, f"{name}_drop_path")
+    return keras.layers.Add(name=f"{name}_add")([shortcut, residual])
+
+
+for _name, _depths in DEPTHS.items():
+    MODELS.add(
+        _name,
+        partial(resnet_v2, _name, _depths),
+        family="resnet_v2",
+        source="He et al. 2016, figure 4 (e); keras.applications",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=stem_min_size,
+    )

@@ -1,0 +1,124 @@
+"""ResNeXt: Xie et al. 2017, "Aggregated Residual Transformations for Deep Neural Networks"."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cnnbench.lazy import keras
+from cnnbench.models._layers import Activation
+from cnnbench.models.resnet import (
+    Bottlenecks,
+    Rate,
+    Ratio,
+    Stem,
+    bottleneck_resnet,
+    stem_min_size,
+)
+from cnnbench.parts import MODELS
+
+# 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
+IMAGENET = {
+    "resnext50_32x4d": Bottlenecks((3, 4, 6, 3), groups=32, width=4),
+    "resnext101_32x8d": Bottlenecks((3, 4, 23, 3), groups=32, width=8),
+    "resnext101_64x4d": Bottlenecks((3, 4, 23, 3), groups=64, width=4),
+}
+# Section 5.3.
+CIFAR = {
+    "resnext29_8x64d": Bottlenecks((3, 3, 3), groups=8, width=64),
+    "resnext29_16x64d": Bottlenecks((3, 3, 3), groups=16, width=64),
+}
+SOURCES = {
+    "resnext50_32x4d": "Xie et al. 2017, table 1",
+    "resnext101_32x8d": "Mahajan et al. 2018; torchvision",
+    "resnext101_64x4d": "Xie et al. 2017, table 4",
+    "resnext29_8x64d": "Xie et al. 2017, table 7",
+    "resnext29_16x64d": "Xie et al. 2017, table 7",
+}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "resnext50_32x4d": (25_028_904, 4_230_479_872),
+    "resnext101_32x8d": (88_791_336, 16_414_015_488),
+    "resnext101_64x4d": (83_455_272, 15_460_270_080),
+    "resnext29_8x64d": (34_426_698, 5_387_266_048),
+    "resnext29_16x64d": (68_155_210, 10_688_866_304),
+}
+
+
+def resnext(
+    name: str,
+    net: Bottlenecks,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stem: Stem = "imagenet",
+    se_ratio: Ratio = 0.0,
+    drop_path_rate: Rate = 0.0,
+    activation: Activation = "relu",
+    dropout: Rate = 0.0,
+) -> keras.Model:
+    """A ResNeXt for ImageNet: a ResNet whose 3x3 convolutions are grouped (figure 3, c).
+
+    The options are those of ResNet.
+    """
+    return bottleneck_resnet(
+        name,
+        net,
+        input_shape,
+        classes,
+        stem=stem,
+        se_ratio=se_ratio,
+        drop_path_rate=drop_path_rate,
+        activation=activation,
+        dropout=dropout,
+    )
+
+
+def cifar_resnext(
+    name: str,
+    net: Bottlenecks,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    se_ratio: Ratio = 0.0,
+    drop_path_rate: Rate = 0.0,
+    activation: Activation = "relu",
+    dropout: Rate = 0.0,
+) -> keras.Model:
+    """A ResNeXt of three stages for 32-pixel images."""
+    return resnext(
+        name,
+        net,
+        input_shape,
+        classes,
+        stem="cifar",
+        se_ratio=se_ratio,
+        drop_path_rate=drop_path_rate,
+        activation=activation,
+        dropout=dropout,
+    )
+
+
+for _name, _net in IMAGENET.items():
+    MODELS.add(
+        _name,
+        partial(resnext, _name, _net),
+        family="resnext",
+        source=SOURCES[_name],
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=stem_min_size,
+    )
+for _name, _net in CIFAR.items():
+    MODELS.add(
+        _name,
+        partial(cifar_resnext, _name, _net),
+        family="resnext",
+        source=SOURCES[_name],
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(32, 32, 3),
+        native_classes=10,
+        min_size=4,
+    )

@@ -1,0 +1,98 @@
+"""Wide ResNet: Zagoruyko & Komodakis 2016, "Wide Residual Networks", tables 1 and 8."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from cnnbench.lazy import keras
+from cnnbench.models._layers import Activation, activate, classifier, conv, drop_path, norm
+from cnnbench.models.resnet import Bottlenecks, Rate, bottleneck_resnet, stages, stem_min_size
+from cnnbench.parts import MODELS
+
+# Table 1: layers (6n + 4 in three stages of n blocks), and how many times as wide.
+CIFAR = {"wide_resnet16_8": (16, 8), "wide_resnet28_10": (28, 10), "wide_resnet40_2": (40, 2)}
+# Table 8: the 3x3 convolutions of ResNet-50 twice as wide.
+IMAGENET = {"wide_resnet50_2": Bottlenecks((3, 4, 6, 3), width=128)}
+# Trainable weights, and multiply-accumulates of one native image.
+COUNTS = {
+    "wide_resnet16_8": (10_961_370, 1_548_145_664),
+    "wide_resnet28_10": (36_479_194, 5_243_328_768),
+    "wide_resnet40_2": (2_243_546, 327_599_360),
+    "wide_resnet50_2": (68_883_240, 11_398_021_120),
+}
+
+
+def wide_resnet(
+    name: str,
+    depth: int,
+    widen_factor: int,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    block_dropout: Rate = 0.0,
+    drop_path_rate: Rate = 0.0,
+    activation: Activation = "relu",
+    dropout: Rate = 0.0,
+) -> keras.Model:
+    """A pre-activation ResNet for 32-pixel images, shallow and wide.
+
+    `block_dropout`, between the two convolutions of a block, is the paper's dropout, 0.3 where it
+    is used on CIFAR; `dropout` is before the logits, where the paper has none.
+    """
+    block = partial(wide_block, activation=activation, dropout=block_dropout)
+    x = inputs = keras.Input(input_shape, name="images")
+    x = conv(x, 16, 3, "stem_conv")
+    x = stages(x, 3 * ((depth - 4) // 6,), 16 * widen_factor, block, drop_path_rate)
+    x = activate(norm(x, "head_norm"), activation, "head_act")
+    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+
+
+def wide_block(
+    x: Any,
+    filters: int,
+    strides: int,
+    name: str,
+    drop_rate: float,
+    *,
+    activation: Activation,
+    dropout: float,
+) -> Any:
+    """Two 3x3 convolutions, each after a normalisation and an activation (figure 1, d)."""
+    active = activate(norm(x, f"{name}_norm1"), activation, f"{name}_act1")
+    if x.shape[-1] != filters:
+        x = conv(active, filters, 1, f"{name}_shortcut", strides=strides)
+    residual = conv(active, filters, 3, f"{name}_conv1", strides=strides)
+    residual = activate(norm(residual, f"{name}_norm2"), activation, f"{name}_act2")
+    if dropout:
+        residual = keras.layers.Dropout(dropout, name=f"{name}_dropout")(residual)
+    residual = drop_path(
+        conv(residual, filters, 3, f"{name}_conv2"), drop_rate, f"{name}_drop_path"
+    )
+    return keras.layers.Add(name=f"{name}_add")([x, residual])
+
+
+for _name, (_depth, _widen_factor) in CIFAR.items():
+    MODELS.add(
+        _name,
+        partial(wide_resnet, _name, _depth, _widen_factor),
+        family="wide_resnet",
+        source="Zagoruyko & Komodakis 2016, table 1",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(32, 32, 3),
+        native_classes=10,
+        min_size=4,
+    )
+for _name, _net in IMAGENET.items():
+    MODELS.add(
+        _name,
+        partial(bottleneck_resnet, _name, _net),
+        family="wide_resnet",
+        source="Zagoruyko & Komodakis 2016, table 8",
+        params=COUNTS[_name][0],
+        macs=COUNTS[_name][1],
+        native=(224, 224, 3),
+        native_classes=1000,
+        min_size=stem_min_size,
+    )

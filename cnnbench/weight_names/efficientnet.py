@@ -1,0 +1,109 @@
+"""Names of EfficientNet's weights in keras.applications, timm and efficientnet_pytorch.
+
+Keras's networks begin by dividing by 255 and normalising the images; ours expect that done.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cnnbench.models.efficientnet import scaled
+from cnnbench.weight_names._torch import TORCH_WEIGHTS
+
+KERAS_MODELS = {f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}
+# Not torchvision's: it pads on all sides, and these as TensorFlow does.
+TORCH_MODELS = {
+    name: f"timm:tf_{name}"
+    for name in (
+        *(f"efficientnet_b{i}" for i in range(8)),
+        *(f"efficientnet_lite{i}" for i in range(5)),
+    )
+}
+
+KERAS = {
+    "stem_conv": "stem_conv",
+    "stem_norm": "stem_bn",
+    "expand": "expand_conv",
+    "expand_norm": "expand_bn",
+    "depthwise": "dwconv",
+    "depthwise_norm": "bn",
+    "se_reduce": "se_reduce",
+    "se_expand": "se_expand",
+    "project": "project_conv",
+    "project_norm": "project_bn",
+    "head_conv": "top_conv",
+    "head_norm": "top_bn",
+    "logits": "predictions",
+}
+TIMM = {
+    "stem_conv": "conv_stem",
+    "stem_norm": "bn1",
+    "expand": "conv_pw",
+    "expand_norm": "bn1",
+    "depthwise": "conv_dw",
+    "depthwise_norm": "bn2",
+    "se_reduce": "se.conv_reduce",
+    "se_expand": "se.conv_expand",
+    "project": "conv_pwl",
+    "project_norm": "bn3",
+    "head_conv": "conv_head",
+    "head_norm": "bn2",
+    "logits": "classifier",
+}
+# Blocks without an expansion are another class in timm.
+_TIMM_FIRST = TIMM | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+_EFFICIENTNET_PYTORCH = {
+    "stem_conv": "_conv_stem",
+    "stem_norm": "_bn0",
+    "expand": "_expand_conv",
+    "expand_norm": "_bn0",
+    "depthwise": "_depthwise_conv",
+    "depthwise_norm": "_bn1",
+    "se_reduce": "_se_reduce",
+    "se_expand": "_se_expand",
+    "project": "_project_conv",
+    "project_norm": "_bn2",
+    "head_conv": "_conv_head",
+    "head_norm": "_bn1",
+    "logits": "_fc",
+}
+
+
+def split(path: str) -> tuple[tuple[int, int] | None, str, str]:
+    """Returns the (stage, block) that a weight is in, if any, its layer there, and its name."""
+    layer, weight = path.split("/")
+    if match := re.fullmatch(r"stage(\d)_block(\d+)_(\w+)", layer):
+        stage, block, part = match.groups()
+        return (int(stage), int(block)), part, weight
+    return None, layer, weight
+
+
+def keras_name(model_name: str, path: str) -> str:
+    """Returns the "layer/weight" of keras.applications for one of ours."""
+    place, layer, weight = split(path)
+    if place is None:
+        return f"{KERAS[layer]}/{weight}"
+    stage, block = place
+    return f"block{stage}{chr(ord('a') + block - 1)}_{KERAS[layer]}/{weight}"
+
+
+def torch_name(model_name: str, path: str) -> str:
+    """Returns the parameter or buffer of timm for one of our weights."""
+    place, layer, weight = split(path)
+    if place is None:
+        return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
+    stage, block = place
+    names = _TIMM_FIRST if stage == 1 else TIMM
+    return f"blocks.{stage - 1}.{block - 1}.{names[layer]}.{TORCH_WEIGHTS[weight]}"
+
+
+def efficientnet_pytorch_name(model_name: str, path: str) -> str:
+    """Returns the parameter or buffer of efficientnet_pytorch and efficientnet_lite_pytorch."""
+    place, layer, weight = split(path)
+    name = f"{_EFFICIENTNET_PYTORCH[layer]}.{TORCH_WEIGHTS[weight]}"
+    if place is None:
+        return name
+    stage, block = place
+    stages, *_ = scaled(model_name)
+    index = sum(before.depth for before in stages[: stage - 1]) + block - 1
+    return f"_blocks.{index}.{name}"

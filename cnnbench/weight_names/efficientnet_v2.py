@@ -1,0 +1,42 @@
+"""Names of EfficientNetV2's weights in keras.applications and timm.
+
+Keras's networks begin by normalising the images, unless built with include_preprocessing=False;
+ours expect that done.
+"""
+
+from __future__ import annotations
+
+from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.weight_names.efficientnet import KERAS, TIMM, split
+
+_VARIANTS = ("b0", "b1", "b2", "b3", "s", "m")
+KERAS_MODELS = {f"efficientnet_v2_{v}": f"EfficientNetV2{v.upper()}" for v in _VARIANTS}
+TORCH_MODELS = {f"efficientnet_v2_{v}": f"timm:tf_efficientnetv2_{v}" for v in _VARIANTS}
+
+_KERAS = KERAS | {"depthwise": "dwconv2"}
+_TIMM_FIRST = {"project": "conv", "project_norm": "bn1"}
+_TIMM_FUSED = {
+    "expand": "conv_exp",
+    "expand_norm": "bn1",
+    "project": "conv_pwl",
+    "project_norm": "bn2",
+}
+
+
+def keras_name(model_name: str, path: str) -> str:
+    """Returns the "layer/weight" of keras.applications for one of ours."""
+    place, layer, weight = split(path)
+    if place is None:
+        return f"{_KERAS[layer]}/{weight}"
+    stage, block = place
+    return f"block{stage}{chr(ord('a') + block - 1)}_{_KERAS[layer]}/{weight}"
+
+
+def torch_name(model_name: str, path: str) -> str:
+    """Returns the parameter or buffer of timm for one of our weights."""
+    place, layer, weight = split(path)
+    if place is None:
+        return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
+    stage, block = place
+    names = {1: _TIMM_FIRST, 2: _TIMM_FUSED, 3: _TIMM_FUSED}.get(stage, TIMM)
+    return f"blocks.{stage - 1}.{block - 1}.{names[layer]}.{TORCH_WEIGHTS[weight]}"

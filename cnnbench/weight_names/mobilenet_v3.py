@@ -1,0 +1,78 @@
+"""Names of MobileNetV3's weights in keras.applications and timm."""
+
+from __future__ import annotations
+
+import re
+
+from cnnbench.models.mobilenet_v3 import stages
+from cnnbench.weight_names._torch import TORCH_WEIGHTS
+
+KERAS_MODELS = {
+    "mobilenet_v3_large": "MobileNetV3Large",
+    "mobilenet_v3_small": "MobileNetV3Small",
+}
+# Not torchvision's: it pads on all sides, and these as TensorFlow does.
+TORCH_MODELS = {
+    "mobilenet_v3_large": "timm:tf_mobilenetv3_large_100",
+    "mobilenet_v3_small": "timm:tf_mobilenetv3_small_100",
+}
+
+_KERAS = {
+    "stem_conv": "conv",
+    "stem_norm": "conv_bn",
+    "se_reduce": "squeeze_excite_conv",
+    "se_expand": "squeeze_excite_conv_1",
+    "head_conv": "conv_1",
+    "head_norm": "conv_1_bn",
+    "head_dense": "conv_2",
+    "logits": "logits",
+}
+_TORCH = {
+    "stem_conv": "conv_stem",
+    "stem_norm": "bn1",
+    "expand": "conv_pw",
+    "expand_norm": "bn1",
+    "depthwise": "conv_dw",
+    "depthwise_norm": "bn2",
+    "se_reduce": "se.conv_reduce",
+    "se_expand": "se.conv_expand",
+    "project": "conv_pwl",
+    "project_norm": "bn3",
+    "head_dense": "conv_head",
+    "logits": "classifier",
+}
+# The first block has no expansion, and so another class in timm.
+_TORCH_FIRST = _TORCH | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+
+
+def keras_name(model_name: str, path: str) -> str:
+    """Returns the "layer/weight" of keras.applications for one of ours.
+
+    There, both dense layers are 1x1 convolutions, with kernels of (1, 1, inputs, outputs).
+    """
+    layer, weight = path.split("/")
+    match = re.fullmatch(r"stage(\d)_block(\d)_(\w+)", layer)
+    if not match:
+        return f"{_KERAS[layer]}/{weight}"
+    stage, block, part = match.groups()
+    index = sum(map(len, stages(model_name)[: int(stage) - 1])) + int(block) - 1
+    part = _KERAS.get(part) or part.replace("norm", "bn")
+    return f"expanded_conv_{f'{index}_' if index else ''}{part}/{weight}"
+
+
+def torch_name(model_name: str, path: str) -> str:
+    """Returns the parameter or buffer of timm for one of our weights.
+
+    There, `head_dense` is a 1x1 convolution, with a kernel of (outputs, inputs, 1, 1).
+    """
+    layer, weight = path.split("/")
+    weight = TORCH_WEIGHTS[weight]
+    if layer in ("head_conv", "head_norm"):
+        part = "conv" if layer == "head_conv" else "bn1"
+        return f"blocks.{len(stages(model_name))}.0.{part}.{weight}"
+    match = re.fullmatch(r"stage(\d)_block(\d)_(\w+)", layer)
+    if not match:
+        return f"{_TORCH[layer]}.{weight}"
+    stage, block, part = match.groups()
+    names = _TORCH_FIRST if stage == "1" else _TORCH
+    return f"blocks.{int(stage) - 1}.{int(block) - 1}.{names[part]}.{weight}"

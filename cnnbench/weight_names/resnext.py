@@ -1,0 +1,20 @@
+"""Names of ResNeXt's weights in torchvision, which are those of ResNet's."""
+
+from __future__ import annotations
+
+from cnnbench.weight_names.resnet import torch_name
+
+__all__ = ["KERAS_MODELS", "TORCH_MODELS", "keras_name", "torch_name"]
+
+KERAS_MODELS: dict[str, str] = {}
+# Those for CIFAR are in neither library.
+TORCH_MODELS = {
+    "resnext50_32x4d": "torchvision:resnext50_32x4d",
+    "resnext101_32x8d": "torchvision:resnext101_32x8d",
+    "resnext101_64x4d": "torchvision:resnext101_64x4d",
+}
+
+
+def keras_name(model_name: str, path: str) -> str:
+    """Raises LookupError, for KERAS_MODELS is empty."""
+    raise LookupError(f"keras.applications has no {model_name}")

@@ -1,0 +1,16 @@
+"""Names of Wide ResNet's weights in torchvision, which are those of ResNet's."""
+
+from __future__ import annotations
+
+from cnnbench.weight_names.resnet import torch_name
+
+__all__ = ["KERAS_MODELS", "TORCH_MODELS", "keras_name", "torch_name"]
+
+KERAS_MODELS: dict[str, str] = {}
+# Those for CIFAR are in neither library.
+TORCH_MODELS = {"wide_resnet50_2": "torchvision:wide_resnet50_2"}
+
+
+def keras_name(model_name: str, path: str) -> str:
+    """Raises LookupError, for KERAS_MODELS is empty."""
+    raise LookupError(f"keras.applications has no {model_name}")

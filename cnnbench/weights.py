@@ -1,0 +1,188 @@
+"""Published checkpoints into our networks: arrays only, every one of them, or none.
+
+The names that keras.applications, torchvision and timm give their weights are in
+`cnnbench.weight_names`, a module a family.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from cnnbench.errors import UsageError
+from cnnbench.parts import MODELS
+
+# What the first Keras files of a network call the weights of a layer.
+OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
+
+
+def load_published(model: Any, name: str, path: Path, *, head: bool = True) -> None:
+    """Loads a file of published weights into a model.
+
+    Args:
+        model: a built network.
+        name: which registered network it is.
+        path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision
+            or timm. A pickle (.pth, .pt, .bin) can run code and is refused;
+            scripts/torch_to_safetensors.py turns one into safetensors.
+        head: whether the last layer is loaded too; False leaves its own initial weights.
+
+    Raises:
+        UsageError: the file is none of these, is damaged, holds a NaN, or its tensors are not
+            those of the network; every wrong one is named, and nothing is loaded.
+    """
+    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+        ".h5": read_keras_h5,
+        ".safetensors": _read_safetensors,
+    }
+    if path.suffix not in readers:
+        raise UsageError(
+            f"weights of kind {path.suffix or 'unknown'!r}",
+            where=str(path),
+            allowed=".h5 of keras.applications or .safetensors; scripts/torch_to_safetensors.py "
+            "turns a .pth into safetensors",
+        )
+    try:
+        tensors = readers[path.suffix](path)
+    except Exception as error:  # h5py and safetensors raise whatever they stumble on
+        raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
+    convert = from_keras if path.suffix == ".h5" else from_torch
+    load(model, convert(model, name, tensors), where=str(path), head=head)
+
+
+def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:
+    """Assigns arrays, by the paths of the model's weights, all or none.
+
+    Raises:
+        UsageError: arrays are missing, left over, of another shape, or not finite.
+    """
+    weights = {w.path: w for w in model.weights if head or not w.path.startswith("logits/")}
+    given = {p: a for p, a in arrays.items() if head or not p.startswith("logits/")}
+    problems = [f"{path}: missing" for path in weights.keys() - given.keys()]
+    problems += [f"{path}: not in the network" for path in given.keys() - weights.keys()]
+    for path in weights.keys() & given.keys():
+        if tuple(weights[path].shape) != given[path].shape:
+            problems.append(f"{path}: {given[path].shape}, not {tuple(weights[path].shape)}")
+        elif not np.all(np.isfinite(given[path])):
+            problems.append(f"{path}: NaN or infinite values")
+    if problems:
+        shown = sorted(problems)[:12]
+        more = f"\n… and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+        listing = "\n".join(shown) + more
+        raise UsageError(f"the weights are not those of {model.name!r}:\n{listing}", where=where)
+    for path, weight in weights.items():
+        weight.assign(given[path])
+
+
+def from_keras(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and shapes the weights of keras.applications as ours.
+
+    Args:
+        model: our network.
+        name: which registered network it is.
+        tensors: by "layer/weight".
+
+    Returns:
+        Arrays by the paths of our weights; tensors that are not ours keep their own name.
+    """
+    names = names_of(name)
+    folds = getattr(names, "keras_folds", lambda *_: None)
+    # Keras's EfficientNets normalise the images inside, ours before.
+    unused = {k: v for k, v in tensors.items() if not k.startswith("normalization")}
+    arrays: dict[str, np.ndarray] = {}
+    for weight in model.weights:
+        theirs = names.keras_name(name, weight.path)
+        if theirs not in unused:
+            continue
+        array = np.asarray(unused.pop(theirs))
+        if bias := folds(name, weight.path):
+            array = array - np.asarray(unused.pop(bias, 0.0))
+        # A 1x1 convolution over pooled features is a dense layer.
+        arrays[weight.path] = (
+            array.reshape(array.shape[-len(weight.shape) :])
+            if (array.ndim == 4 and len(weight.shape) == 2 and array.shape[:2] == (1, 1))
+            else array
+        )
+    return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
+
+
+def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and lays out the weights of torchvision or timm as ours.
+
+    Args and Returns: as for `from_keras`; tensors by the names of the state dict.
+    """
+    names = names_of(name)
+    layout = getattr(names, "torch_layout", lambda *_: None)
+    unused = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    arrays: dict[str, np.ndarray] = {}
+    for weight in model.weights:
+        theirs = names.torch_name(name, weight.path)
+        if theirs in unused:
+            array = np.asarray(unused.pop(theirs))
+            arrays[weight.path] = _from_torch(array, tuple(weight.shape), layout(name, weight.path))
+    return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
+
+
+def names_of(name: str) -> ModuleType:
+    """Returns the module with the names of a network's family."""
+    family = MODELS.get(name).facts["family"]
+    try:
+        return importlib.import_module(f"cnnbench.weight_names.{family}")
+    except ModuleNotFoundError:
+        raise UsageError(f"nobody publishes weights of {name!r} that can be read") from None
+
+
+def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
+    """Reads the weights in a .h5 file of Keras 2 or of keras.applications, by "layer/weight"."""
+    import h5py
+
+    tensors = {}
+    with h5py.File(path) as file:
+        root = file.get("model_weights", file)
+        for layer in root:
+            for stored in root[layer].attrs.get("weight_names", ()):
+                full = stored.decode() if isinstance(stored, bytes) else stored
+                weight = full.rpartition("/")[2].partition(":")[0]
+                for old, new in OLD_KERAS.items():
+                    weight = new if weight.endswith(old) else weight
+                tensors[f"{layer}/{weight}"] = root[layer][full][()]
+    if not tensors:
+        raise ValueError("there are no weights of Keras layers in it")
+    return tensors
+
+
+def of_keras_model(reference: Any) -> dict[str, np.ndarray]:
+    """Returns the weights of a live Keras model by "layer/weight"."""
+    return {
+        f"{layer.name}/{weight.path.rpartition('/')[2]}": weight.numpy()
+        for layer in reference.layers
+        for weight in layer.weights
+    }
+
+
+def _from_torch(
+    array: np.ndarray, shape: tuple[int, ...], flattened: tuple[int, int, int] | None
+) -> np.ndarray:
+    """Lays a PyTorch tensor out as Keras does: (out, in, …) becomes (…, in, out)."""
+    if flattened is not None:
+        channels_last = array.reshape(-1, *flattened).transpose(2, 3, 1, 0)
+        return channels_last.reshape(-1, array.shape[0])
+    if array.ndim == 4 and len(shape) == 2 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    if array.ndim == 4:
+        hwio = array.transpose(2, 3, 1, 0)
+        # Depthwise, (channels, 1, h, w) there, is (h, w, channels, 1) here.
+        depthwise = array.shape[1] == 1 and shape[2:] == (array.shape[0], 1)
+        return array.transpose(2, 3, 0, 1) if depthwise else hwio
+    return array.T if array.ndim == 2 else array
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(path)
