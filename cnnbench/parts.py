@@ -9,6 +9,19 @@ from pydantic import Field
 from cnnbench.registry import Registry, Spec
 
 
+class ModelSpec(Spec):
+    """What every network takes besides its own options."""
+
+    weights: str | None = Field(
+        None, description="a file of published weights to start from: .h5 or .safetensors"
+    )
+    freeze: Literal["stem", "stages", "all_but_head"] | None = Field(
+        None,
+        description="what keeps the weights it starts with: the stem, the stages too, or all but "
+        "the last layer",
+    )
+
+
 class DataSpec(Spec):
     """What every data set takes besides its own options."""
 
@@ -44,7 +57,7 @@ class ScheduleSpec(Spec):
     )
 
 
-MODELS = Registry("model", "cnnbench.models")
+MODELS = Registry("model", "cnnbench.models", ModelSpec)
 DATASETS = Registry("data set", "cnnbench.data.datasets", DataSpec)
 AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
 LOSSES = Registry("loss", "cnnbench.tasks.classification")

@@ -17,6 +17,7 @@ from cnnbench.parts import (
     OPTIMIZERS,
     SCHEDULES,
     DataSpec,
+    ModelSpec,
     ScheduleSpec,
     min_size,
 )
@@ -26,7 +27,7 @@ from cnnbench.registry import Spec, did_you_mean
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    AnyModel: TypeAlias = Spec
+    AnyModel: TypeAlias = ModelSpec
     AnyAugmentation: TypeAlias = Spec
     AnyLoss: TypeAlias = Spec
     AnyOptimizer: TypeAlias = Spec

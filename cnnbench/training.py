@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cnnbench import checkpoint, files, runtime
+from cnnbench import checkpoint, files, runtime, weights
 from cnnbench.checkpoint import Checkpoint
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
@@ -177,6 +177,7 @@ class Trainer:
         self.preprocess = preprocess(self.data, recipe.data)
         with self.strategy.scope():
             self.model = build_model(recipe.model, self.shape, len(self.data.classes))
+            weights.start_from(self.model, recipe.model)
             self.optimizer = build_optimizer(
                 recipe.optimizer,
                 self.model.trainable_variables,

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from cnnbench.errors import UsageError
-from cnnbench.parts import MODELS
+from cnnbench.parts import MODELS, ModelSpec
 
 # What the first Keras files of a network call the weights of a layer.
 OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 
-def load_published(model: Any, name: str, path: Path, *, head: bool = True) -> None:
+def load_published(model: Any, name: str, path: Path) -> None:
     """Loads a file of published weights into a model.
 
     Args:
@@ -30,7 +30,8 @@ def load_published(model: Any, name: str, path: Path, *, head: bool = True) -> N
         path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision
             or timm. A pickle (.pth, .pt, .bin) can run code and is refused;
             scripts/torch_to_safetensors.py turns one into safetensors.
-        head: whether the last layer is loaded too; False leaves its own initial weights.
+
+    Where the file is of another number of classes, the last layer keeps its initial weights.
 
     Raises:
         UsageError: the file is none of these, is damaged, holds a NaN, or its tensors are not
@@ -47,12 +48,36 @@ def load_published(model: Any, name: str, path: Path, *, head: bool = True) -> N
             allowed=".h5 of keras.applications or .safetensors; scripts/torch_to_safetensors.py "
             "turns a .pth into safetensors",
         )
+    if not path.is_file():
+        raise UsageError("there is no such file of weights", where=str(path))
     try:
         tensors = readers[path.suffix](path)
     except Exception as error:  # h5py and safetensors raise whatever they stumble on
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
     convert = from_keras if path.suffix == ".h5" else from_torch
-    load(model, convert(model, name, tensors), where=str(path), head=head)
+    arrays = convert(model, name, tensors)
+    classes = model.output_shape[-1]
+    same_head = arrays.get("logits/kernel", np.zeros(classes)).shape[-1] == classes
+    load(model, arrays, where=str(path), head=same_head)
+
+
+def start_from(model: Any, spec: ModelSpec) -> None:
+    """Gives a network the weights that a recipe names, and freezes what it says.
+
+    Raises:
+        UsageError: as for `load_published`.
+    """
+    if spec.weights:
+        load_published(model, spec.name, Path(spec.weights).expanduser())
+    frozen = {
+        None: (),
+        "stem": ("stem_",),
+        "stages": ("stem_", "stage"),
+        "all_but_head": ("stem_", "stage", "head_"),
+    }[spec.freeze]
+    for layer in model.layers:
+        if layer.name.startswith(frozen):
+            layer.trainable = False
 
 
 def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:

@@ -69,10 +69,32 @@ def test_a_new_head_keeps_its_own_weights(model, state, tmp_path):
     save_file(state, tmp_path / "resnet18.safetensors")
     other = build_model("resnet18", (32, 32, 3), 3)
     before = other.get_layer("logits").kernel.numpy()
-    weights.load_published(other, "resnet18", tmp_path / "resnet18.safetensors", head=False)
+    weights.load_published(other, "resnet18", tmp_path / "resnet18.safetensors")
     assert np.array_equal(before, other.get_layer("logits").kernel)
     kernel = other.get_layer("stem_conv").kernel.numpy()
     assert np.array_equal(kernel, state["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("freeze", "still"),
+    [("stem", ("stem_",)), ("stages", ("stem_", "stage")), ("all_but_head", ("stem_", "stage"))],
+)
+def test_transfer_trains_what_is_not_frozen(state, tmp_path, small, freeze, still):
+    from cnnbench import checkpoint, load_recipe, train
+
+    state = {k: 0.05 * v if "weight" in k else np.asarray(np.abs(v)) for k, v in state.items()}
+    save_file(state, tmp_path / "start.safetensors")
+    settings = (
+        "model.name=resnet18", "model.dropout=0.0", f"model.weights={tmp_path}/start.safetensors",
+        f"model.freeze={freeze}", "data.image_size=32", "data.classes=4", "train.epochs=2",
+    )  # fmt: skip
+    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    saved = checkpoint.load(run.best).arrays
+    start = build_model("resnet18", (32, 32, 3), 4)
+    weights.load_published(start, "resnet18", tmp_path / "start.safetensors")
+    for name, weight in checkpoint.variables_by_name("model", start.weights).items():
+        same = np.array_equal(saved[name], weight.numpy())
+        assert same == weight.path.startswith(still) or weight.path == "logits/bias"
 
 
 @pytest.mark.parametrize("harm", ["missing", "extra", "shape", "nan"])

@@ -65,12 +65,12 @@ def alexnet(
     x = keras.layers.Conv2D(64, 11, 4, kernel_initializer=normal, name="stage1_conv")(x)
     x = activate(x, activation, "stage1_act")
     if lrn:
-        x = _local_response_normalization()(name="stage1_lrn")(x)
+        x = _normalise(x, "stage1_lrn")
     x = keras.layers.MaxPooling2D(pool, 2, name="stage1_pool")(x)
     x = conv(x, 192, 5, "stage2_conv", use_bias=True)
     x = activate(x, activation, "stage2_act")
     if lrn:
-        x = _local_response_normalization()(name="stage2_lrn")(x)
+        x = _normalise(x, "stage2_lrn")
     x = keras.layers.MaxPooling2D(pool, 2, name="stage2_pool")(x)
     for i, filters in enumerate((384, 256, 256), start=1):
         x = conv(x, filters, 3, f"stage3_conv{i}", use_bias=True)
@@ -88,6 +88,11 @@ def alexnet(
     return keras.Model(inputs, logits(x, classes, dropout=0.0), name="alexnet")
 
 
+def _normalise(x: Any, name: str) -> Any:
+    """Local response normalisation, in float32, for which alone every device has kernels."""
+    return _local_response_normalization()(dtype="float32", name=name)(x)
+
+
 @cache
 def _local_response_normalization() -> type:
     """Returns the layer's class, which cannot be defined before Keras is imported."""
@@ -95,10 +100,6 @@ def _local_response_normalization() -> type:
     @keras.saving.register_keras_serializable("cnnbench")
     class LocalResponseNormalization(keras.layers.Layer):
         """Divides a channel by (2 + 1e-4 * its and four neighbours' sum of squares) ** 0.75."""
-
-        def __init__(self, **config: Any):
-            # TensorFlow has kernels of it for float32 alone on some devices.
-            super().__init__(**config | {"dtype": "float32"})
 
         def call(self, x: Any) -> Any:
             return tf.nn.local_response_normalization(x, 2, bias=2.0, alpha=1e-4, beta=0.75)
