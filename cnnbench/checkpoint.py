@@ -24,6 +24,10 @@ ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT = 1
 
 
+class DamagedError(RunError):
+    """A checkpoint that is not whole; another kind of error says nothing of what it holds."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything that training continues from.
@@ -59,38 +63,41 @@ def load(folder: Path) -> Checkpoint:
     """Reads a checkpoint back.
 
     Raises:
-        RunError: a file is missing, cut off or changed.
+        DamagedError: a file is missing, cut off or changed.
+        RunError: the disk refuses to read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         body = {key: value for key, value in manifest.items() if key != "sha256"}
         if manifest["sha256"] != _digest(body):
-            raise RunError("the manifest was changed or cut off", where=str(folder / MANIFEST))
+            raise DamagedError("the manifest was changed or cut off", where=str(folder / MANIFEST))
         if manifest["format"] != FORMAT:
             raise RunError(
                 f"checkpoint format {manifest['format']}", where=str(folder), allowed=f"{FORMAT}"
             )
         for name, expected in manifest["files"].items():
             if files.sha256(folder / name) != expected:
-                raise RunError("the file was changed or cut off", where=str(folder / name))
+                raise DamagedError("the file was changed or cut off", where=str(folder / name))
         return Checkpoint(load_file(folder / ARRAYS), manifest["state"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"not a whole checkpoint: {error}", where=str(folder)) from None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"not a whole checkpoint: {error}", where=str(folder)) from None
+    except OSError as error:
+        raise RunError(f"cannot read: {error.strerror or error}", where=str(folder)) from error
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[RunError]]:
+def newest(folder: Path) -> tuple[Checkpoint | None, list[DamagedError]]:
     """Returns the newest whole checkpoint below a folder, and what is wrong with newer ones.
 
-    A damaged one is set aside as `<step>.damaged`.
+    A damaged one is set aside as `<step>.damaged`, so this is for who holds the run's lock.
 
     Raises:
-        RunError: there are checkpoints, and none of them is whole.
+        RunError: there are checkpoints, and none of them is whole, or the disk refuses to read.
     """
-    problems: list[RunError] = []
+    problems: list[DamagedError] = []
     for candidate in reversed(_steps(folder)):
         try:
             return load(candidate), problems
-        except RunError as error:
+        except DamagedError as error:
             problems.append(error)
             with files.storage_errors(candidate):
                 aside = candidate.with_name(f"{candidate.name}.damaged")
@@ -102,6 +109,17 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[RunError]]:
     return None, []
 
 
+def last(folder: Path) -> Checkpoint:
+    """Returns the checkpoint of the highest step, and touches nothing.
+
+    Raises:
+        RunError: there is none, it is damaged, or the disk refuses to read.
+    """
+    if not (found := _steps(folder)):
+        raise RunError("there is no checkpoint yet", where=str(folder))
+    return load(found[-1])
+
+
 def keep_last(folder: Path, count: int) -> None:
     """Deletes all but the newest checkpoints, and what an interrupted save left behind."""
     for old in _steps(folder)[:-count]:
@@ -111,7 +129,7 @@ def keep_last(folder: Path, count: int) -> None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("*") if path.name.isdigit()]
+    found = [path for path in folder.glob("*") if path.name.isascii() and path.name.isdecimal()]
     return sorted(found, key=lambda path: int(path.name))
 
 

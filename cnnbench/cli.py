@@ -6,6 +6,7 @@ TensorFlow, Keras and everything that needs them are imported inside the command
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cnnbench.errors import CnnbenchError, InterruptedRun
+from cnnbench.errors import CnnbenchError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from cnnbench.data.datasets import Access
     from cnnbench.run import Run
 
+# A signal that leaves nothing to resume; the shells' number for it.
+INTERRUPTED = 130
 LISTS = ("models", "datasets", "augmentations", "optimizers", "schedules", "losses", "recipes")
 
 data_dir = click.option(
@@ -91,7 +94,11 @@ def train(
             run = train_run(checked, access=access, run_dir=run_dir, listener=listener)
     from cnnbench.exports import export
 
-    export(run, ["saved_model"], verify=False)
+    try:
+        export(run, ["saved_model"], verify=False)
+    except KeyboardInterrupt:
+        _say(f"interrupted: {run.path} is trained; cnnbench export --saved-model writes the rest")
+        sys.exit(INTERRUPTED)
     click.echo(run.path)
 
 
@@ -169,6 +176,7 @@ def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
     """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
     from cnnbench import tables
     from cnnbench.parts import MODELS
+    from cnnbench.registry import did_you_mean
     from cnnbench.show import show_model, show_recipe
 
     if recipe_or_model in MODELS.names() and not overrides:
@@ -176,7 +184,13 @@ def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
         return
     from cnnbench.recipe import load_recipe
 
-    recipe = load_recipe(find_recipe(Path(recipe_or_model)), tuple(overrides))
+    path = find_recipe(Path(recipe_or_model))
+    if not path.exists():
+        raise UsageError(
+            f"{recipe_or_model!r} is neither a recipe nor a model",
+            allowed=did_you_mean(recipe_or_model, MODELS.names()),
+        )
+    recipe = load_recipe(path, tuple(overrides))
     _answer(show_recipe(recipe), as_json, tables.model)
 
 
@@ -212,7 +226,7 @@ def doctor(as_json: bool) -> None:
 def find_recipe(path: Path) -> Path:
     """Returns the recipe at a path; one that ships with cnnbench is found by its name too."""
     shipped = recipes_folder() / path.name
-    if not path.exists() and path.parent.name in ("", "recipes"):
+    if not path.exists() and str(path.parent) in (".", "recipes"):
         for candidate in (shipped, shipped.with_suffix(".yaml")):
             if candidate.is_file():
                 return candidate
@@ -228,6 +242,7 @@ def recipes_folder() -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; every error a user can make is one block of text and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:
@@ -238,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: before there was anything to save", err=True)
-        sys.exit(InterruptedRun.exit_code)
+        click.echo("interrupted: nothing of this command was saved", err=True)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
 

@@ -28,6 +28,10 @@ class DataError(CnnbenchError):
     exit_code = 3
 
 
+class MissingDataError(DataError):
+    """A data set that is not at hand."""
+
+
 class DivergedError(CnnbenchError):
     """The loss, a gradient or a weight became NaN or infinite."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,9 @@ LATENCY_CALLS = 50
 def evaluate(
     run: Run, *, split: str = "test", weights: str = "best", access: Access | None = None
 ) -> dict[str, Any]:
-    """Measures a run's network on a split and writes eval.json (eval-validation.json).
+    """Measures a run's network on a split and writes eval.json.
+
+    Of another split or other weights, the file is eval-validation.json, eval-last.json, ….
 
     Args:
         run: a run with weights.
@@ -94,11 +97,11 @@ def evaluate(
         "throughput_images_per_s": _throughput(seconds[1:], batch_size),
         "batch_size": batch_size,
         "latency_ms": latency_ms(_one_image_call(net, images[:1])),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": _peak_memory_mb(),
         "target": _reached(recipe.target, top1) if split == "test" else None,
     }
-    name = "eval.json" if split == "test" else f"eval-{split}.json"
-    files.write_json(run.path / name, result)
+    kind = "".join(f"-{x}" for x in (split, weights) if x not in ("test", "best"))
+    files.write_json(run.path / f"eval{kind}.json", result)
     return result
 
 
@@ -117,6 +120,12 @@ def _one_image_call(net: Network, image: np.ndarray) -> Callable[[], Any]:
     run = tf.function(net, autograph=False)
     tensor = tf.constant(image)
     return lambda: run(tensor)["probabilities"].numpy()
+
+
+def _peak_memory_mb() -> float:
+    """The most memory that this process has had, in MB of 2**20 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2, 1)
 
 
 def _throughput(seconds: list[float], batch_size: int) -> float | None:

@@ -76,6 +76,8 @@ def export(
                     failed.append((form, row, folder))
             with files.new_folder(folder) as partial:
                 shutil.copytree(artifact, partial, dirs_exist_ok=True)
+            other = folder_of(run, form).with_name(f"{folder_of(run, form).name}.failed")
+            shutil.rmtree(other if folder != other else folder_of(run, form), ignore_errors=True)
         rows.append(row | {"path": str(folder)})
     if failed:
         form, row, folder = failed[0]
@@ -120,6 +122,8 @@ class _Reference:
         agreement = float((own == theirs).mean())
         difference = float(np.abs(self.logits - logits).max())
         largest = float(np.abs(self.logits).max())
+        if not np.isfinite(largest):
+            raise VerificationError("the network's own logits are not finite")
         # A NaN compares false, and so fails.
         passed = agreement >= MIN_AGREEMENT and difference <= MAX_LOGIT_DIFFERENCE * largest
         return {
@@ -137,16 +141,24 @@ class _Reference:
 def _write_saved_model(net: Network, folder: Path) -> None:
     """Writes a SavedModel for images of any size, uint8 (0-255) or float32 (0-1).
 
-    Images of another size are scaled to the network's, bilinear with antialiasing.
+    Images of another size than the network's are treated as `predict` does: the short side is
+    scaled, bilinear with antialiasing, and the centre cut out.
     """
     height, width, channels = net.pixel_shape
 
-    def serve(images: Any) -> dict[str, Any]:
-        def scaled() -> Any:
-            return tf.image.resize(tf.cast(images, tf.float32), (height, width), antialias=True)
+    def scaled(images: Any) -> Any:
+        size = tf.shape(images)[1:3]
+        scale = net.short_side / tf.reduce_min(size)
+        target = tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32)
+        target = tf.maximum(target, (height, width))
+        pixels = tf.image.resize(tf.cast(images, tf.float32), target, antialias=True)
+        top, left = tf.unstack((target - (height, width)) // 2)
+        return pixels[:, top : top + height, left : left + width]
 
-        same = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
-        pixels = tf.cond(same, lambda: tf.cast(images, tf.float32), scaled)
+    def serve(images: Any) -> dict[str, Any]:
+        as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
+        as_it_is = tf.logical_and(as_it_is, net.short_side == max(height, width))
+        pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
         pixels.set_shape((None, height, width, channels))
         out = net(pixels)
         return out | {"classes": tf.constant(net.classes)}

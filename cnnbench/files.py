@@ -14,6 +14,8 @@ from typing import Any
 
 from cnnbench.errors import RunError
 
+OLD = ".old"
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file through a temporary neighbour, to the disk before it gets its name.
@@ -62,15 +64,28 @@ def new_folder(path: Path) -> Iterator[Path]:
                         sync_folder(file)
             sync_folder(partial)
             partial.chmod(0o755)
-            old = partial.with_name(f"{partial.name}.old")
+            old = partial.with_name(f"{partial.name}{OLD}")
             if path.exists():
                 path.rename(old)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(path.parent)
+
+
+def recover(path: Path) -> None:
+    """Puts back what a process that was killed while it replaced a folder had moved aside."""
+    for old in path.parent.glob(f".{path.name}.*{OLD}"):
+        if not path.exists():
+            old.rename(path)
+    for partial in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

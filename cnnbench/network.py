@@ -9,6 +9,7 @@ from typing import Any
 from cnnbench import checkpoint, runtime
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
+from cnnbench.data.pipeline import short_side
 from cnnbench.data.preprocess import Preprocess
 from cnnbench.errors import RunError
 from cnnbench.lazy import tf
@@ -26,6 +27,7 @@ class Network:
     classes: names in the order of the logits.
     loss: the loss it was trained with, which says what its logits mean.
     pixel_shape: (height, width, channels) of the images it takes, as they are stored.
+    short_side: pixels that the short side of other images is scaled to before the centre crop.
     """
 
     model: Any
@@ -33,6 +35,7 @@ class Network:
     classes: tuple[str, ...]
     loss: str
     pixel_shape: tuple[int, int, int]
+    short_side: int
 
     def __call__(self, images: Any) -> dict[str, Any]:
         """Returns (batch, classes) "probabilities" and "logits", float32.
@@ -49,25 +52,23 @@ def restore(run: Run, *, weights: str = "best") -> Network:
 
     Args:
         run: a run that has ended an epoch at least.
-        weights: "best" by validation, or "last".
+        weights: "best", as the run chose by validation, or "last".
 
     Raises:
         RunError: the run has no weights yet, or they are damaged or of another network.
     """
-    if weights == "best" and run.best.is_dir():
-        saved: checkpoint.Checkpoint | None = checkpoint.load(run.best)
-    else:
-        saved, _ = checkpoint.newest(run.checkpoints)
-    if saved is None:
-        raise RunError("the run has no weights yet", where=str(run.path))
+    saved = checkpoint.load(run.best) if weights == "best" else checkpoint.last(run.checkpoints)
     runtime.prepare(seed=run.recipe.seed, precision="float32", deterministic=False)
-    data = run.environment()["data"]
-    classes, shape, stored = tuple(data["classes"]), data["input_shape"], data["stored_channels"]
-    model = build_model(run.recipe.model, tuple(shape), len(classes))
+    data = run.data()
+    classes = tuple(data.classes)
+    height, width, channels = data.input_shape
+    model = build_model(run.recipe.model, (height, width, channels), len(classes))
     named = checkpoint.variables_by_name("model", model.variables)
     checkpoint.assign(named, saved.arrays, run.path)
-    prepare = Preprocess(data["color"], tuple(data["mean"]), tuple(data["std"]))
-    return Network(model, prepare, classes, run.recipe.loss.name, (*shape[:2], stored))
+    prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))
+    short = short_side(run.recipe.data, (height, width))
+    pixels = (height, width, data.stored_channels)
+    return Network(model, prepare, classes, run.recipe.loss.name, pixels, short)
 
 
 def open_data(run: Run, access: Access) -> Dataset:
@@ -76,10 +77,10 @@ def open_data(run: Run, access: Access) -> Dataset:
     Raises:
         RunError: it is not the data that the run was trained on.
     """
-    about = run.environment()["data"]
-    if access.data_dir is None and about["data_dir"]:
-        access = Access(Path(about["data_dir"]), access.download)
+    about = run.data()
+    if access.data_dir is None and about.data_dir:
+        access = Access(Path(about.data_dir), access.download)
     dataset = open_dataset(run.recipe.data, access)
-    if dataset.fingerprint != about["fingerprint"]:
+    if dataset.fingerprint != about.fingerprint:
         raise RunError("the data set is not the one of the training", where=str(run.path))
     return dataset

@@ -31,8 +31,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
         DataError: a file is missing or no image.
         RunError: the run has no weights.
     """
-    about = run.environment()["data"]
-    size, stored = tuple(about["input_shape"][:2]), about["stored_channels"]
+    about = run.data()
+    size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels
     pixels = [fit(images.read(Path(path), stored), run.recipe.data, size) for path in paths]
     net = network.restore(run)
     found = [

@@ -111,6 +111,16 @@ class Recipe(Section):
     train: Train
     target: Target | None = None
 
+    def absolute(self) -> Recipe:
+        """Returns the recipe with the paths in it made absolute, to be read from anywhere."""
+        update: dict[str, Any] = {}
+        for section, key in (("data", "path"), ("model", "weights")):
+            part = getattr(self, section)
+            if path := getattr(part, key, None):
+                full = str(Path(path).expanduser().absolute())
+                update[section] = part.model_copy(update={key: full})
+        return self.model_copy(update=update)
+
     def dump(self) -> str:
         """Returns the recipe as YAML, every default written out; reading it back gives the same."""
         return recipe_yaml.dump(self.model_dump())
@@ -192,10 +202,11 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
             )
     elif facts.get("shape"):
         yield problem("data.image_size", f"{data.name} has images of many sizes", "set one")
+    known_channels = facts["shape"][2] if "shape" in facts else None
     for key in ("mean", "std"):
         values = getattr(data, key)
-        channels = {"grey": 1, None: stored[2]}.get(data.color, 3)
-        if values is not None and len(values) != channels:
+        channels = {"grey": 1, None: known_channels}.get(data.color, 3)
+        if values is not None and channels is not None and len(values) != channels:
             yield problem(f"data.{key}", f"{len(values)} values", f"one per channel: {channels}")
     if data.resize_short and data.image_size and data.resize_short < data.image_size:
         yield problem(
@@ -207,7 +218,9 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
             f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
             "less than the training takes",
         )
-    if not data.validation:
+    if data.resize_short and not data.image_size:
+        yield problem("data.resize_short", "given without data.image_size", "give both or neither")
+    if not data.validation and not facts.get("own_validation"):
         for path, used in (
             ("train.early_stopping", train.early_stopping is not None),
             ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),

@@ -75,7 +75,7 @@ def parse(text: str, source: str) -> Located:
         events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         next(events)  # the start of the stream
         if isinstance(next(events), yaml.StreamEndEvent):
-            _refuse(source, "the file is empty")
+            _refuse(source, "there is nothing in it")
         tree = _node(next(events), events, source, problems, 0)
         next(events)  # the end of the document
         if not isinstance(end := next(events), yaml.StreamEndEvent):
@@ -95,7 +95,9 @@ def override(tree: Located, assignment: str) -> None:
     dotted, equals, text = assignment.partition("=")
     if not equals or not all(dotted.split(".")):
         _refuse(place, "not an assignment", "write it as --set key.key=value")
-    *parents, last = (int(key) if key.isdigit() else key for key in dotted.split("."))
+    *parents, last = (
+        int(key) if re.fullmatch("[0-9]{1,9}", key) else key for key in dotted.split(".")
+    )
     node = tree
     for step in parents:
         if isinstance(node.value, dict) and isinstance(step, str):

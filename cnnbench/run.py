@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -15,14 +17,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnnbench import files
-from cnnbench.errors import RunError, UsageError
+from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe import Recipe, load_recipe
 
 RUNS = Path("runs")
 PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
+
+
+class DataFacts(BaseModel):
+    """What a run remembers of its data, so that its network can be used without them."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    name: str
+    fingerprint: str
+    classes: list[str]
+    stored_channels: int
+    input_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    train_examples: int
+    validation_examples: int
+    skipped_images: list[str]
+    data_dir: str | None
+    color: str
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +62,7 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the epoch with the best validation top-1, or of the last one."""
+        """The weights of the epoch with the best validation metric; without one, of the last."""
         return self.path / "best"
 
     @property
@@ -61,9 +84,13 @@ class Run:
         changed = "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
         raise RunError(f"the recipe changed since the run began\n{changed}", where=str(self.path))
 
-    def environment(self) -> dict[str, Any]:
-        """Returns what environment.json says of the machine, the versions and the data."""
-        return self._read("environment.json")
+    def data(self) -> DataFacts:
+        """Returns what environment.json says of the data.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        return _facts(_environment_of(self.path), self.path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, an epoch each."""
@@ -83,49 +110,61 @@ class Run:
         Raises:
             RunError: another process holds it.
         """
-        with files.storage_errors(self.path), (self.path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
-                raise RunError(
-                    f"another process ({holder}) writes to this run", where=str(self.path)
-                ) from None
-            lock.truncate(0)
-            lock.write(f"pid {os.getpid()}")
-            lock.flush()
+        with contextlib.ExitStack() as stack:
+            with files.storage_errors(self.path):
+                lock = stack.enter_context((self.path / "lock").open("a+"))
+                _hold(lock, self.path)
             yield
 
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {name}: {error}", where=str(self.path)) from None
 
+@contextlib.contextmanager
+def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
+    """Yields a run in a folder that is this process's own; it is there once `begin` was called.
 
-def create_run(recipe: Recipe, path: Path | None, about: dict[str, Any]) -> Run:
-    """Makes a run directory with the resolved recipe and environment.json.
+    If that never comes, the folder is taken away again.
 
     Args:
-        recipe: what is going to be trained.
         path: a folder that does not exist or is empty; None: a new one below runs/.
-        about: what else environment.json is to say.
+        recipe: what is going to be trained.
 
     Raises:
-        RunError: there is something in the folder, or it cannot be written.
+        RunError: there is something in the folder, it cannot be written, or another process has it.
     """
-    if path is None:
-        stem = RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        names = (stem if i == 1 else stem.with_name(f"{stem.name}-{i}") for i in range(1, 1000))
-        path = next(name for name in names if not name.exists())
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(
-            "the run directory is not empty", where=str(path), allowed="--resume continues a run"
-        )
-    files.write_json(path / "environment.json", {**_environment(), **about})
-    files.write_bytes(path / "recipe.yaml", recipe.dump().encode())
-    return Run(path, recipe)
+    made = path is None or not path.exists()
+    with files.storage_errors(path or RUNS):
+        if path is None:
+            path = _new_folder(RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+    before = {entry.name for entry in path.iterdir()}
+    run = Run(path, recipe)
+    with run.locked():
+        try:
+            # A process killed at its very start leaves no more than these.
+            if before - {"lock", "environment.json"}:
+                raise RunError(
+                    "the run directory is not empty",
+                    where=str(path),
+                    allowed="--resume continues a run",
+                )
+            yield run
+        finally:
+            if not (path / "recipe.yaml").is_file():
+                for name in {"environment.json", "lock"} - before:
+                    (path / name).unlink(missing_ok=True)
+                if made:
+                    path.rmdir()
+
+
+def begin(run: Run, data: DataFacts) -> None:
+    """Writes environment.json, and last recipe.yaml, which makes the folder a run."""
+    text = run.recipe.dump().encode()
+    environment = _environment() | {
+        "recipe_sha256": hashlib.sha256(text).hexdigest(),
+        "data": data.model_dump(),
+    }
+    files.write_json(run.path / "environment.json", environment)
+    files.write_bytes(run.path / "recipe.yaml", text)
 
 
 def open_run(path: str | Path) -> Run:
@@ -135,9 +174,17 @@ def open_run(path: str | Path) -> Run:
         RunError: it is none, or its recipe is damaged.
     """
     path = Path(path)
-    if not (path / "recipe.yaml").is_file():
+    recipe = path / "recipe.yaml"
+    if not recipe.is_file():
         raise RunError("not a run directory: it has no recipe.yaml", where=str(path))
-    return Run(path, load_recipe(path / "recipe.yaml"))
+    environment = _environment_of(path)
+    _facts(environment, path)
+    if environment.get("recipe_sha256") != files.sha256(recipe):
+        raise RunError("the recipe was changed since the run began", where=str(recipe))
+    try:
+        return Run(path, load_recipe(recipe))
+    except RecipeError as error:
+        raise RunError(f"the recipe cannot be read any more:\n{error}") from None
 
 
 def newest_run(*, finished: bool, name: str | None = None) -> Run:
@@ -153,6 +200,47 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
             return open_run(file.parent)
     kind = "finished run" if finished else f"unfinished run of {name!r}"
     raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory")
+
+
+def _hold(lock: IO[str], path: Path) -> None:
+    """Locks an open file for as long as it is open."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        raise RunError(f"another process ({holder}) writes to this run", where=str(path)) from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()}")
+    lock.flush()
+
+
+def _new_folder(stem: Path) -> Path:
+    """Makes the folder of that name, or of that name with the first free number."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
+
+
+def _environment_of(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "environment.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"cannot read environment.json: {error}", where=str(path)) from None
+
+
+def _facts(environment: dict[str, Any], path: Path) -> DataFacts:
+    try:
+        return DataFacts.model_validate(environment.get("data"))
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, e["loc"])) or "data" for e in error.errors())
+        raise RunError(
+            f"environment.json is damaged: {wrong}", where=str(path / "environment.json")
+        ) from None
 
 
 def _environment() -> dict[str, Any]:

@@ -25,9 +25,8 @@ def prepare(*, seed: int, precision: str, deterministic: bool) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-@functools.cache
 def strategy(name: str) -> Any:
-    """Returns the tf.distribute strategy of that name; a second one of a kind would fail.
+    """Returns the tf.distribute strategy of that name.
 
     Args:
         name: "auto" takes a TPU if TPU_NAME is set, else every GPU, else the one device there is.
@@ -35,10 +34,15 @@ def strategy(name: str) -> Any:
     Raises:
         UsageError: the machine has no such device.
     """
-    gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
-        one = "mirrored" if len(gpus) > 1 else "one_device"
-        name = "tpu" if os.environ.get("TPU_NAME") else one
+        several = len(tf.config.list_logical_devices("GPU")) > 1
+        name = "tpu" if os.environ.get("TPU_NAME") else "mirrored" if several else "one_device"
+    return _made_once(name)
+
+
+@functools.cache
+def _made_once(name: str) -> Any:
+    """Makes a strategy, of which a second one of its kind in a process would fail."""
     if name == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
@@ -48,6 +52,6 @@ def strategy(name: str) -> Any:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     if name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()

@@ -71,10 +71,10 @@ def cosine_restarts(
     final: Share = 0.0,
 ) -> Curve:
     """Cosines that start again, each `multiply` times as long (SGDR, Loshchilov & Hutter 2017)."""
-    first = epochs * per_epoch
+    first = max(1.0, epochs * per_epoch)
 
     def curve(step: int) -> float:
-        period, position = first, float(step)
+        period, position = first, step % first if multiply == 1 else float(step)
         while position >= period:
             position -= period
             period *= multiply
@@ -117,7 +117,7 @@ class Plateau:
     min_delta: float
     min_factor: float
     scale: float = 1.0
-    best: float = math.inf
+    best: float | None = None
     epochs_without: int = 0
 
     def __call__(self, step: int) -> float:
@@ -126,7 +126,7 @@ class Plateau:
 
     def observe(self, loss: float) -> None:
         """Takes the validation loss of an epoch that has ended."""
-        if loss < self.best - self.min_delta:
+        if self.best is None or loss < self.best - self.min_delta:
             self.best, self.epochs_without = loss, 0
             return
         self.epochs_without += 1

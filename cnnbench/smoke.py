@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cnnbench.data.datasets import Access, open_dataset
-from cnnbench.errors import DataError
+from cnnbench.errors import MissingDataError
 from cnnbench.parts import DATASETS, DataSpec
 from cnnbench.recipe import Recipe
 
@@ -20,7 +20,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     data, mocked = recipe.data, ""
     try:
         open_dataset(data, Access(access.data_dir, download=False))
-    except DataError as error:
+    except MissingDataError as error:
         data, mocked = _mock(recipe), f"; {data.name} is not at hand: made-up images ({error.what})"
     batch = min(data.batch_size, BATCH)
     data = data.model_copy(

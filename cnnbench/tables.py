@@ -48,10 +48,10 @@ def evaluation(result: dict[str, Any]) -> Any:
                 ],
             )
         )
-        names = [row["class"] for row in result["per_class"]]
+        names = [f"{i} {row['class']}" for i, row in enumerate(result["per_class"])]
         parts.append(
             _table(
-                ("true \\ predicted", *(name[:8] for name in names)),
+                ("true \\ predicted", *map(str, range(len(names)))),
                 [(name, *row) for name, row in zip(names, result["confusion"], strict=True)],
             )
         )

@@ -31,9 +31,9 @@ from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import tf
 from cnnbench.models import build_model
 from cnnbench.optim import build_optimizer, penalty
-from cnnbench.parts import LOSSES
-from cnnbench.recipe import EarlyStopping, Recipe, Train, input_shape
-from cnnbench.run import Run, create_run
+from cnnbench.parts import LOSSES, SCHEDULES
+from cnnbench.recipe import Recipe, Train, input_shape
+from cnnbench.run import DataFacts, Run, begin, new_run
 from cnnbench.schedules import LearningRate
 from cnnbench.tasks.classification import in_top_k
 
@@ -74,20 +74,10 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch that is under way
     seconds: float = 0.0  # that the epoch under way has taken so far
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
-    best_score: float = -math.inf
+    best_score: float | None = None  # of the weights in best/
+    reference: float | None = None  # the last score that was better by more than min_delta
     epochs_without: int = 0
     learning_rate: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns it as plain JSON; -inf becomes None."""
-        state = asdict(self)
-        return state | {"best_score": None if self.best_score == -math.inf else self.best_score}
-
-    @classmethod
-    def from_json(cls, state: Any) -> Progress:
-        """Returns what `as_json` was made of."""
-        score = state["best_score"]
-        return cls(**(state | {"best_score": -math.inf if score is None else score}))
 
 
 def train(
@@ -115,9 +105,10 @@ def train(
         InterruptedRun: a signal came; the run can be resumed.
         RunError: the run directory cannot be written.
     """
-    trainer = Trainer(recipe, access or Access())
-    run = create_run(recipe, run_dir, {"data": trainer.about_data()})
-    with run.locked():
+    recipe = recipe.absolute()
+    with new_run(run_dir, recipe) as run:
+        trainer = Trainer(recipe, access or Access())
+        begin(run, trainer.about_data())
         return trainer.fit(run, listener or Silence())
 
 
@@ -132,12 +123,16 @@ def resume(run: Run, *, access: Access | None = None, listener: Listener | None 
     if run.finished:
         raise RunError("the run is finished: there is nothing to resume", where=str(run.path))
     with run.locked():
-        trainer = Trainer(run.recipe, access or Access())
-        before, now = run.environment()["data"], trainer.about_data()
-        for key in ("fingerprint", "train_examples", "validation_examples", "input_shape"):
-            if before[key] != now[key]:
+        files.recover(run.best)
+        before = run.data()
+        if access is None or access.data_dir is None:
+            access = Access(Path(before.data_dir) if before.data_dir else None)
+        trainer = Trainer(run.recipe, access)
+        now = trainer.about_data()
+        for key, value in before.model_dump(exclude={"data_dir"}).items():
+            if value != getattr(now, key):
                 raise RunError(
-                    f"the data set changed: {key} was {before[key]}, is {now[key]}",
+                    f"the data set changed: {key} was {value}, is {getattr(now, key)}",
                     where=str(run.path),
                 )
         return trainer.fit(run, listener or Silence(), resume=True)
@@ -152,7 +147,7 @@ class Trainer:
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
         self.examples, self.validation = splits.train, splits.validation
-        self.skipped = splits.skipped
+        self.skipped = splits.skipped + splits.skipped_in_validation
         size = self.shape[:2]
         self.stream = TrainingStream(self.examples, recipe.data, size, recipe.augment, recipe.seed)
         self.total_steps = total_steps(
@@ -163,6 +158,14 @@ class Trainer:
                 f"schedule.warmup_epochs of {recipe.schedule.warmup_epochs} epochs",
                 allowed=f"less than the {self.total_steps} steps that training takes",
             )
+        for key, needed in (
+            ("train.early_stopping", recipe.train.early_stopping is not None),
+            ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),
+        ):
+            if needed and self.validation is None:
+                raise UsageError(
+                    f"{key} needs a validation split", allowed="set data.validation above 0"
+                )
         runtime.prepare(
             seed=recipe.seed,
             precision=recipe.train.precision,
@@ -186,22 +189,22 @@ class Trainer:
         self._train_steps = self._compile_training()
         self._evaluate_batch = self._compile_evaluation()
 
-    def about_data(self) -> dict[str, Any]:
+    def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
-        return {
-            "name": self.data.name,
-            "fingerprint": self.data.fingerprint,
-            "classes": list(self.data.classes),
-            "stored_channels": self.data.shape[2],
-            "input_shape": list(self.shape),
-            "train_examples": len(self.examples),
-            "validation_examples": len(self.validation) if self.validation else 0,
-            "skipped_images": list(self.skipped),
-            "data_dir": str(self._data_dir.absolute()) if self._data_dir else None,
-            "color": self.preprocess.color,
-            "mean": self.preprocess.mean,
-            "std": self.preprocess.std,
-        }
+        return DataFacts(
+            name=self.data.name,
+            fingerprint=self.data.fingerprint,
+            classes=list(self.data.classes),
+            stored_channels=self.data.shape[2],
+            input_shape=list(self.shape),
+            train_examples=len(self.examples),
+            validation_examples=len(self.validation) if self.validation else 0,
+            skipped_images=list(self.skipped),
+            data_dir=str(self._data_dir.absolute()) if self._data_dir else None,
+            color=self.preprocess.color,
+            mean=list(self.preprocess.mean),
+            std=list(self.preprocess.std),
+        )
 
     def fit(self, run: Run, listener: Listener, *, resume: bool = False) -> Run:
         """Trains to the end, from the newest checkpoint if there is one to resume."""
@@ -218,7 +221,7 @@ class Trainer:
             notes += [f"damaged and set aside: {error}" for error in damaged]
             if saved is not None:
                 checkpoint.assign(self._variables(), saved.arrays, run.checkpoints)
-                progress = Progress.from_json(saved.state)
+                progress = Progress(**saved.state)
                 rate.restore(progress.learning_rate)
         run.write_metrics(progress.rows)
         events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
@@ -260,9 +263,11 @@ class Trainer:
         """Runs some steps, and not beyond the end of the epoch."""
         start = time.perf_counter()
         count = min(self.recipe.train.steps_per_call, epoch_end - progress.step)
-        rates = [rate.at(step) for step in range(progress.step, progress.step + count)]
+        # Always of one length, so that the steps are traced once.
+        rates = np.zeros(self.recipe.train.steps_per_call, np.float32)
+        rates[:count] = [rate.at(progress.step + i) for i in range(count)]
         try:
-            losses, right = self._train_steps(iterator, tf.constant(rates, tf.float32))
+            losses, right = self._train_steps(iterator, tf.constant(rates), tf.constant(count))
         except tf.errors.OpError:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
@@ -271,11 +276,7 @@ class Trainer:
         finite = np.isfinite(losses)
         if not finite.all():
             step = progress.step + int(np.argmin(finite))
-            raise DivergedError(
-                f"the loss is {losses[~finite][0]} at step {step}",
-                allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help; the "
-                "newest checkpoint is from before",
-            )
+            raise _diverged(f"the loss is {losses[~finite][0]} at step {step}")
         images = count * self.recipe.data.batch_size
         progress.step += count
         progress.seconds += time.perf_counter() - start
@@ -293,7 +294,12 @@ class Trainer:
     def _end_epoch(
         self, run: Run, rate: LearningRate, progress: Progress, events: Any, listener: Listener
     ) -> None:
-        """Validates, writes the epoch's row, and keeps the weights if they are the best."""
+        """Validates, writes the epoch's row, and keeps the weights if they are the best.
+
+        Raises:
+            DivergedError: a weight or the validation loss is not finite; nothing is written then.
+        """
+        arrays = self._arrays(progress.step)
         seen = progress.sums["images"]
         row: dict[str, Any] = {
             "epoch": len(progress.rows) + 1,
@@ -303,26 +309,36 @@ class Trainer:
             "throughput_images_per_s": round(seen / progress.seconds, 1),
             "seconds": round(progress.seconds, 2),
         }
-        score = math.inf
+        is_best = True  # without validation, the last weights are the best
         if self.validation is not None:
             row["validation"] = self._validate()
+            if not math.isfinite(row["validation"]["loss"]):
+                raise _diverged(f"the validation loss is not finite at step {progress.step}")
             rate.observe(row["validation"]["loss"])
-            score = _score(row["validation"], self.recipe.train.early_stopping)
+            is_best = self._judge(row["validation"], progress)
         progress.rows.append(row)
-        early = self.recipe.train.early_stopping
-        progress.epochs_without += 1
-        if score > progress.best_score + (early.min_delta if early else 0):
-            progress.epochs_without = 0
-        if score > progress.best_score:
-            arrays = {k: v for k, v in self._arrays().items() if k.startswith("model/")}
+        if is_best:
+            model = {k: v for k, v in arrays.items() if k.startswith("model/")}
             keys = ("step", "epoch", "validation")
-            checkpoint.save(run.best, Checkpoint(arrays, {key: row.get(key) for key in keys}))
-            # Without validation the last weights are the best, whichever come.
-            progress.best_score = score if self.validation is not None else -math.inf
+            checkpoint.save(run.best, Checkpoint(model, {key: row.get(key) for key in keys}))
         progress.sums, progress.seconds = {}, 0.0
         run.write_metrics(progress.rows)
         _write_events(events, row)
         listener.epoch_ended(row)
+
+    def _judge(self, validation: dict[str, float], progress: Progress) -> bool:
+        """Tells whether an epoch is the best so far, and counts those without an improvement."""
+        early = self.recipe.train.early_stopping
+        by_loss = early is not None and early.metric == "loss"
+        score = -validation["loss"] if by_loss else validation["top1"]
+        margin = early.min_delta if early else 0.0
+        progress.epochs_without += 1
+        if progress.reference is None or score > progress.reference + margin:
+            progress.reference, progress.epochs_without = score, 0
+        is_best = progress.best_score is None or score > progress.best_score
+        if is_best:
+            progress.best_score = score
+        return is_best
 
     def _validate(self) -> dict[str, float]:
         loss = right = 0.0
@@ -339,9 +355,17 @@ class Trainer:
         early = self.recipe.train.early_stopping
         return early is not None and progress.epochs_without >= early.patience
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Returns every variable of the model, its generators and the optimizer, by its place."""
-        return {key: variable.numpy() for key, variable in self._variables().items()}
+    def _arrays(self, step: int) -> dict[str, np.ndarray]:
+        """Returns every variable of the model, its generators and the optimizer, by its place.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        arrays = {key: variable.numpy() for key, variable in self._variables().items()}
+        for key, array in arrays.items():
+            if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+                raise _diverged(f"{key} has a value that is not finite at step {step}")
+        return arrays
 
     def _variables(self) -> dict[str, Any]:
         return checkpoint.variables_by_name("model", self.model.variables) | (
@@ -351,7 +375,7 @@ class Trainer:
     def _save(self, run: Run, progress: Progress, rate: LearningRate) -> None:
         progress.learning_rate = rate.state()
         folder = run.checkpoints / str(progress.step)
-        checkpoint.save(folder, Checkpoint(self._arrays(), progress.as_json()))
+        checkpoint.save(folder, Checkpoint(self._arrays(progress.step), asdict(progress)))
         checkpoint.keep_last(run.checkpoints, KEPT_CHECKPOINTS)
 
     def _compile_training(self) -> Callable[..., Any]:
@@ -375,8 +399,7 @@ class Trainer:
             return tf.reduce_sum(losses), tf.reduce_sum(right)
 
         @tf.function(autograph=True)
-        def steps(iterator: Any, rates: Any) -> tuple[Any, Any]:
-            count = tf.shape(rates)[0]
+        def steps(iterator: Any, rates: Any, count: Any) -> tuple[Any, Any]:
             losses, right = (tf.TensorArray(tf.float32, count) for _ in range(2))
             for i in tf.range(count):
                 optimizer.learning_rate.assign(rates[i])
@@ -411,10 +434,12 @@ def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
     return max(1, round(train.epochs * steps_per_epoch))
 
 
-def _score(validation: dict[str, float], early: EarlyStopping | None) -> float:
-    if early is not None and early.metric == "loss":
-        return -validation["loss"]
-    return validation["top1"]
+def _diverged(what: str) -> DivergedError:
+    return DivergedError(
+        what,
+        allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help; checkpoints "
+        "that were saved before are intact",
+    )
 
 
 def _save_is_due(every: int | str, first_step: int) -> Callable[[int], bool]:

@@ -21,7 +21,9 @@ from cnnbench.parts import MODELS, ModelSpec
 OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 
-def load_published(model: Any, name: str, path: Path) -> None:
+def load_published(
+    model: Any, name: str, path: Path, options: Mapping[str, Any] | None = None
+) -> None:
     """Loads a file of published weights into a model.
 
     Args:
@@ -30,6 +32,7 @@ def load_published(model: Any, name: str, path: Path) -> None:
         path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision
             or timm. A pickle (.pth, .pt, .bin) can run code and is refused;
             scripts/torch_to_safetensors.py turns one into safetensors.
+        options: those the network was built with, for some do not show in its shapes.
 
     Where the file is of another number of classes, the last layer keeps its initial weights.
 
@@ -55,6 +58,7 @@ def load_published(model: Any, name: str, path: Path) -> None:
     except Exception as error:  # h5py and safetensors raise whatever they stumble on
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
     convert = from_keras if path.suffix == ".h5" else from_torch
+    _check_options(name, options or {}, path)
     arrays = convert(model, name, tensors)
     classes = model.output_shape[-1]
     same_head = arrays.get("logits/kernel", np.zeros(classes)).shape[-1] == classes
@@ -68,7 +72,7 @@ def start_from(model: Any, spec: ModelSpec) -> None:
         UsageError: as for `load_published`.
     """
     if spec.weights:
-        load_published(model, spec.name, Path(spec.weights).expanduser())
+        load_published(model, spec.name, Path(spec.weights).expanduser(), spec.options())
     frozen = {
         None: (),
         "stem": ("stem_",),
@@ -151,6 +155,20 @@ def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
             array = np.asarray(unused.pop(theirs))
             arrays[weight.path] = _from_torch(array, tuple(weight.shape), layout(name, weight.path))
     return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
+
+
+def _check_options(name: str, options: Mapping[str, Any], path: Path) -> None:
+    """Refuses weights that would fit, but were trained in a network that computes otherwise."""
+    keras_options = getattr(names_of(name), "KERAS_OPTIONS", {}).get(name, {})
+    for key, value in keras_options.items():
+        is_theirs = options.get(key, value) == value
+        if key in options and is_theirs != (path.suffix == ".h5"):
+            wanted = f"{value!r}" if path.suffix == ".h5" else f"anything but {value!r}"
+            raise UsageError(
+                f"model.{key} of {options[key]!r} does not go with these weights",
+                where=str(path),
+                allowed=f"{wanted} does",
+            )
 
 
 def names_of(name: str) -> ModuleType:

@@ -18,6 +18,7 @@ from cnnbench.data.pipeline import (
     TrainingStream,
     evaluation_batches,
     evaluation_examples,
+    fit,
     preprocess,
     training_splits,
 )
@@ -359,6 +360,47 @@ def test_a_bad_image_fails_the_run_by_its_name(folder, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0.jpg" in done.stderr and "1.jpg" in done.stderr
+
+
+def test_nothing_left_is_an_error(folder):
+    for file in (folder / "test").rglob("*.jpg"):
+        file.write_bytes(b"")
+    spec = folder_spec(folder, on_bad_image="skip")
+    with pytest.raises(DataError, match="none of 6 images"):
+        evaluation_examples(open_dataset(spec, Access()), spec, "test")
+
+
+def test_a_validation_folder_goes_before_a_share_of_training(folder):
+    (folder / "test").rename(folder / "val")
+    make = folder / "test/red"
+    make.mkdir(parents=True)
+    (make / "x.jpg").write_bytes(jpeg())
+    (folder / "train/red/.hidden").mkdir()
+    (folder / "train/red/.hidden/x.jpg").write_bytes(jpeg())
+    spec = folder_spec(folder, validation=0.5)
+    splits = training_splits(open_dataset(spec, Access()), spec)
+    assert len(splits.train) == 10 and len(splits.validation) == 6
+
+
+def test_resize_short_holds_for_images_of_the_right_size_too():
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[4:12, 4:12] = 255
+    spec = DATASETS.spec("synthetic", image_size=16, resize_short=32)
+    assert fit(image, spec, (16, 16)).mean() > 200
+
+
+@pytest.mark.parametrize("options", [{"mean": [0.5] * 3}, {"std": [0.5] * 3, "mean": [0.5] * 3}])
+def test_statistics_that_do_not_fit_the_channels_are_refused(options):
+    spec = DATASETS.spec("synthetic", shape=[16, 16, 1], **options)
+    with pytest.raises(UsageError, match="one per channel: 1"):
+        preprocess(open_dataset(spec, Access()), spec)
+
+
+@pytest.mark.parametrize("split", ["train[:200%]", "train[:xx]", "train+test", "exam"])
+def test_a_split_that_is_none_is_explained(cifar10, split):
+    spec = DATASETS.spec("tfds", builder="cifar10", train_split=split)
+    with pytest.raises(DataError, match=r"train\[:80%\]"):
+        open_dataset(spec, Access(cifar10, download=False))
 
 
 @pytest.mark.parametrize("spoiled", ["no test", "one class", "strange class", "empty class"])

@@ -9,7 +9,7 @@ import pytest
 from cnnbench import evaluate, export, network, open_run, predict, train
 from cnnbench.data.datasets import Access
 from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.errors import VerificationError
+from cnnbench.errors import RunError, VerificationError
 from cnnbench.lazy import tf
 from cnnbench.recipe import load_recipe
 
@@ -131,6 +131,32 @@ def test_predict_equals_the_network(digits_run, images, tmp_path):
         [t["probability"] for t in row["top"]], rel=1e-4
     )
     assert row["top"][0]["probability"] == pytest.approx(expected.max(), rel=1e-4)
+
+
+def test_predict_and_the_saved_model_treat_other_sizes_alike(digits_run, tmp_path):
+    from PIL import Image
+
+    export(digits_run, ["saved_model"], verify=False)
+    serve = tf.saved_model.load(str(digits_run.path / "saved_model")).signatures["serving_default"]
+    random = np.random.default_rng(0)
+    for size in ((60, 240), (33, 40), (20, 24)):
+        pixels = random.integers(0, 255, size, np.uint8)
+        Image.fromarray(pixels).resize(size[::-1]).save(tmp_path / "x.png")
+        (row,) = predict(digits_run, [tmp_path / "x.png"], top=10)
+        theirs = serve(images=tf.constant(pixels[None, :, :, None]))["probabilities"].numpy()[0]
+        ours = {int(likely["class"]): likely["probability"] for likely in row["top"]}
+        assert max(abs(ours[i] - theirs[i]) for i in range(10)) < 0.02
+
+
+def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
+    import shutil
+
+    shutil.copytree(digits_run.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best")
+    with pytest.raises(RunError, match="best"):
+        evaluate(open_run(tmp_path / "run"))
+    evaluate(open_run(tmp_path / "run"), weights="last")
+    assert (tmp_path / "run" / "eval-last.json").is_file()
 
 
 @pytest.mark.parametrize("color", ["grey", "hsv", "yuv"])

@@ -66,8 +66,7 @@ def test_a_run_has_its_files(whole):
     assert set(whole.metrics()[0]) == {
         "epoch", "step", "lr", "train", "validation", "throughput_images_per_s", "seconds",
     }  # fmt: skip
-    about = whole.environment()["data"]
-    assert about["train_examples"] == 80 and about["validation_examples"] == 16
+    assert whole.data().train_examples == 80 and whole.data().validation_examples == 16
 
 
 def test_tensorboard_reads_the_events(whole):
@@ -174,6 +173,95 @@ def test_divergence_stops_with_the_step(small, tmp_path):
         train(recipe, run_dir=tmp_path / "run")
 
 
+@pytest.mark.parametrize("validation", [0, 16])
+def test_weights_that_are_not_finite_are_never_kept(small, tmp_path, validation):
+    settings = (
+        "optimizer.lr=1e38", "regularization.l2=100.0", "schedule.name=constant",
+        "schedule.warmup_epochs=0", "train.epochs=null", "train.steps=1",
+        f"data.validation={validation}",
+    )  # fmt: skip
+    recipe = load_recipe(small, tuple(s for s in settings if s != "schedule.name=constant"))
+    with pytest.raises(DivergedError, match="not finite at step 1"):
+        train(recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "finished.json").exists()
+
+
+def test_min_delta_is_measured_from_the_last_improvement(small, tmp_path):
+    from cnnbench.data.datasets import Access
+    from cnnbench.training import Progress, Trainer
+
+    settings = ("train.early_stopping.min_delta=0.01", "train.early_stopping.patience=3")
+    trainer = Trainer(load_recipe(small, settings), Access())
+    progress = Progress()
+    counts = []
+    for epoch in range(8):
+        trainer._judge({"loss": 1.0, "top1": 0.5 + 0.008 * epoch}, progress)
+        counts.append(progress.epochs_without)
+    assert counts == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert progress.best_score == pytest.approx(0.5 + 0.008 * 7)
+
+
+def test_a_recipe_that_was_edited_is_refused(whole, tmp_path):
+    import shutil
+
+    shutil.copytree(whole.path, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("seed: 3", "seed: 4"))
+    with pytest.raises(RunError, match="the recipe was changed"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("harm", ["{}", "[1]", "nothing", '{"data": {"classes": 3}}'])
+def test_a_damaged_environment_is_refused(whole, tmp_path, harm):
+    import shutil
+
+    shutil.copytree(whole.path, tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text(harm)
+    with pytest.raises(RunError, match=r"environment\.json"):
+        open_run(tmp_path / "run")
+
+
+def test_two_processes_take_two_directories(small, tmp_path):
+    def start(*options):
+        command = [sys.executable, "-m", "cnnbench", "train", str(small), *options]
+        return subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    both = [start("--set", "seed=1"), start("--set", "seed=2")]
+    runs = [process.communicate()[0].splitlines()[-1] for process in both]
+    assert runs[0] != runs[1]
+    for run, seed in zip(runs, (1, 2), strict=True):
+        assert load_recipe(tmp_path / run / "recipe.yaml").seed == seed
+
+    same = [start("--run-dir", "same"), start("--run-dir", "same")]
+    codes = sorted(process.wait() for process in same)
+    for process in same:
+        process.stdout.close(), process.stderr.close()
+    assert codes == [0, 6]
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(small, tmp_path):
+    settings = ("train.early_stopping.patience=1", "data.name=digits", "data.validation=0")
+    with pytest.raises(Exception, match="validation"):
+        train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_steps_are_traced_once(small, tmp_path):
+    from cnnbench.data.datasets import Access
+    from cnnbench.run import begin, new_run
+    from cnnbench.training import Trainer
+
+    recipe = load_recipe(small, ("train.steps_per_call=3",))
+    with new_run(tmp_path / "run", recipe) as run:
+        trainer = Trainer(recipe, Access())
+        begin(run, trainer.about_data())
+        trainer.fit(run, Silence())
+    assert trainer._train_steps.experimental_get_tracing_count() == 1
+
+
 def test_early_stopping(small, tmp_path):
     settings = ("train.epochs=50", "train.early_stopping.patience=2", "optimizer.lr=1e-9")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
@@ -205,8 +293,9 @@ tf.config.set_logical_device_configuration(
     cpu, [tf.config.LogicalDeviceConfiguration()] * (2 if two else 1)
 )
 from cnnbench import load_recipe, train
-settings = ("train.strategy=" + sys.argv[3], "model.name=lenet5", "model.dropout=0.0")
-settings += ("train.precision=" + sys.argv[4],)
+settings = ("train.strategy=" + sys.argv[3], "model.dropout=0.0")
+settings += ("train.precision=" + sys.argv[4], "train.epochs=null", "train.steps=2")
+settings += ("schedule.warmup_epochs=0", "optimizer.lr=0.01")
 train(load_recipe(sys.argv[1], settings), run_dir=__import__("pathlib").Path(sys.argv[2]))
 """
 

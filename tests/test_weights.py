@@ -133,6 +133,19 @@ def test_a_damaged_file_is_refused(model, state, tmp_path, file):
         weights.load_published(model, "resnet18", tmp_path / file)
 
 
+def test_weights_for_another_stride_are_refused(tmp_path):
+    spec = MODELS.spec("resnet50")
+    ours = build_model(spec, (32, 32, 3), 10)
+    import h5py
+
+    with h5py.File(tmp_path / "resnet50.h5", "w") as file:
+        group = file.create_group("conv1_conv")
+        group.attrs["weight_names"] = [b"conv1_conv/kernel:0"]
+        group["conv1_conv/kernel:0"] = np.zeros((7, 7, 3, 64), np.float32)
+    with pytest.raises(UsageError, match=r"model\.stride of 'second'"):
+        weights.load_published(ours, "resnet50", tmp_path / "resnet50.h5", spec.options())
+
+
 def test_a_file_as_keras_applications_publishes(tmp_path):
     import h5py
 

@@ -12,13 +12,22 @@ import math
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cnnbench.data import images as geometry
 from cnnbench.lazy import tf
 from cnnbench.parts import AUGMENTATIONS
 
-Range = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+
+def _ordered(limits: list[float]) -> list[float]:
+    if limits[0] > limits[1]:
+        raise ValueError("the first is the lower limit, the second the upper one")
+    return limits
+
+
+_two = (Field(min_length=2, max_length=2), AfterValidator(_ordered))
+Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], *_two]
+Ratios = Annotated[list[Annotated[float, Field(gt=0)]], *_two]
 
 
 @AUGMENTATIONS.register("random_crop")
@@ -59,14 +68,15 @@ def random_rotation(
         (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, zero, zero), axis=1
     )
     rotated = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
+        images=tf.cast(images, tf.float32),
         transforms=transforms,
         output_shape=(height, width),
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    return tf.ensure_shape(rotated, images.shape)
+    # In uint8 the operation would cut off what is behind the point.
+    return tf.ensure_shape(tf.cast(tf.round(rotated), tf.uint8), images.shape)
 
 
 @AUGMENTATIONS.register("cutout")
@@ -90,8 +100,8 @@ def random_resized_crop(
     size: tuple[int, int],
     random: np.random.Generator,
     *,
-    scale: Range = [0.08, 1.0],
-    ratio: Range = [3 / 4, 4 / 3],
+    scale: Shares = [0.08, 1.0],
+    ratio: Ratios = [3 / 4, 4 / 3],
 ) -> np.ndarray:
     """Cuts out a share `scale` of the area, of aspect `ratio`, and resizes it to the input.
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from cnnbench.data import tfds_source
 from cnnbench.data.examples import ArraySource, Dataset, FileSource
 from cnnbench.data.images import SUFFIXES
-from cnnbench.errors import DataError
+from cnnbench.errors import DataError, MissingDataError, UsageError
 from cnnbench.parts import DATASETS, DataSpec
 
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -109,12 +109,10 @@ def tfds(
     return tfds_source.dataset(builder, train_split, test_split, access.data_dir, access.download)
 
 
-@DATASETS.register("image_folder")
+@DATASETS.register("image_folder", own_validation=True)
 def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, with a folder a class in each."""
     root = Path(path).expanduser()
-    if not root.is_absolute() and access.data_dir:
-        root = access.data_dir / root
     folders = {
         "train": _first(root, "train"),
         "validation": _first(root, "val", "validation"),
@@ -124,7 +122,7 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         del folders["validation"]
     for split, folder in folders.items():
         if folder is None and split != "validation":
-            raise DataError(
+            raise MissingDataError(
                 f"no folder of {split} images",
                 where=str(root),
                 allowed="give it train/ and test/ or val/, with a folder a class in each",
@@ -152,9 +150,9 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         return FileSource(paths, np.array(labels, np.int32), channels)
 
     listing = [
-        f"{split}/{name}/{file.name}:{file.stat().st_size}"
-        for split, by_class in found.items()
-        for name, files in sorted(by_class.items())
+        f"{file.relative_to(root)}:{file.stat().st_size}"
+        for by_class in found.values()
+        for _, files in sorted(by_class.items())
         for file in files
     ]
     return Dataset(
@@ -207,6 +205,8 @@ def synthetic(
 ) -> Dataset:
     """Made-up images of stripes, one angle a class, under noise; for trying things out."""
     classes = data.classes or 10
+    if shape[2] not in (1, 3):
+        raise UsageError(f"data.shape of {shape[2]} channels", allowed="1 or 3")
 
     def load(split: str) -> ArraySource:
         random = np.random.Generator(np.random.Philox(key={"train": 1, "test": 2}[split]))
@@ -239,7 +239,9 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
         entry.name: sorted(
             file
             for file in Path(entry.path).rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(entry.path).parts)
+            and file.is_file()
         )
         for entry in os.scandir(folder)
         if entry.is_dir() and not entry.name.startswith(".")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -118,17 +117,15 @@ class Dataset:
     identity: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     def split(self, name: str) -> Examples:
         """Returns every example of the split "train", "validation" or "test"."""
-        return Examples.all_of(_load(self.sources[name]))
+        if name not in self._loaded:
+            self._loaded[name] = self.sources[name]()
+        return Examples.all_of(self._loaded[name])
 
     @property
     def fingerprint(self) -> str:
         """A SHA-256 of what identifies the data: names, versions, counts and sizes of files."""
-        return hashlib.sha256(self.identity.encode()).hexdigest()
-
-
-@cache
-def _load(load: Callable[[], Source]) -> Source:
-    return load()
+        return hashlib.sha256(self.identity.encode(errors="surrogateescape")).hexdigest()

@@ -22,7 +22,7 @@ from cnnbench.data import images as geometry
 from cnnbench.data.examples import ArraySource, Dataset, Examples
 from cnnbench.data.images import BadImageError
 from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.errors import CnnbenchError, DataError, UsageError
 from cnnbench.lazy import tf
 from cnnbench.parts import AUGMENTATIONS, DataSpec
 from cnnbench.registry import Spec
@@ -37,18 +37,21 @@ Batch = tuple[np.ndarray, np.ndarray]  # images (batch, height, width, channels)
 class Splits:
     """What a run trains and validates on, after the recipe's limit, validation and bad images.
 
-    skipped: the names of images that cannot be decoded, where the recipe says to skip them.
+    skipped, skipped_in_validation: the names of images that cannot be decoded, where the recipe
+    says to skip them.
     """
 
     train: Examples
     validation: Examples | None
     skipped: tuple[str, ...]
+    skipped_in_validation: tuple[str, ...] = ()
 
 
 def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
     """Returns the training examples and those carved out, or given, for validation.
 
-    Which ones are carved out does not depend on the recipe's seed, so that runs compare.
+    A data set's own validation split goes before the recipe's share of the training split. Which
+    examples are carved out does not depend on the recipe's seed, so that runs compare.
 
     Raises:
         UsageError: the validation split leaves nothing to train on.
@@ -57,7 +60,9 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
     if data.limit:
         train = train.take(slice(data.limit))
     validation = None
-    if data.validation:
+    if "validation" in dataset.sources:
+        validation = dataset.split("validation").shuffled().take(slice(data.limit))
+    elif data.validation:
         share = isinstance(data.validation, float)
         count = round(data.validation * len(train)) if share else int(data.validation)
         if not 0 < count < len(train):
@@ -65,13 +70,11 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
                 f"data.validation keeps {count} examples", allowed=f"1 to {len(train) - 1}"
             )
         validation, train = train.take(slice(count)), train.take(slice(count, None))
-    elif "validation" in dataset.sources:
-        validation = dataset.split("validation").shuffled().take(slice(data.limit))
     train, skipped = _readable(train, data)
-    if validation is not None:
-        validation, more = _readable(validation, data)
-        skipped += more
-    return Splits(train, validation, skipped)
+    if validation is None:
+        return Splits(train, None, skipped)
+    validation, skipped_in_validation = _readable(validation, data)
+    return Splits(train, validation, skipped, skipped_in_validation)
 
 
 def evaluation_examples(
@@ -87,25 +90,42 @@ def evaluation_examples(
     splits = training_splits(dataset, data)
     if splits.validation is None:
         raise UsageError("the recipe keeps no validation split", allowed="evaluate on --split test")
-    return splits.validation, splits.skipped
+    return splits.validation, splits.skipped_in_validation
 
 
 def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
-    """Returns the colour conversion and normalisation of a recipe's data."""
+    """Returns the colour conversion and normalisation of a recipe's data.
+
+    Raises:
+        UsageError: the recipe's mean or std is not one value per channel.
+    """
     stored = "grey" if dataset.shape[2] == 1 else "rgb"
     color = data.color or stored
     mean, std = COLOR_STATISTICS[color]
     if dataset.mean and dataset.std and color in (stored, "rgb"):
         channels = len(mean)
         mean, std = ((published * channels)[:channels] for published in (dataset.mean, dataset.std))
-    return Preprocess(color, tuple(data.mean or mean), tuple(data.std or std))
+    mean, std = tuple(data.mean or mean), tuple(data.std or std)
+    channels = len(COLOR_STATISTICS[color][0])
+    if len(mean) != channels or len(std) != channels:
+        raise UsageError(
+            f"data.mean of {len(mean)} values and data.std of {len(std)}",
+            allowed=f"one per channel: {channels}",
+        )
+    return Preprocess(color, mean, std)
 
 
 def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
     """Brings an image of any size to the network's: scales its short side and crops the centre."""
-    if image.shape[:2] == size:
+    short = short_side(data, size)
+    if image.shape[:2] == size and short == max(size):
         return image
-    return geometry.centre_crop(image, max(data.resize_short or 0, *size), size)
+    return geometry.centre_crop(image, short, size)
+
+
+def short_side(data: DataSpec, size: tuple[int, int]) -> int:
+    """Returns the pixels that the short side of an image is scaled to before the centre crop."""
+    return max(data.resize_short or 0, *size)
 
 
 class TrainingStream:
@@ -209,7 +229,8 @@ def _reader(
     What it returns waits for them.
     """
     source, crops = examples.source, tuple(crops)
-    if isinstance(source, ArraySource) and not crops and source.images.shape[1:3] == size:
+    as_they_are = not crops and short_side(data, size) == max(size)
+    if isinstance(source, ArraySource) and as_they_are and source.images.shape[1:3] == size:
 
         def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
             rows = examples.indices[positions]
@@ -253,6 +274,11 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         good = np.fromiter(pool.map(is_good, examples.indices), bool, len(examples))
     bad = examples.indices[~good]
+    if not good.any():
+        raise DataError(
+            f"none of {len(examples)} images can be decoded",
+            where=examples.source.name(int(bad[0])),
+        )
     return examples.take(good), tuple(sorted(examples.source.name(int(index)) for index in bad))
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import struct
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
-from cnnbench.errors import DataError
+from cnnbench.errors import DataError, MissingDataError
 from cnnbench.lazy import load, tf
 
 # Images of one size that take at most so many bytes in all are kept in memory.
@@ -45,8 +46,11 @@ class RecordSource:
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Reads one record and decodes its image."""
         file, offset, size = (int(place) for place in self.places[index])
-        with Path(self.files[file]).open("rb") as records:
-            record = os.pread(records.fileno(), size, offset)
+        try:
+            with Path(self.files[file]).open("rb") as records:
+                record = os.pread(records.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"cannot read: {error.strerror}", where=self.name(index)) from None
         try:
             features = tf.train.Example.FromString(record).features.feature
             data = features[self.image_key].bytes_list.value[0]
@@ -93,11 +97,16 @@ def dataset(
     height, width, channels = features[image_key].shape
     classes = tuple(features[label_key].names)
     for split in (train_split, test_split):
-        if split.partition("[")[0] not in builder.info.splits:
+        try:
+            known = bool(builder.info.splits[split].num_examples)
+        except Exception:  # TFDS raises ValueError, KeyError, AssertionError, …
+            known = False
+        if not known:
             raise DataError(
-                f"data set {builder.name!r} has no split {split!r}",
+                f"data set {builder.name!r} has no examples {split!r}",
                 where=str(builder.data_path),
-                allowed="it has " + ", ".join(sorted(builder.info.splits)),
+                allowed=f"one of {', '.join(sorted(builder.info.splits))}, or a part of one such "
+                "as train[:80%]",
             )
     counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
 
@@ -132,7 +141,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
         return builder
     root = Path(builder.data_path).parents[len(Path(builder.info.full_name).parts) - 1]
     manual = root / "downloads" / "manual"
-    missing = DataError(
+    missing = MissingDataError(
         f"data set {builder.name!r} is not prepared",
         where=str(root),
         allowed=_how_to_get(builder, manual),
@@ -228,11 +237,15 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
     pixels = np.empty((count, *builder.info.features[image_key].shape), np.uint8)
     labels = np.empty(count, np.int32)
     position = 0
-    for batch in raw.as_numpy_iterator():
-        size = len(batch[label_key])
-        pixels[position : position + size] = batch[image_key]
-        labels[position : position + size] = batch[label_key]
-        position += size
+    try:
+        for batch in raw.as_numpy_iterator():
+            size = len(batch[label_key])
+            pixels[position : position + size] = batch[image_key]
+            labels[position : position + size] = batch[label_key]
+            position += size
+    except tf.errors.OpError as error:
+        where = f"{builder.data_path}, split {split}, after example {position}"
+        raise DataError(f"the data set is damaged: {error.message[:200]}", where=where) from None
     if position != count:
         raise DataError(
             f"split {split!r} holds {position} examples of {count}", where=str(builder.data_path)
@@ -246,9 +259,9 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     files = tuple(str(instruction.filename) for instruction in instructions)
     cache = _cache_folder() / f"{hashlib.sha256(_file_sizes(builder).encode()).hexdigest()}.npz"
     known: dict[str, np.ndarray] = {}
-    if cache.is_file():
-        with np.load(cache, allow_pickle=False) as archive:
-            known = dict(archive)
+    damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+    with contextlib.suppress(*damaged), np.load(cache, allow_pickle=False) as archive:
+        known = dict(archive)
     places = []
     for number, (file, instruction) in enumerate(zip(files, instructions, strict=True)):
         name = Path(file).name
@@ -257,10 +270,11 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
         part = known[name][instruction.skip :]
         part = part[: instruction.take] if instruction.take >= 0 else part
         places.append(np.column_stack([np.full(len(part), number), part]))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, **known)  # type: ignore[arg-type]
-    partial.replace(cache)
+    with contextlib.suppress(OSError):  # without a cache, the next process looks again
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, **known)  # type: ignore[arg-type]
+        partial.replace(cache)
     return files, np.concatenate(places)
 
 

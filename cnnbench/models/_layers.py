@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from cnnbench.lazy import keras
+from cnnbench.lazy import keras, tf
 
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "prelu", "elu", "swish", "hard_swish", "gelu", "tanh"
@@ -114,8 +114,13 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
 
 
 def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
-    """Normalises each channel over the batch (Ioffe & Szegedy 2015)."""
-    return keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)(x)
+    """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
+    return keras.layers.BatchNormalization(
+        momentum=momentum,
+        epsilon=epsilon,
+        synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
+        name=name,
+    )(x)
 
 
 def resize_map(x: Any, size: int, name: str) -> Any:

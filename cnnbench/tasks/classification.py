@@ -80,7 +80,8 @@ def in_top_k(logits: Any, labels: Any, k: int) -> Any:
     A tie counts against the network, so that constant or NaN logits are never right.
     """
     own = tf.gather(logits, labels, batch_dims=1)[:, None]
-    return tf.reduce_sum(tf.cast(tf.logical_not(logits < own), tf.int32), axis=-1) <= k
+    as_high = tf.reduce_sum(tf.cast(tf.logical_not(logits < own), tf.int32), axis=-1)
+    return tf.logical_and(as_high <= k, tf.math.is_finite(own[:, 0]))
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
