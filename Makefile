@@ -22,9 +22,9 @@ demo: setup ## train, evaluate and export a small network: a minute
 	$(BIN)/python scripts/demo.py
 
 test: setup ## the default tests: within 12 minutes
-	$(BIN)/python -m pytest -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not network and not gpu"
 
-check: setup ## every test that this machine can run
+check: setup ## every test that this machine can run: an hour
 	$(BIN)/python -m pytest -m "not network and not gpu"
 
 smoke: setup ## a few steps of every recipe that ships, then eval and export
