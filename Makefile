@@ -24,7 +24,7 @@ demo: setup ## train, evaluate and export a small network: a minute
 test: setup ## the default tests: within 12 minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not network and not gpu"
 
-check: setup ## every test that this machine can run: an hour
+check: setup ## every test that this machine can run; takes far longer
 	$(BIN)/python -m pytest -m "not network and not gpu"
 
 smoke: setup ## a few steps of every recipe that ships, then eval and export

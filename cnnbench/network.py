@@ -58,11 +58,12 @@ def restore(run: Run, *, weights: str = "best") -> Network:
         RunError: the run has no weights yet, or they are damaged or of another network.
     """
     saved = checkpoint.load(run.best) if weights == "best" else checkpoint.last(run.checkpoints)
-    runtime.prepare(seed=run.recipe.seed, precision="float32", deterministic=False)
+    runtime.prepare(seed=run.recipe.seed, deterministic=False)
     data = run.data()
     classes = tuple(data.classes)
     height, width, channels = data.input_shape
-    model = build_model(run.recipe.model, (height, width, channels), len(classes))
+    with runtime.precision("float32"):
+        model = build_model(run.recipe.model, (height, width, channels), len(classes))
     named = checkpoint.variables_by_name("model", model.variables)
     checkpoint.assign(named, saved.arrays, run.path)
     prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cnnbench.errors import UsageError
 from cnnbench.lazy import keras, tf
 
 
-def prepare(*, seed: int, precision: str, deterministic: bool) -> None:
-    """Sets the seed of initial weights and dropout, the precision policy and determinism.
+def prepare(*, seed: int, deterministic: bool) -> None:
+    """Sets the seed of initial weights and dropout, and determinism.
 
     Args:
         seed: of Python, NumPy and TensorFlow.
-        precision: a Keras dtype policy.
         deterministic: whether operations give the same bits each time, at some cost.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(precision)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+@contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Builds models under a Keras dtype policy, which they keep, and then restores the other."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def strategy(name: str) -> Any:

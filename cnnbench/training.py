@@ -166,11 +166,7 @@ class Trainer:
                 raise UsageError(
                     f"{key} needs a validation split", allowed="set data.validation above 0"
                 )
-        runtime.prepare(
-            seed=recipe.seed,
-            precision=recipe.train.precision,
-            deterministic=recipe.train.deterministic,
-        )
+        runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
         self.strategy = runtime.strategy(recipe.train.strategy)
         if recipe.data.batch_size % self.strategy.num_replicas_in_sync:
             raise UsageError(
@@ -178,7 +174,7 @@ class Trainer:
                 allowed=f"a multiple of the {self.strategy.num_replicas_in_sync} replicas",
             )
         self.preprocess = preprocess(self.data, recipe.data)
-        with self.strategy.scope():
+        with runtime.precision(recipe.train.precision), self.strategy.scope():
             self.model = build_model(recipe.model, self.shape, len(self.data.classes))
             weights.start_from(self.model, recipe.model)
             self.optimizer = build_optimizer(

@@ -14,7 +14,7 @@ from conftest import cnnbench
 
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.errors import DivergedError, InterruptedRun, RunError
-from cnnbench.lazy import tf
+from cnnbench.lazy import keras, tf
 from cnnbench.training import Silence, total_steps
 
 
@@ -279,6 +279,7 @@ def test_plateau_and_every_precision_train(small, tmp_path):
         )  # fmt: skip
         run = train(load_recipe(small, settings), run_dir=tmp_path / precision)
         assert all(np.isfinite(row["train"]["loss"]) for row in run.metrics())
+        assert keras.config.dtype_policy().name == "float32"  # for whatever is built next
         names = final(run)
         assert any("dynamic_scale" in name for name in names) == (precision == "mixed_float16")
 
