@@ -33,10 +33,26 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     schedule = recipe.schedule
     if schedule.warmup_epochs:
         schedule = schedule.model_copy(update={"warmup_epochs": 0})
+    # Linear scaling (Goyal et al. 2017); and after so few steps the statistics of batch norm are
+    # too poor for the range of float16.
+    rate = recipe.optimizer.options()["lr"] * batch / recipe.data.batch_size
+    optimizer = recipe.optimizer.model_copy(update={"lr": rate})
     train = recipe.train.model_copy(
-        update={"epochs": None, "examples": None, "steps": STEPS, "early_stopping": None}
+        update={
+            "epochs": None,
+            "examples": None,
+            "steps": STEPS,
+            "early_stopping": None,
+            "precision": "float32",
+        }
     )
-    update = {"data": data, "schedule": schedule, "train": train, "target": None}
+    update = {
+        "data": data,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "train": train,
+        "target": None,
+    }
     note = f"smoke run: {STEPS} steps of {batch} images, {EXAMPLES} examples a split{mocked}"
     return recipe.model_copy(update=update), note
 
