@@ -33,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             Path(partial).chmod(0o644)
             Path(partial).replace(path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up, and raised again
             Path(partial).unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
@@ -73,7 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up, and raised again
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(path.parent)

@@ -40,7 +40,7 @@ def load(name: str = "tensorflow") -> ModuleType:
             tensorflow.config.list_physical_devices()
             tensorflow.get_logger().setLevel("ERROR")
             importlib.import_module("absl.logging").set_verbosity("error")
-        except BaseException:
+        except BaseException:  # Ctrl-C too: cleaned up, and raised again
             messages.seek(0)
             os.write(stderr, messages.read())
             raise

@@ -110,7 +110,7 @@ class Registry:
     def any_spec(self) -> Any:
         """Returns the type of a recipe's field that may name any part of this registry."""
         types = tuple(self.spec_type(name) for name in self.names())
-        return Annotated[Union[types], Field(discriminator="name")]  # noqa: UP007
+        return Annotated[Union[types], Field(discriminator="name")]  # noqa: UP007 - of a tuple
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

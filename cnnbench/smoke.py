@@ -63,6 +63,6 @@ def _mock(recipe: Recipe) -> DataSpec:
     size = recipe.data.image_size or MOCK_SIZE
     common = recipe.data.model_dump(include=set(DataSpec.model_fields) - {"name"})
     common["classes"] = facts.get("classes") or recipe.data.classes
-    return DATASETS.spec(  # type: ignore[return-value]
+    return DATASETS.spec(  # type: ignore[return-value]  # its base is DataSpec
         "synthetic", **common, examples=EXAMPLES, shape=[height or size, width or size, channels]
     )

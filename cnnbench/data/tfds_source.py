@@ -273,7 +273,7 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     with contextlib.suppress(OSError):  # without a cache, the next process looks again
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, **known)  # type: ignore[arg-type]
+        np.savez(partial, **known)  # type: ignore[arg-type]  # its stub takes one keyword for another
         partial.replace(cache)
     return files, np.concatenate(places)
 
