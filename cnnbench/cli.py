@@ -18,11 +18,21 @@ from cnnbench.errors import CnnbenchError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from cnnbench.data.datasets import Access
+    from cnnbench.recipe import Recipe
     from cnnbench.run import Run
 
 # A signal that leaves nothing to resume; the shells' number for it.
 INTERRUPTED = 130
-LISTS = ("models", "datasets", "augmentations", "optimizers", "schedules", "losses", "recipes")
+LISTS = (
+    "models",
+    "presets",
+    "datasets",
+    "augmentations",
+    "optimizers",
+    "schedules",
+    "losses",
+    "recipes",
+)
 
 data_dir = click.option(
     "--data-dir",
@@ -88,6 +98,7 @@ def train(
 
             checked, note = cut_down(checked, access)
             _say(note)
+        _download_weights(checked)
         from cnnbench.training import train as train_run
 
         with progress.shown() as listener:
@@ -100,6 +111,24 @@ def train(
         _say(f"interrupted: {run.path} is trained; cnnbench export --saved-model writes the rest")
         sys.exit(INTERRUPTED)
     click.echo(run.path)
+
+
+@cli.command(name="import")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As model.weights=FILE.")
+@data_dir
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
+def import_weights(
+    recipe: Path, overrides: Sequence[str], data_dir: Path | None, run_dir: Path | None
+) -> None:
+    """Make a finished run of the published weights that a RECIPE starts from, without training."""
+    from cnnbench.recipe import load_recipe
+
+    checked = load_recipe(find_recipe(recipe), tuple(overrides))
+    _download_weights(checked)
+    from cnnbench.importing import import_weights as import_run
+
+    click.echo(import_run(checked, access=_access(data_dir), run_dir=run_dir).path)
 
 
 @cli.command(name="eval")
@@ -171,17 +200,27 @@ def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
 @cli.command()
 @click.argument("recipe_or_model")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the stages: a .png file.")
 @as_json
-def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
+def show(recipe_or_model: str, overrides: Sequence[str], plot: Path | None, as_json: bool) -> None:
     """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
+    result = _describe(recipe_or_model, tuple(overrides))
+    if plot is not None:
+        from cnnbench import plots
+
+        plots.stages(result, plot)
     from cnnbench import tables
+
+    _answer(result, as_json, tables.model)
+
+
+def _describe(recipe_or_model: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     from cnnbench.parts import MODELS
     from cnnbench.registry import did_you_mean
     from cnnbench.show import show_model, show_recipe
 
     if recipe_or_model in MODELS.names() and not overrides:
-        _answer(show_model(recipe_or_model), as_json, tables.model)
-        return
+        return show_model(recipe_or_model)
     from cnnbench.recipe import load_recipe
 
     path = find_recipe(Path(recipe_or_model))
@@ -190,8 +229,7 @@ def show(recipe_or_model: str, overrides: Sequence[str], as_json: bool) -> None:
             f"{recipe_or_model!r} is neither a recipe nor a model",
             allowed=did_you_mean(recipe_or_model, MODELS.names()),
         )
-    recipe = load_recipe(path, tuple(overrides))
-    _answer(show_recipe(recipe), as_json, tables.model)
+    return show_recipe(load_recipe(path, overrides))
 
 
 @cli.command(name="list")
@@ -263,6 +301,15 @@ def _access(data_dir: Path | None) -> Access:
     from cnnbench.data.datasets import Access
 
     return Access(data_dir)
+
+
+def _download_weights(recipe: Recipe) -> None:
+    """Fetches the preset that a recipe starts from, if it does and the file is not at hand."""
+    from cnnbench import presets, progress
+
+    if (name := recipe.model.weights) in presets.PRESETS:
+        with progress.downloading(f"weights {name}") as report:
+            presets.download(name, report)
 
 
 def _run(path: Path | None) -> Run:

@@ -17,26 +17,34 @@ from cnnbench.errors import RunError
 OLD = ".old"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file through a temporary neighbour, to the disk before it gets its name.
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields an empty neighbour that becomes `path` if all goes well, on the disk before it does.
 
     Raises:
         RunError: the disk refuses; what was at `path` before is still there.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
+            yield partial
+            with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
+            partial.chmod(0o644)
+            partial.replace(path)
         except BaseException:  # Ctrl-C too: cleaned up, and raised again
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, as `new_file` does."""
+    with new_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:

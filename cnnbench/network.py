@@ -13,7 +13,7 @@ from cnnbench.data.pipeline import short_side
 from cnnbench.data.preprocess import Preprocess
 from cnnbench.errors import RunError
 from cnnbench.lazy import tf
-from cnnbench.models import build_model
+from cnnbench.models import build_model, without_auxiliary
 from cnnbench.run import Run
 from cnnbench.tasks.classification import probabilities
 
@@ -63,13 +63,15 @@ def restore(run: Run, *, weights: str = "best") -> Network:
     classes = tuple(data.classes)
     height, width, channels = data.input_shape
     with runtime.precision("float32"):
-        model = build_model(run.recipe.model, (height, width, channels), len(classes))
+        model = build_model(
+            run.recipe.model, (height, width, channels), len(classes), auxiliary=True
+        )
     named = checkpoint.variables_by_name("model", model.variables)
     checkpoint.assign(named, saved.arrays, run.path)
     prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))
     short = short_side(run.recipe.data, (height, width))
     pixels = (height, width, data.stored_channels)
-    return Network(model, prepare, classes, run.recipe.loss.name, pixels, short)
+    return Network(without_auxiliary(model), prepare, classes, run.recipe.loss.name, pixels, short)
 
 
 def open_data(run: Run, access: Access) -> Dataset:
@@ -82,6 +84,7 @@ def open_data(run: Run, access: Access) -> Dataset:
     if access.data_dir is None and about.data_dir:
         access = Access(Path(about.data_dir), access.download)
     dataset = open_dataset(run.recipe.data, access)
-    if dataset.fingerprint != about.fingerprint:
+    same = dataset.fingerprint == about.fingerprint or about.fingerprint is None
+    if not same or list(dataset.classes) != about.classes:
         raise RunError("the data set is not the one of the training", where=str(run.path))
     return dataset

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from cnnbench.registry import Registry, Spec
+
+WEIGHT_FILES = (".h5", ".safetensors")
 
 
 class ModelSpec(Spec):
     """What every network takes besides its own options."""
 
     weights: str | None = Field(
-        None, description="a file of published weights to start from: .h5 or .safetensors"
+        None, description="published weights to start from: a preset, or a file .h5 or .safetensors"
     )
     freeze: Literal["stem", "stages", "all_but_head"] | None = Field(
         None,
@@ -63,6 +66,43 @@ AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
 LOSSES = Registry("loss", "cnnbench.tasks.classification")
 OPTIMIZERS = Registry("optimizer", "cnnbench.optim")
 SCHEDULES = Registry("schedule", "cnnbench.schedules", ScheduleSpec)
+
+
+def add_model(
+    name: str,
+    build: Callable[..., Any],
+    counts: tuple[int, int],
+    *,
+    family: str,
+    source: str,
+    min_size: int | Callable[[dict[str, Any]], int],
+    native: tuple[int, int, int] = (224, 224, 3),
+    classes: int = 1000,
+) -> None:
+    """Registers a network with what is known of it without building it.
+
+    Args:
+        name: in recipes.
+        build: from (input_shape, classes) and options to a model.
+        counts: trainable weights, and multiply-accumulates of one native image.
+        family: the name of its file.
+        source: paper and table.
+        min_size: the least height and width in pixels, or a function of the options that tells.
+        native: (height, width, channels) of the images it was made for.
+        classes: of the data set it was made for.
+    """
+    params, macs = counts
+    MODELS.add(
+        name,
+        build,
+        family=family,
+        source=source,
+        params=params,
+        macs=macs,
+        native=native,
+        native_classes=classes,
+        min_size=min_size,
+    )
 
 
 def min_size(model: Spec) -> int:

@@ -16,11 +16,13 @@ from cnnbench.parts import (
     MODELS,
     OPTIMIZERS,
     SCHEDULES,
+    WEIGHT_FILES,
     DataSpec,
     ModelSpec,
     ScheduleSpec,
     min_size,
 )
+from cnnbench.presets import PRESETS
 from cnnbench.recipe_yaml import Located
 from cnnbench.registry import Spec, did_you_mean
 
@@ -116,7 +118,7 @@ class Recipe(Section):
         update: dict[str, Any] = {}
         for section, key in (("data", "path"), ("model", "weights")):
             part = getattr(self, section)
-            if path := getattr(part, key, None):
+            if (path := getattr(part, key, None)) and path not in PRESETS:
                 full = str(Path(path).expanduser().absolute())
                 update[section] = part.model_copy(update={key: full})
         return self.model_copy(update=update)
@@ -177,6 +179,13 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
         return Problem(tree.at(tuple(path.split("."))).where, f"{path}: {what}", allowed)
 
     data, train = recipe.data, recipe.train
+    if weights := recipe.model.weights:
+        fitting = [name for name, preset in PRESETS.items() if preset.model == recipe.model.name]
+        if weights in PRESETS and weights not in fitting:
+            what = f"{weights!r} are weights of {PRESETS[weights].model}"
+            yield problem("model.weights", what, f"for {recipe.model.name}: {_either(fitting)}")
+        elif weights not in PRESETS and Path(weights).suffix not in WEIGHT_FILES:
+            yield problem("model.weights", repr(weights), _either(fitting))
     facts = DATASETS.get(data.name).facts
     known = facts.get("classes")
     if known and data.classes and known != data.classes:
@@ -227,6 +236,11 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
         ):
             if used:
                 yield problem(path, "needs a validation split", "set data.validation above 0")
+
+
+def _either(presets: list[str]) -> str:
+    files = f"a file {' or '.join(WEIGHT_FILES)}"
+    return f"a preset, {' or '.join(presets)}, or {files}" if presets else files
 
 
 def _problem(detail: Any, tree: Located) -> Problem:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,17 +35,32 @@ class DataFacts(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     name: str
-    fingerprint: str
+    fingerprint: str | None  # None: the weights were trained elsewhere
     classes: list[str]
     stored_channels: int
     input_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
-    train_examples: int
-    validation_examples: int
-    skipped_images: list[str]
-    data_dir: str | None
+    train_examples: int = 0
+    validation_examples: int = 0
+    skipped_images: list[str] = []
+    data_dir: str | None = None
     color: str
     mean: list[float]
     std: list[float]
+
+    @classmethod
+    def of(cls, data: Any, shape: Sequence[int], prepare: Any, **facts: Any) -> DataFacts:
+        """Returns the facts of a Dataset, for a network's input shape and the Preprocess before."""
+        return cls(
+            name=data.name,
+            fingerprint=data.fingerprint,
+            classes=list(data.classes),
+            stored_channels=data.shape[2],
+            input_shape=list(shape),
+            color=prepare.color,
+            mean=list(prepare.mean),
+            std=list(prepare.std),
+            **facts,
+        )
 
 
 @dataclass(frozen=True)

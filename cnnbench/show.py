@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cnnbench.parts import (
     OPTIMIZERS,
     SCHEDULES,
 )
+from cnnbench.presets import PRESETS
 from cnnbench.recipe import Recipe, input_shape, load_recipe
 
 REGISTRIES = {
@@ -50,9 +52,11 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def parts(kind: str) -> list[dict[str, Any]]:
-    """Lists what is registered of a kind: "models", "datasets", …; a row each."""
+    """Lists what is registered of a kind: "models", "presets", "datasets", …; a row each."""
     if kind == "models":
         return [_model_row(name) for name in MODELS.names()]
+    if kind == "presets":
+        return [{"name": name} | asdict(preset) for name, preset in PRESETS.items()]
     registry = REGISTRIES[kind]
     return [
         {

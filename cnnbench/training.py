@@ -29,7 +29,7 @@ from cnnbench.data.pipeline import (
 )
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import tf
-from cnnbench.models import build_model
+from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer, penalty
 from cnnbench.parts import LOSSES, SCHEDULES
 from cnnbench.recipe import Recipe, Train, input_shape
@@ -108,6 +108,7 @@ def train(
     recipe = recipe.absolute()
     with new_run(run_dir, recipe) as run:
         trainer = Trainer(recipe, access or Access())
+        weights.start_from(trainer.network, recipe.model)
         begin(run, trainer.about_data())
         return trainer.fit(run, listener or Silence())
 
@@ -175,8 +176,11 @@ class Trainer:
             )
         self.preprocess = preprocess(self.data, recipe.data)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
-            self.model = build_model(recipe.model, self.shape, len(self.data.classes))
-            weights.start_from(self.model, recipe.model)
+            self.model = build_model(
+                recipe.model, self.shape, len(self.data.classes), auxiliary=True
+            )
+            self.network = without_auxiliary(self.model)
+            weights.freeze(self.network, recipe.model)
             self.optimizer = build_optimizer(
                 recipe.optimizer,
                 self.model.trainable_variables,
@@ -187,19 +191,14 @@ class Trainer:
 
     def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
-        return DataFacts(
-            name=self.data.name,
-            fingerprint=self.data.fingerprint,
-            classes=list(self.data.classes),
-            stored_channels=self.data.shape[2],
-            input_shape=list(self.shape),
+        return DataFacts.of(
+            self.data,
+            self.shape,
+            self.preprocess,
             train_examples=len(self.examples),
             validation_examples=len(self.validation) if self.validation else 0,
             skipped_images=list(self.skipped),
             data_dir=str(self._data_dir.absolute()) if self._data_dir else None,
-            color=self.preprocess.color,
-            mean=list(self.preprocess.mean),
-            std=list(self.preprocess.std),
         )
 
     def fit(self, run: Run, listener: Listener, *, resume: bool = False) -> Run:
@@ -219,6 +218,8 @@ class Trainer:
                 checkpoint.assign(self._variables(), saved.arrays, run.checkpoints)
                 progress = Progress(**saved.state)
                 rate.restore(progress.learning_rate)
+            else:
+                weights.start_from(self.network, recipe.model)
         run.write_metrics(progress.rows)
         events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         listener.started(run, self.total_steps, progress.step, notes)
@@ -380,13 +381,19 @@ class Trainer:
         classes, batch_size = len(self.data.classes), recipe.data.batch_size
         replicas = strategy.num_replicas_in_sync
         l1, l2 = recipe.regularization.l1, recipe.regularization.l2
+        weight = recipe.model.options().get("auxiliary_weight", 0.0)
 
         def step(images: Any, labels: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
-                logits = model(prepare(images), training=True)
-                logits = tf.cast(logits, tf.float32)
-                losses = LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes))
+                outputs = tf.nest.flatten(model(prepare(images), training=True))
+                logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
+                hot = tf.one_hot(labels, classes)
+                losses = LOSSES.build(recipe.loss, logits, hot)
                 loss = tf.reduce_sum(losses) / batch_size
+                for other in auxiliary:
+                    loss += (
+                        weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size
+                    )
                 if l1 or l2:
                     loss += penalty(variables, l1, l2) / replicas
                 loss = optimizer.scale_loss(loss)
@@ -413,7 +420,7 @@ class Trainer:
 
         @tf.function(autograph=False)
         def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
-            logits = tf.cast(self.model(self.preprocess(images), training=False), tf.float32)
+            logits = tf.cast(self.network(self.preprocess(images), training=False), tf.float32)
             losses = LOSSES.build(self.recipe.loss, logits, tf.one_hot(labels, classes))
             return losses, in_top_k(logits, labels, 1)
 

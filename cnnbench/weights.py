@@ -1,19 +1,21 @@
 """Published checkpoints into our networks: arrays only, every one of them, or none.
 
-The names that keras.applications, torchvision and timm give their weights are in
+The names that keras.applications, torchvision, timm and others give their weights are in
 `cnnbench.weight_names`, a module a family.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from cnnbench import presets
 from cnnbench.errors import UsageError
 from cnnbench.parts import MODELS, ModelSpec
 
@@ -22,19 +24,24 @@ OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 
 def load_published(
-    model: Any, name: str, path: Path, options: Mapping[str, Any] | None = None
+    model: Any,
+    name: str,
+    path: Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = False,
 ) -> None:
     """Loads a file of published weights into a model.
 
     Args:
         model: a built network.
         name: which registered network it is.
-        path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision
-            or timm. A pickle (.pth, .pt, .bin) can run code and is refused;
-            scripts/torch_to_safetensors.py turns one into safetensors.
+        path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision,
+            timm or, for EfficientNets, efficientnet_pytorch. A pickle (.pth, .pt, .bin) can run
+            code and is refused; scripts/torch_to_safetensors.py turns one into safetensors.
         options: those the network was built with, for some do not show in its shapes.
-
-    Where the file is of another number of classes, the last layer keeps its initial weights.
+        whole: whether the classes must be as many; if not, and they differ, the last layer keeps
+            its initial weights.
 
     Raises:
         UsageError: the file is none of these, is damaged, holds a NaN, or its tensors are not
@@ -59,20 +66,43 @@ def load_published(
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
     convert = from_keras if path.suffix == ".h5" else from_torch
     _check_options(name, options or {}, path)
-    arrays = convert(model, name, tensors)
+    try:
+        arrays = convert(model, name, tensors)
+    except LookupError:  # a layer that the others do not have, so neither a name for it
+        raise UsageError(
+            f"no weights in {path.suffix} are published for {name!r} with these options",
+            where=str(path),
+        ) from None
     classes = model.output_shape[-1]
-    same_head = arrays.get("logits/kernel", np.zeros(classes)).shape[-1] == classes
+    found = arrays.get("logits/kernel", np.zeros(classes)).shape[-1]
+    same_head = found == classes
+    if whole and not same_head:
+        raise UsageError(
+            f"the weights are of {found} classes",
+            where=str(path),
+            allowed=f"the data has {classes}",
+        )
     load(model, arrays, where=str(path), head=same_head)
 
 
-def start_from(model: Any, spec: ModelSpec) -> None:
-    """Gives a network the weights that a recipe names, and freezes what it says.
+def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
+    """Gives a network the weights that a recipe names, if it does: a preset's or a file's.
 
     Raises:
-        UsageError: as for `load_published`.
+        UsageError: as for `load_published`, which says what `whole` means.
+        DataError: the preset cannot be downloaded.
     """
-    if spec.weights:
-        load_published(model, spec.name, Path(spec.weights).expanduser(), spec.options())
+    if spec.weights in presets.PRESETS:
+        path = presets.download(spec.weights)
+    elif spec.weights:
+        path = Path(spec.weights).expanduser()
+    else:
+        return
+    load_published(model, spec.name, path, spec.options(), whole=whole)
+
+
+def freeze(model: Any, spec: ModelSpec) -> None:
+    """Keeps the layers still that a recipe names."""
     frozen = {
         None: (),
         "stem": ("stem_",),
@@ -123,6 +153,7 @@ def from_keras(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
     folds = getattr(names, "keras_folds", lambda *_: None)
     # Keras's EfficientNets normalise the images inside, ours before.
     unused = {k: v for k, v in tensors.items() if not k.startswith("normalization")}
+    unused = _with_new_names(model, name, unused)
     arrays: dict[str, np.ndarray] = {}
     for weight in model.weights:
         theirs = names.keras_name(name, weight.path)
@@ -140,17 +171,47 @@ def from_keras(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
     return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
 
 
-def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and lays out the weights of torchvision or timm as ours.
+def _with_new_names(
+    model: Any, name: str, tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Gives tensors that older releases of Keras named otherwise today's names, by their order.
 
-    Args and Returns: as for `from_keras`; tensors by the names of the state dict.
+    Keras itself goes by the order alone. Where kinds or sizes speak against it, the names stay.
+    """
+    names = names_of(name)
+    folds = getattr(names, "keras_folds", lambda *_: None)
+    sizes = {names.keras_name(name, w.path): math.prod(w.shape) for w in model.weights}
+    head = {names.keras_name(name, f"logits/{kind}") for kind in ("kernel", "bias")}
+    known = sizes.keys() | {folds(name, w.path) for w in model.weights}
+    missing = [key for key in sizes if key not in tensors]
+    strange = [key for key in tensors if key not in known]
+
+    def fits(old: str, new: str) -> bool:
+        same_kind = old.rpartition("/")[2] == new.rpartition("/")[2]
+        return same_kind and (new in head or tensors[old].size == sizes[new])
+
+    pairs = dict(zip(strange, missing, strict=False))
+    if len(missing) != len(strange) or not all(fits(*pair) for pair in pairs.items()):
+        return dict(tensors)
+    return {pairs.get(key, key): array for key, array in tensors.items()}
+
+
+def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and lays out the weights of a PyTorch library as ours.
+
+    Args and Returns: as for `from_keras`; tensors by the names of the state dict. Where libraries
+    name the same network differently, the naming that most tensors have is taken.
     """
     names = names_of(name)
     layout = getattr(names, "torch_layout", lambda *_: None)
     unused = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    torch_name = max(
+        getattr(names, "TORCH_NAMINGS", (names.torch_name,)),
+        key=lambda naming: sum(naming(name, weight.path) in unused for weight in model.weights),
+    )
     arrays: dict[str, np.ndarray] = {}
     for weight in model.weights:
-        theirs = names.torch_name(name, weight.path)
+        theirs = torch_name(name, weight.path)
         if theirs in unused:
             array = np.asarray(unused.pop(theirs))
             arrays[weight.path] = _from_torch(array, tuple(weight.shape), layout(name, weight.path))
@@ -187,16 +248,23 @@ def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
     tensors = {}
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
-        for layer in root:
-            for stored in root[layer].attrs.get("weight_names", ()):
-                full = stored.decode() if isinstance(stored, bytes) else stored
-                weight = full.rpartition("/")[2].partition(":")[0]
+        # The names of layers may hold slashes, and their order is that of the network.
+        for layer in _texts(root.attrs.get("layer_names", list(root))):
+            stored = _texts(root[layer].attrs.get("weight_names", ()))
+            kinds = [full.rpartition("/")[2].partition(":")[0] for full in stored]
+            for full, kind in zip(stored, kinds, strict=True):
                 for old, new in OLD_KERAS.items():
-                    weight = new if weight.endswith(old) else weight
-                tensors[f"{layer}/{weight}"] = root[layer][full][()]
+                    kind = new if kind.endswith(old) else kind
+                if kind == "depthwise_kernel" and "pointwise_kernel" not in kinds:
+                    kind = "kernel"
+                tensors[f"{layer}/{kind}"] = root[layer][full][()]
     if not tensors:
         raise ValueError("there are no weights of Keras layers in it")
     return tensors
+
+
+def _texts(values: Iterable[str | bytes]) -> list[str]:
+    return [value.decode() if isinstance(value, bytes) else value for value in values]
 
 
 def of_keras_model(reference: Any) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from cnnbench.errors import UsageError
 from cnnbench.lazy import keras
-from cnnbench.models import build_model
+from cnnbench.models import build_model, feature_maps
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.parts import MODELS, min_size
 
@@ -61,6 +61,21 @@ def test_parameters_macs_and_names_are_those_registered(name):
     assert model.output_shape == (None, facts["native_classes"])
     assert model.layers[0].name == "images" and model.layers[-1].name == "logits"
     assert facts["source"] and facts["family"]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_feature_pyramid_has_a_map_for_every_halving(name):
+    facts = MODELS.get(name).facts
+    size = facts["native"][0]
+    model = build_model(name, facts["native"], facts["native_classes"])
+    maps = feature_maps(model)
+    assert list(maps) == sorted(maps)
+    if size > 32:
+        assert {"P3", "P4", "P5"} <= maps.keys()
+    for level, output in maps.items():
+        exact = size / 2 ** int(level[1:])
+        assert abs(output.shape[1] - exact) <= max(1, 0.25 * exact)
+    assert len(keras.Model(model.inputs, maps).outputs) == len(maps)
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 
+from cnnbench import checkpoint, evaluate, load_recipe, network, train
+from cnnbench.errors import UsageError
 from cnnbench.lazy import keras
-from cnnbench.models import nasnet
+from cnnbench.models import build_model, nasnet
+from cnnbench.models.complexity import count_params
 from cnnbench.parts import MODELS
 
 
@@ -68,3 +72,41 @@ def test_operations_drop_at_a_rate_in_proportion_to_the_depth_of_their_cell():
     assert rates["stage3_block7_left1_drop"] == pytest.approx(0.4)
     # Identities are kept: eight operations of a normal cell drop, and nine of a reduction cell.
     assert len(rates) == 18 * 8 + 2 * 9
+
+
+def test_the_auxiliary_classifier_stands_behind_stage_2_and_serves_training_alone():
+    spec = MODELS.spec("nasnet_cifar", auxiliary_weight=0.4)
+    whole = build_model(spec, (32, 32, 3), 10, auxiliary=True)
+    assert [tuple(output.shape[1:]) for output in whole.outputs] == [(10,), (10,)]
+    # 16x16 pixels behind stage 2; the last convolution takes what the pooling leaves at once.
+    assert whole.get_layer("auxiliary_pool").output.shape[1:] == (4, 4, 384)
+    assert whole.get_layer("auxiliary_conv2").output.shape[1:] == (1, 1, 768)
+    plain = build_model(spec, (32, 32, 3), 10)
+    assert plain.output_shape == (None, 10)
+    assert count_params(plain) == MODELS.get("nasnet_cifar").facts["params"]
+
+
+def test_too_few_pixels_for_the_auxiliary_classifier_are_refused():
+    spec = MODELS.spec("nasnet_cifar", auxiliary_weight=0.4)
+    with pytest.raises(UsageError, match="at least 5x5"):
+        build_model(spec, (8, 8, 3), 10)
+
+
+def test_the_loss_of_the_auxiliary_classifier_is_weighted_and_its_weights_are_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(nasnet.VARIANTS, "nasnet_cifar", nasnet.Variant(1, 48, 8, 32))
+    (tmp_path / "n.yaml").write_text("""
+name: auxiliary
+model: {name: nasnet_cifar, auxiliary_weight: 0.4}
+data: {name: synthetic, batch_size: 8, examples: 16, shape: [20, 20, 3]}
+optimizer: {name: sgd, lr: 0.1}
+train: {steps: 2}
+""")
+    run = train(load_recipe(tmp_path / "n.yaml"), run_dir=tmp_path / "run")
+    saved = checkpoint.load(run.best).arrays
+    (moved,) = (v for k, v in saved.items() if k.endswith("auxiliary_logits/bias"))
+    assert np.any(moved != 0)
+    net = network.restore(run)
+    assert not any(layer.name.startswith("auxiliary") for layer in net.model.layers)
+    assert evaluate(run)["examples"] == 16

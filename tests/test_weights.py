@@ -1,5 +1,7 @@
 """Published weights: imported exactly, or refused by name."""
 
+import re
+
 import numpy as np
 import parity
 import pytest
@@ -25,6 +27,29 @@ def test_logits_equal_those_of_keras_applications(name):
     assert np.isnan(training) or training < parity.TOLERANCE
 
 
+def test_the_table_of_parity_is_whole_and_within_the_tolerance():
+    golden = parity.read_golden()
+    assert list(golden) == [pair[:2] for pair in parity.pairs()]
+    for row in golden.values():
+        assert row.ok, row
+        assert row.input == str(parity.input_size(row.network))
+        assert row.arithmetic in ("float32", "float64")
+        without_norms = row.network == "alexnet" or re.fullmatch(r"vgg\d+", row.network)
+        assert (row.training == "-") == bool(without_norms)
+
+
+def test_a_row_of_parity_leaves_a_margin_and_hides_no_nan():
+    assert [parity.bound_of(x) for x in (0.0, 3e-6, 4e-6, 4e-5, np.inf)] == [
+        "<1e-5", "<1e-5", "<1e-4", "4e-05", "inf",
+    ]  # fmt: skip
+    logits = np.array([[1.0, 2.0], [3.0, 1.0]])
+    assert parity.error(logits * np.nan, logits) == np.inf
+    with pytest.raises(ValueError, match="show nothing"):
+        parity.error(logits, logits * np.nan)
+    with pytest.raises(ValueError, match="show nothing"):
+        parity.error(np.ones((2, 2)), np.ones((2, 2)))
+
+
 @pytest.mark.parametrize("family", parity.families())
 def test_names_of_torch_are_one_to_one(family):
     names = parity.families()[family]
@@ -43,16 +68,23 @@ def model():
 @pytest.fixture
 def state(model):
     """What torchvision would save of the same network."""
+    return drawn(model, weights.names_of("resnet18").torch_name) | {
+        "bn1.num_batches_tracked": np.array(7)
+    }
+
+
+def drawn(model, torch_name) -> dict[str, np.ndarray]:
+    """Random weights of a network as PyTorch names them and lays them out."""
     random = np.random.default_rng(0)
-    names = weights.names_of("resnet18")
     found = {}
     for weight in model.weights:
         shape = tuple(weight.shape)
         if len(shape) == 4:
-            shape = (shape[3], shape[2], shape[0], shape[1])
+            # Depthwise, (h, w, channels, 1) here, is (channels, 1, h, w) there.
+            outer = (2, 3) if "depthwise" in weight.path else (3, 2)
+            shape = tuple(shape[axis] for axis in (*outer, 0, 1))
         values = random.normal(size=shape[::-1] if len(shape) == 2 else shape)
-        found[names.torch_name("resnet18", weight.path)] = values.astype(np.float32)
-        found["bn1.num_batches_tracked"] = np.array(7)
+        found[torch_name(model.name, weight.path)] = values.astype(np.float32)
     return found
 
 
@@ -95,6 +127,26 @@ def test_transfer_trains_what_is_not_frozen(state, tmp_path, small, freeze, stil
     for name, weight in checkpoint.variables_by_name("model", start.weights).items():
         same = np.array_equal(saved[name], weight.numpy())
         assert same == weight.path.startswith(still) or weight.path == "logits/bias"
+
+
+@pytest.mark.parametrize("naming", weights.names_of("efficientnet_lite0").TORCH_NAMINGS)
+def test_the_naming_that_the_file_has_is_taken(naming, tmp_path):
+    lite = build_model("efficientnet_lite0", (32, 32, 3), 10)
+    theirs = drawn(lite, naming)
+    save_file(theirs, tmp_path / "lite0.safetensors")
+    weights.load_published(lite, lite.name, tmp_path / "lite0.safetensors")
+    for layer, depthwise in (("stage1_block1_depthwise", True), ("stage7_block1_project", False)):
+        kernel = theirs[naming(lite.name, f"{layer}/kernel")]
+        expected = kernel.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
+        assert np.array_equal(lite.get_layer(layer).kernel, expected)
+
+    theirs["unknown"] = theirs.pop(naming(lite.name, "stage3_block2_project/kernel"))
+    save_file(theirs, tmp_path / "lite0.safetensors")
+    with pytest.raises(UsageError) as caught:
+        weights.load_published(lite, lite.name, tmp_path / "lite0.safetensors")
+    problems = str(caught.value)
+    assert "stage3_block2_project/kernel: missing" in problems
+    assert "unknown (of the file): not in the network" in problems
 
 
 @pytest.mark.parametrize("harm", ["missing", "extra", "shape", "nan"])
@@ -146,16 +198,51 @@ def test_weights_for_another_stride_are_refused(tmp_path):
         weights.load_published(ours, "resnet50", tmp_path / "resnet50.h5", spec.options())
 
 
-def test_a_file_as_keras_applications_publishes(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options", "file"),
+    [
+        ("mobilenet_v1", {}, "x.safetensors"),
+        ("resnet18", {}, "x.h5"),
+        ("resnet50", {"stem": "deep", "stride": "first"}, "x.h5"),
+    ],
+)
+def test_a_network_that_nobody_publishes_is_refused(name, options, file, tmp_path):
     import h5py
+
+    save_file({"x": np.zeros(1)}, tmp_path / "x.safetensors")
+    with h5py.File(tmp_path / "x.h5", "w") as group:
+        group["x"] = np.zeros(1)
+        group.create_group("conv1_conv").attrs["weight_names"] = [b"x"]
+        group["conv1_conv/x"] = np.zeros(1)
+    spec = MODELS.spec(name, **options)
+    ours = build_model(spec, (32, 32, 3), 10)
+    with pytest.raises(UsageError, match=name):
+        weights.load_published(ours, name, tmp_path / file, spec.options())
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_a_file_as_keras_applications_publishes(tmp_path, old_names):
+    """Releases before Keras 3 named some layers otherwise, with slashes even, and some weights."""
+    import h5py
+
+    def old(name: str) -> str:
+        if not old_names:
+            return name
+        for new, before in {"conv1": "conv1/conv", "conv_preds": "Logits"}.items():
+            name = before if name == new else name
+        return name
 
     theirs = keras.applications.MobileNet(
         weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
     )
     with h5py.File(tmp_path / "mobilenet.h5", "w") as file:
+        file.attrs["layer_names"] = [old(layer.name).encode() for layer in theirs.layers]
         for layer in theirs.layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
+            group = file.create_group(old(layer.name))
+            depthwise = old_names and isinstance(layer, keras.layers.DepthwiseConv2D)
+            kinds = [w.path.rpartition("/")[2] for w in layer.weights]
+            kinds = ["depthwise_kernel"] if depthwise else kinds
+            names = [f"{old(layer.name)}/{kind}:0" for kind in kinds]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, weight in zip(names, layer.weights, strict=True):
                 group[name] = weight.numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from cnnbench.data import tfds_source
+from cnnbench.data import imagenet, tfds_source
 from cnnbench.data.examples import ArraySource, Dataset, FileSource
 from cnnbench.data.images import SUFFIXES
 from cnnbench.errors import DataError, MissingDataError, UsageError
@@ -45,10 +45,26 @@ def open_dataset(data: DataSpec, access: Access) -> Dataset:
     return dataset
 
 
+def describe_dataset(data: DataSpec) -> Dataset | None:
+    """Returns a data set without its examples, if the names of its classes are known without it."""
+    facts = DATASETS.get(data.name).facts
+    if "class_names" not in facts:
+        return None
+    return Dataset(
+        name=data.name,
+        classes=tuple(facts["class_names"]().values()),
+        shape=facts["shape"],
+        sources={},
+        identity=None,
+        mean=facts["mean"],
+        std=facts["std"],
+    )
+
+
 def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) -> Dataset:
     """A data set of the TFDS catalogue."""
     facts = DATASETS.get(data.name).facts
-    return tfds_source.dataset(
+    found = tfds_source.dataset(
         builder,
         "train",
         test_split,
@@ -57,6 +73,9 @@ def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) ->
         mean=facts["mean"],
         std=facts["std"],
     )
+    if names := facts.get("class_names"):
+        found = replace(found, classes=tuple(names()[name] for name in found.classes))
+    return found
 
 
 DATASETS.add(
@@ -93,6 +112,7 @@ DATASETS.add(
     shape=(None, None, 3),
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
+    class_names=imagenet.class_names,
 )
 
 

@@ -107,6 +107,7 @@ class Dataset:
     """A data set: its classes, and its splits, each loaded when first asked for.
 
     shape: (height, width, channels) as stored; height and width are None where images differ.
+    identity: names, versions, counts and sizes of files; None of one that is not at hand.
     mean, std: published statistics per channel of values in 0-1, if there are any.
     """
 
@@ -114,7 +115,7 @@ class Dataset:
     classes: tuple[str, ...]
     shape: tuple[int | None, int | None, int]
     sources: Mapping[str, Callable[[], Source]]
-    identity: str
+    identity: str | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
@@ -126,6 +127,8 @@ class Dataset:
         return Examples.all_of(self._loaded[name])
 
     @property
-    def fingerprint(self) -> str:
-        """A SHA-256 of what identifies the data: names, versions, counts and sizes of files."""
+    def fingerprint(self) -> str | None:
+        """A SHA-256 of the identity."""
+        if self.identity is None:
+            return None
         return hashlib.sha256(self.identity.encode(errors="surrogateescape")).hexdigest()

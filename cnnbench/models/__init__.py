@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from cnnbench.errors import UsageError
+from cnnbench.lazy import keras
 from cnnbench.models import (
     alexnet,
     densenet,
@@ -30,6 +33,7 @@ __all__ = [
     "densenet",
     "efficientnet",
     "efficientnet_v2",
+    "feature_maps",
     "lenet",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -40,16 +44,21 @@ __all__ = [
     "resnext",
     "vgg",
     "wide_resnet",
+    "without_auxiliary",
 ]
 
 
-def build_model(model: Spec | str, input_shape: tuple[int, int, int], classes: int) -> Any:
+def build_model(
+    model: Spec | str, input_shape: tuple[int, int, int], classes: int, *, auxiliary: bool = False
+) -> Any:
     """Builds a functional Keras model from normalised images to logits.
 
     Args:
         model: a recipe's `model`, or the name of one with its default options.
         input_shape: (height, width, channels) of the images.
         classes: how many logits the model has.
+        auxiliary: whether a classifier that serves training alone, if there is one, is a second
+            output.
 
     Returns:
         A keras.Model: (batch, height, width, channels) float32 -> (batch, classes) float32 logits.
@@ -66,4 +75,30 @@ def build_model(model: Spec | str, input_shape: tuple[int, int, int], classes: i
             f"model {spec.name!r} cannot take images of {input_shape[0]}x{input_shape[1]} pixels",
             allowed=f"at least {least}x{least}",
         )
-    return MODELS.build(spec, tuple(input_shape), classes)
+    built = MODELS.build(spec, tuple(input_shape), classes)
+    return built if auxiliary else without_auxiliary(built)
+
+
+def without_auxiliary(model: Any) -> Any:
+    """Returns a model with the logits for its only output, made of the same layers."""
+    if len(model.outputs) == 1:
+        return model
+    return keras.Model(model.inputs, model.outputs[0], name=model.name)
+
+
+def feature_maps(model: Any) -> dict[str, Any]:
+    """Returns the feature pyramid of a network, for detection and transfer.
+
+    Args:
+        model: from `build_model`.
+
+    Returns:
+        By the name Pk, the output (symbolic) of the last block whose height and width are those of
+        the images over 2**k; `keras.Model(model.inputs, feature_maps(model))` computes them.
+    """
+    height = model.input_shape[1]
+    ends = {}
+    for layer in model.layers:
+        if block := re.match(r"stage\d+(_block\d+)?(?=_)", layer.name):
+            ends[block[0]] = layer.output
+    return {f"P{round(math.log2(height / x.shape[1]))}": x for x in ends.values()}

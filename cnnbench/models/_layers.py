@@ -134,6 +134,11 @@ def resize_map(x: Any, size: int, name: str) -> Any:
     return x
 
 
+def stem_min_size(options: dict[str, Any]) -> int:
+    """Returns the least image size in pixels: the stages halve it thrice, most stems twice more."""
+    return 8 if options["stem"] == "cifar" else 32
+
+
 def classifier(x: Any, classes: int, dropout: float) -> Any:
     """Global average pooling, dropout and a dense layer: (batch, classes) float32 logits."""
     x = keras.layers.GlobalAveragePooling2D(name="head_pool")(x)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, norm
-from cnnbench.parts import MODELS
+from cnnbench.models._layers import Activation, activate, classifier, conv, norm, stem_min_size
+from cnnbench.parts import add_model
 
 # Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
 # code and in the table of earlier versions on arXiv, the published one has DenseNet-264.
@@ -134,27 +134,23 @@ def norm_act_conv(
 
 
 for _name in IMAGENET:
-    MODELS.add(
+    add_model(
         _name,
         partial(densenet, _name),
+        COUNTS[_name],
         family="densenet",
         source="Huang et al. 2017, table 1",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )
 for _name in CIFAR | CIFAR_BC:
-    MODELS.add(
+    add_model(
         _name,
         partial(cifar_densenet, _name),
+        COUNTS[_name],
         family="densenet",
         # The table has no such small BC.
         source=f"Huang et al. 2017, {'section 3' if _name == 'densenet_bc_40_12' else 'table 2'}",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(32, 32, 3),
-        native_classes=10,
+        classes=10,
         min_size=4,
     )

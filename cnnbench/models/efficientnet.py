@@ -22,8 +22,9 @@ from cnnbench.models._layers import (
     drop_path,
     make_divisible,
     squeeze_excite,
+    stem_min_size,
 )
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 
 class Stage(NamedTuple):
@@ -182,14 +183,12 @@ def skip(x: Any, residual: Any, strides: int, drop_rate: float, name: str) -> An
 
 for _name, (_, _, _size, _dropout) in SCALES.items():
     _build = partial(efficientnet, _name, dropout=_dropout)
-    MODELS.add(
+    add_model(
         _name,
         partial(_build, activation="relu6") if _name in LITE else _build,
+        COUNTS[_name],
         family="efficientnet",
         source="Tan & Le 2019, table 1 and equation 3",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(_size, _size, 3),
-        native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )

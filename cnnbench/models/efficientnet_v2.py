@@ -8,9 +8,9 @@ from typing import Any
 
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, classifier
+from cnnbench.models._layers import Activation, activate, classifier, stem_min_size
 from cnnbench.models.efficientnet import Rate, Stage, Stem, conv, mbconv, skip, stack
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 # B0 in the authors' code, which scales it to B1, B2 and B3 by EfficientNet's coefficients.
 BASE = (
@@ -124,14 +124,12 @@ def fused_mbconv(
 
 
 for _name, (*_, _size, _dropout) in VARIANTS.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(efficientnet_v2, _name, dropout=_dropout),
+        COUNTS[_name],
         family="efficientnet_v2",
         source="Tan & Le 2021, table 4",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(_size, _size, 3),
-        native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
 from cnnbench.models._layers import Activation, activate, classifier
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 # Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -74,14 +74,11 @@ def separable_block(x: Any, filters: int, strides: int, activation: Activation, 
 
 
 for _name, _alpha in ALPHAS.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(mobilenet_v1, _name, alpha=_alpha),
+        COUNTS[_name],
         family="mobilenet_v1",
         source="Howard et al. 2017, table 1",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
         min_size=lambda options: 32 if options["stem"] == "imagenet" else 16,
     )

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, classifier, make_divisible
-from cnnbench.parts import MODELS
+from cnnbench.models._layers import Activation, activate, classifier, make_divisible, stem_min_size
+from cnnbench.parts import add_model
 
 # Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
 STAGES = (
@@ -23,9 +23,16 @@ STAGES = (
     (6, 320, 1, 1),
 )
 # Table 4: width multipliers.
-ALPHAS = {"mobilenet_v2": 1.0, "mobilenet_v2_140": 1.4}
+ALPHAS = {
+    "mobilenet_v2_050": 0.5,
+    "mobilenet_v2_075": 0.75,
+    "mobilenet_v2": 1.0,
+    "mobilenet_v2_140": 1.4,
+}
 # Trainable weights, and multiply-accumulates of one native image.
 COUNTS = {
+    "mobilenet_v2_050": (1_968_680, 97_131_840),
+    "mobilenet_v2_075": (2_636_424, 209_069_792),
     "mobilenet_v2": (3_504_872, 300_774_272),
     "mobilenet_v2_140": (6_108_776, 582_195_824),
 }
@@ -91,14 +98,11 @@ def inverted_residual(
 
 
 for _name, _alpha in ALPHAS.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(mobilenet_v2, _name, alpha=_alpha),
+        COUNTS[_name],
         family="mobilenet_v2",
         source="Sandler et al. 2018, table 2",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )

@@ -10,8 +10,15 @@ from pydantic import Field
 
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, logits, make_divisible, squeeze_excite
-from cnnbench.parts import MODELS
+from cnnbench.models._layers import (
+    Activation,
+    activate,
+    logits,
+    make_divisible,
+    squeeze_excite,
+    stem_min_size,
+)
+from cnnbench.parts import add_model
 
 # Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1
@@ -136,14 +143,11 @@ def inverted_residual(
 
 
 for _name in VARIANTS:
-    MODELS.add(
+    add_model(
         _name,
         partial(mobilenet_v3, _name),
+        COUNTS[_name],
         family="mobilenet_v3",
         source=f"Howard et al. 2019, table {1 if _name.endswith('large') else 2}",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
-        min_size=lambda options: 32 if options["stem"] == "imagenet" else 8,
+        min_size=stem_min_size,
     )

@@ -1,7 +1,7 @@
 """NASNet-A: Zoph et al. 2018, "Learning Transferable Architectures for Scalable Image Recognition".
 
-The cells are those of figure 4, joined as in figure 2. The auxiliary classifier, which serves
-training alone, is left out.
+The cells are those of figure 4, joined as in figure 2; the auxiliary classifier is that of the
+authors' code, after Szegedy et al. 2014, section 5.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from cnnbench.errors import UsageError
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
 from cnnbench.models._layers import (
@@ -23,7 +24,7 @@ from cnnbench.models._layers import (
     depthwise,
     drop_path,
 )
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 
 class Operation(NamedTuple):
@@ -109,12 +110,16 @@ def nasnet(
     activation: Activation = "relu",
     dropout: Rate = 0.5,
     drop_path_rate: Rate = 0.0,
+    auxiliary_weight: Rate = 0.0,
 ) -> keras.Model:
     """A NASNet-A; for ImageNet its stem has two reduction cells.
 
     `drop_path_rate` is the rate of dropping each operation in the last cell, and in proportion less
     in those before it. The authors raise it in the course of training, from 0 to 0.4 for
     nasnet_cifar and 0.3 for nasnet_large; a constant rate, which this is, helped them little.
+
+    `auxiliary_weight` is that of the loss of a second classifier behind stage 2, which serves
+    training alone; the authors have 0.4. The model then has outputs [logits, auxiliary logits].
 
     The first cell of nasnet_cifar brings the stem to its width by one 1x1 convolution, where the
     authors' code has one in each operation; their paper does not say.
@@ -140,12 +145,35 @@ def nasnet(
             if kind is NORMAL or not skips_reduction:
                 previous = x
             x = y
+        if stage == 2 and auxiliary_weight:
+            auxiliary = auxiliary_classifier(x, classes, activation, norm)
         filters *= 2
     x = activate(x, activation, "head_act")
-    return keras.Model(inputs, classifier(x, classes, dropout), name=name)
+    outputs = classifier(x, classes, dropout)
+    return keras.Model(inputs, [outputs, auxiliary] if auxiliary_weight else outputs, name=name)
 
 
-def unpadded_conv(x: Any, filters: int, kernel: int, name: str, *, strides: int) -> Any:
+def auxiliary_classifier(
+    x: Any, classes: int, activation: Activation, norm: Callable[..., Any]
+) -> Any:
+    """Average pooling of 5x5 pixels, a 1x1 convolution and one of the whole map: float32 logits."""
+    if min(x.shape[1:3]) < 5:
+        raise UsageError(
+            f"model.auxiliary_weight with {x.shape[1]}x{x.shape[2]} pixels behind stage 2",
+            allowed="at least 5x5: larger images, or a weight of 0",
+        )
+    x = activate(x, activation, "auxiliary_act1")
+    x = keras.layers.AveragePooling2D(5, 3, name="auxiliary_pool")(x)
+    x = norm(conv(x, 128, 1, "auxiliary_conv1"), "auxiliary_norm1")
+    x = activate(x, activation, "auxiliary_act2")
+    x = norm(unpadded_conv(x, 768, x.shape[1:3], "auxiliary_conv2"), "auxiliary_norm2")
+    x = keras.layers.Flatten(name="auxiliary_flatten")(activate(x, activation, "auxiliary_act3"))
+    return keras.layers.Dense(classes, dtype="float32", name="auxiliary_logits")(x)
+
+
+def unpadded_conv(
+    x: Any, filters: int, kernel: int | tuple[int, int], name: str, *, strides: int = 1
+) -> Any:
     """Convolves without padding or a bias."""
     return keras.layers.Conv2D(
         filters,
@@ -251,14 +279,13 @@ def pool(x: Any, kind: str, strides: int, name: str) -> Any:
 
 
 for _name, _variant in VARIANTS.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(nasnet, _name, dropout=0.0 if _name in CIFAR else 0.5),
+        COUNTS[_name],
         family="nasnet",
         source="Zoph et al. 2018, figure 4 and tables 1 to 3",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(_variant.size, _variant.size, 3),
-        native_classes=10 if _name in CIFAR else 1000,
+        classes=10 if _name in CIFAR else 1000,
         min_size=4 if _name in CIFAR else 32,
     )

@@ -17,8 +17,9 @@ from cnnbench.models._layers import (
     drop_path,
     norm,
     squeeze_excite,
+    stem_min_size,
 )
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 
 class Bottlenecks(NamedTuple):
@@ -288,34 +289,25 @@ def merge(shortcut: Any, residual: Any, name: str, se_ratio: float, drop_rate: f
     return keras.layers.Add(name=f"{name}_add")([shortcut, residual])
 
 
-def stem_min_size(options: dict[str, Any]) -> int:
-    """Returns the least size of images, which four stages and the stem halve up to five times."""
-    return 8 if options["stem"] == "cifar" else 32
-
-
 _BUILDERS = {name: partial(basic_resnet, name, depths) for name, depths in BASIC.items()}
 _BUILDERS |= {name: partial(bottleneck_resnet, name, net) for name, net in BOTTLENECK.items()}
 for _name, _build in _BUILDERS.items():
-    MODELS.add(
+    add_model(
         _name,
         _build,
+        COUNTS[_name],
         family="resnet",
         source="He et al. 2015, table 1",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
         min_size=stem_min_size,
     )
 for _name, _depths in CIFAR.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(cifar_resnet, _name, _depths),
+        COUNTS[_name],
         family="resnet",
         source="He et al. 2015, table 6",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(32, 32, 3),
-        native_classes=10,
+        classes=10,
         min_size=4,
     )

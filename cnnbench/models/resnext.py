@@ -5,16 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation
+from cnnbench.models._layers import Activation, stem_min_size
 from cnnbench.models.resnet import (
     Bottlenecks,
     Rate,
     Ratio,
     Stem,
     bottleneck_resnet,
-    stem_min_size,
 )
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 # 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
 IMAGENET = {
@@ -99,26 +98,22 @@ def cifar_resnext(
 
 
 for _name, _net in IMAGENET.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(resnext, _name, _net),
+        COUNTS[_name],
         family="resnext",
         source=SOURCES[_name],
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
         min_size=stem_min_size,
     )
 for _name, _net in CIFAR.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(cifar_resnext, _name, _net),
+        COUNTS[_name],
         family="resnext",
         source=SOURCES[_name],
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(32, 32, 3),
-        native_classes=10,
+        classes=10,
         min_size=4,
     )

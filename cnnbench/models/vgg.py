@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cnnbench.lazy import keras
 from cnnbench.models._layers import Activation, activate, classifier, conv, logits, norm, resize_map
-from cnnbench.parts import MODELS
+from cnnbench.parts import add_model
 
 # Columns A, B, D and E: 3x3 convolutions in each of the five stages, and their filters.
 DEPTHS = {
@@ -73,14 +73,11 @@ def vgg(
 for _suffix in ("", "_bn"):
     for _depth, _depths in DEPTHS.items():
         _name = _depth + _suffix
-        MODELS.add(
+        add_model(
             _name,
             partial(vgg, _name, _depths, bool(_suffix)),
+            COUNTS[_name],
             family="vgg",
             source="Simonyan & Zisserman 2015, table 1",
-            params=COUNTS[_name][0],
-            macs=COUNTS[_name][1],
-            native=(224, 224, 3),
-            native_classes=1000,
             min_size=32,
         )

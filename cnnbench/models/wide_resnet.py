@@ -6,20 +6,32 @@ from functools import partial
 from typing import Any
 
 from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, drop_path, norm
-from cnnbench.models.resnet import Bottlenecks, Rate, bottleneck_resnet, stages, stem_min_size
-from cnnbench.parts import MODELS
+from cnnbench.models._layers import (
+    Activation,
+    activate,
+    classifier,
+    conv,
+    drop_path,
+    norm,
+    stem_min_size,
+)
+from cnnbench.models.resnet import Bottlenecks, Rate, bottleneck_resnet, stages
+from cnnbench.parts import add_model
 
 # Table 1: layers (6n + 4 in three stages of n blocks), and how many times as wide.
 CIFAR = {"wide_resnet16_8": (16, 8), "wide_resnet28_10": (28, 10), "wide_resnet40_2": (40, 2)}
-# Table 8: the 3x3 convolutions of ResNet-50 twice as wide.
-IMAGENET = {"wide_resnet50_2": Bottlenecks((3, 4, 6, 3), width=128)}
+# Table 8: the 3x3 convolutions of ResNet-50 twice as wide; the deeper one is torchvision's.
+IMAGENET = {
+    "wide_resnet50_2": Bottlenecks((3, 4, 6, 3), width=128),
+    "wide_resnet101_2": Bottlenecks((3, 4, 23, 3), width=128),
+}
 # Trainable weights, and multiply-accumulates of one native image.
 COUNTS = {
     "wide_resnet16_8": (10_961_370, 1_548_145_664),
     "wide_resnet28_10": (36_479_194, 5_243_328_768),
     "wide_resnet40_2": (2_243_546, 327_599_360),
     "wide_resnet50_2": (68_883_240, 11_398_021_120),
+    "wide_resnet101_2": (126_886_696, 22_753_050_624),
 }
 
 
@@ -73,26 +85,22 @@ def wide_block(
 
 
 for _name, (_depth, _widen_factor) in CIFAR.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(wide_resnet, _name, _depth, _widen_factor),
+        COUNTS[_name],
         family="wide_resnet",
         source="Zagoruyko & Komodakis 2016, table 1",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
         native=(32, 32, 3),
-        native_classes=10,
+        classes=10,
         min_size=4,
     )
 for _name, _net in IMAGENET.items():
-    MODELS.add(
+    add_model(
         _name,
         partial(bottleneck_resnet, _name, _net),
+        COUNTS[_name],
         family="wide_resnet",
-        source="Zagoruyko & Komodakis 2016, table 8",
-        params=COUNTS[_name][0],
-        macs=COUNTS[_name][1],
-        native=(224, 224, 3),
-        native_classes=1000,
+        source="Zagoruyko & Komodakis 2016, table 8; torchvision",
         min_size=stem_min_size,
     )

@@ -98,7 +98,7 @@ def torch_name(model_name: str, path: str) -> str:
 
 
 def efficientnet_pytorch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of efficientnet_pytorch and efficientnet_lite_pytorch."""
+    """Returns that of efficientnet_pytorch, whose names efficientnet_lite_pytorch has too."""
     place, layer, weight = split(path)
     name = f"{_EFFICIENTNET_PYTORCH[layer]}.{TORCH_WEIGHTS[weight]}"
     if place is None:
@@ -107,3 +107,6 @@ def efficientnet_pytorch_name(model_name: str, path: str) -> str:
     stages, *_ = scaled(model_name)
     index = sum(before.depth for before in stages[: stage - 1]) + block - 1
     return f"_blocks.{index}.{name}"
+
+
+TORCH_NAMINGS = (torch_name, efficientnet_pytorch_name)

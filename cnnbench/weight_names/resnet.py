@@ -7,6 +7,7 @@ from typing import Any
 
 from cnnbench.weight_names._torch import TORCH_WEIGHTS
 
+# Their epsilon is 1.001e-5, ours torchvision's 1e-5: it moves the logits by 1e-5 of the largest.
 KERAS_MODELS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 # The options with which a model computes what that of keras.applications does.
 KERAS_OPTIONS = {name: {"stride": "first"} for name in KERAS_MODELS}

@@ -8,7 +8,10 @@ __all__ = ["KERAS_MODELS", "TORCH_MODELS", "keras_name", "torch_name"]
 
 KERAS_MODELS: dict[str, str] = {}
 # Those for CIFAR are in neither library.
-TORCH_MODELS = {"wide_resnet50_2": "torchvision:wide_resnet50_2"}
+TORCH_MODELS = {
+    "wide_resnet50_2": "torchvision:wide_resnet50_2",
+    "wide_resnet101_2": "torchvision:wide_resnet101_2",
+}
 
 
 def keras_name(model_name: str, path: str) -> str:

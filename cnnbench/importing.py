@@ -1,0 +1,54 @@
+"""Import: published weights as a run, to be evaluated, exported and asked like a trained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cnnbench import checkpoint, files, runtime, weights
+from cnnbench.checkpoint import Checkpoint
+from cnnbench.data.datasets import Access, describe_dataset, open_dataset
+from cnnbench.data.pipeline import preprocess
+from cnnbench.errors import UsageError
+from cnnbench.models import build_model, without_auxiliary
+from cnnbench.recipe import Recipe, input_shape
+from cnnbench.run import DataFacts, Run, begin, new_run
+
+
+def import_weights(
+    recipe: Recipe, *, access: Access | None = None, run_dir: Path | None = None
+) -> Run:
+    """Makes a finished run of the weights that a recipe starts from, without a step of training.
+
+    The data set is opened only where the names of its classes are not known without it.
+
+    Args:
+        recipe: a recipe with `model.weights`.
+        access: where data sets lie.
+        run_dir: a folder that does not exist or is empty; None: a new one below runs/.
+
+    Raises:
+        UsageError: the recipe names no weights, or they are not those of the network, or of another
+            number of classes.
+        DataError: the data set is needed and not there, or a preset cannot be downloaded.
+        RunError: the run directory cannot be written.
+    """
+    recipe = recipe.absolute()
+    if recipe.model.weights is None:
+        raise UsageError(
+            "the recipe names no weights to import",
+            allowed="set model.weights to a preset (cnnbench list presets) or a file",
+        )
+    data = describe_dataset(recipe.data) or open_dataset(recipe.data, access or Access())
+    shape = input_shape(recipe.data, data.shape)
+    runtime.prepare(seed=recipe.seed, deterministic=False)
+    with new_run(run_dir, recipe) as run:
+        with runtime.precision("float32"):
+            model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
+        weights.start_from(without_auxiliary(model), recipe.model, whole=True)
+        begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)))
+        variables = checkpoint.variables_by_name("model", model.variables)
+        arrays = {name: variable.numpy() for name, variable in variables.items()}
+        checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))
+        run.write_metrics([])
+        files.write_json(run.path / "finished.json", {"step": 0, "epochs": 0})
+    return run
