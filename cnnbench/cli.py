@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -63,6 +63,7 @@ def cli() -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir, or the newest.")
 @click.option("--smoke", is_flag=True, help="The same code, a few steps on a few images.")
+@click.option("--no-tune", is_flag=True, help="Do not look for the fastest settings first.")
 def train(
     recipe: Path | None,
     overrides: Sequence[str],
@@ -70,6 +71,7 @@ def train(
     run_dir: Path | None,
     resume: bool,
     smoke: bool,
+    no_tune: bool,
 ) -> None:
     """Train the network of a RECIPE; print the run directory on the last line of stdout."""
     from cnnbench import progress
@@ -100,9 +102,15 @@ def train(
             _say(note)
         _download_weights(checked)
         from cnnbench.training import train as train_run
+        from cnnbench.tuning import choose
 
+        choice = choose(checked, tune=not no_tune)
+        for note in choice.notes:
+            _say(note)
         with progress.shown() as listener:
-            run = train_run(checked, access=access, run_dir=run_dir, listener=listener)
+            run = train_run(
+                checked, access=access, run_dir=run_dir, listener=listener, choice=choice
+            )
     from cnnbench.exports import export
 
     try:
@@ -249,6 +257,51 @@ def schema() -> None:
     from cnnbench.recipe import Recipe
 
     click.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@cli.command()
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--mode", type=click.Choice(("train", "infer", "data")), default="train")
+@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As data.batch_size=64.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, help="Of each measurement.")
+@click.option("--compare-stock", is_flag=True, help="In turn with the same network in Keras's fit.")
+@click.option("--no-tune", is_flag=True, help="Do not look for the fastest settings first.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Trace a few steps: a folder.")
+@data_dir
+@as_json
+def bench(
+    recipes: Sequence[Path],
+    mode: Literal["train", "infer", "data"],
+    overrides: Sequence[str],
+    rounds: int,
+    compare_stock: bool,
+    no_tune: bool,
+    profile: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast RECIPES train, their networks answer, or their images are read."""
+    from cnnbench import benchmark, tables
+    from cnnbench.recipe import load_recipe
+
+    if compare_stock and mode != "train":
+        raise click.UsageError("--compare-stock is for --mode train.")
+    checked = [load_recipe(find_recipe(recipe), tuple(overrides)) for recipe in recipes]
+    if profile is not None:
+        if len(checked) > 1 or mode != "train":
+            raise click.UsageError("--profile is for the training of one recipe.")
+        result = benchmark.profile(checked[0], profile, _access(data_dir))
+        _answer(result, as_json, tables.profile)
+        return
+    result = benchmark.bench(
+        checked,
+        mode,
+        rounds=rounds,
+        tune=not no_tune,
+        compare_stock=compare_stock,
+        access=_access(data_dir),
+    )
+    _answer(result, as_json, tables.benchmark)
 
 
 @cli.command()

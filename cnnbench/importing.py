@@ -45,7 +45,7 @@ def import_weights(
         with runtime.precision("float32"):
             model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
         weights.start_from(without_auxiliary(model), recipe.model, whole=True)
-        begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)))
+        begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
         variables = checkpoint.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
         checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))

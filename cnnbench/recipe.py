@@ -64,6 +64,18 @@ class EarlyStopping(Section):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
+class Runtime(Section):
+    """How TensorFlow runs the training; what is not given is chosen as under `auto`."""
+
+    onednn: bool | None = Field(
+        default=None, description="oneDNN's kernels for convolutions on a CPU"
+    )
+    xla: bool | None = Field(default=None, description="compile each training step by XLA")
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="that one operation may use; null: one a core"
+    )
+
+
 class Train(Section):
     """How long to train, and in which arithmetic; exactly one of epochs, steps and examples."""
 
@@ -72,6 +84,9 @@ class Train(Section):
     examples: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     strategy: Literal["auto", "one_device", "mirrored", "tpu"] = "auto"
+    runtime: Literal["auto"] | Runtime = Field(
+        "auto", description="auto: the fastest on this machine, measured before a long training"
+    )
     steps_per_call: Annotated[int, Field(ge=1, le=1000)] = Field(
         10, description="training steps that one call into TensorFlow runs"
     )
@@ -142,6 +157,11 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     for assignment in overrides:
         recipe_yaml.override(tree, assignment)
     return check(tree)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Reads back what `Recipe.dump` wrote."""
+    return check(recipe_yaml.parse(text, "recipe"))
 
 
 def check(tree: Located) -> Recipe:

@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cnnbench import files
 from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe import Recipe, load_recipe
+from cnnbench.runtime import Settings
 
 RUNS = Path("runs")
 PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
@@ -107,6 +108,20 @@ class Run:
         """
         return _facts(_environment_of(self.path), self.path)
 
+    def settings(self) -> Settings:
+        """Returns how TensorFlow ran the training, from environment.json.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        kept: Any = _environment_of(self.path).get("runtime")
+        try:
+            return Settings(*(kept[key] for key in ("onednn", "xla", "threads")))
+        except (TypeError, KeyError):
+            raise RunError(
+                "environment.json is damaged: runtime", where=str(self.path / "environment.json")
+            ) from None
+
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, an epoch each."""
         file = self.path / "metrics.jsonl"
@@ -171,12 +186,13 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
                     path.rmdir()
 
 
-def begin(run: Run, data: DataFacts) -> None:
+def begin(run: Run, data: DataFacts, runtime: Mapping[str, Any]) -> None:
     """Writes environment.json, and last recipe.yaml, which makes the folder a run."""
     text = run.recipe.dump().encode()
     environment = _environment() | {
         "recipe_sha256": hashlib.sha256(text).hexdigest(),
         "data": data.model_dump(),
+        "runtime": dict(runtime),
     }
     files.write_json(run.path / "environment.json", environment)
     files.write_bytes(run.path / "recipe.yaml", text)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.errors import MissingDataError
-from cnnbench.parts import DATASETS, DataSpec
+from cnnbench.parts import DATASETS, DataSpec, min_size
 from cnnbench.recipe import Recipe
 
-BATCH, EXAMPLES, STEPS = 8, 64, 6
-MOCK_SIZE = 64
+BATCH, EXAMPLES, STEPS = 4, 24, 4
+# Pixels of the largest images, unless the network takes none so small.
+SIZE = 64
 
 
 def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
-    """Returns the recipe cut down to a few steps on a few examples, and what was changed.
+    """Returns the recipe cut down to a few steps on a few small images, and what was changed.
 
     Where the data set is not at hand, made-up images of its shape and classes stand in for it;
     nothing is ever downloaded.
     """
-    data, mocked = recipe.data, ""
+    data, mocked, shrunk = _shrunk(recipe), "", ""
+    if data.image_size != recipe.data.image_size:
+        shrunk = f" of {data.image_size} pixels, not {recipe.data.image_size}"
     try:
         open_dataset(data, Access(access.data_dir, download=False))
     except MissingDataError as error:
-        data, mocked = _mock(recipe), f"; {data.name} is not at hand: made-up images ({error.what})"
+        mocked = f"; {data.name} is not at hand: made-up images ({error.what})"
+        data = _mock(data)
     batch = min(data.batch_size, BATCH)
     data = data.model_copy(
         update={
@@ -53,16 +57,25 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         "train": train,
         "target": None,
     }
-    note = f"smoke run: {STEPS} steps of {batch} images, {EXAMPLES} examples a split{mocked}"
-    return recipe.model_copy(update=update), note
+    size = f"{STEPS} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
+    return recipe.model_copy(update=update), f"smoke run: {size}{mocked}"
 
 
-def _mock(recipe: Recipe) -> DataSpec:
-    facts = DATASETS.get(recipe.data.name).facts
+def _shrunk(recipe: Recipe) -> DataSpec:
+    """Returns the recipe's data in images of no more than SIZE pixels if the network allows it."""
+    data, size = recipe.data, max(SIZE, min_size(recipe.model))
+    if data.image_size is None or data.image_size <= size:
+        return data
+    short = data.resize_short and round(data.resize_short * size / data.image_size)
+    return data.model_copy(update={"image_size": size, "resize_short": short})
+
+
+def _mock(data: DataSpec) -> DataSpec:
+    facts = DATASETS.get(data.name).facts
     height, width, channels = facts.get("shape", (None, None, 3))
-    size = recipe.data.image_size or MOCK_SIZE
-    common = recipe.data.model_dump(include=set(DataSpec.model_fields) - {"name"})
-    common["classes"] = facts.get("classes") or recipe.data.classes
+    size = data.image_size or SIZE
+    common = data.model_dump(include=set(DataSpec.model_fields) - {"name"})
+    common["classes"] = facts.get("classes") or data.classes
     return DATASETS.spec(  # type: ignore[return-value]  # its base is DataSpec
         "synthetic", **common, examples=EXAMPLES, shape=[height or size, width or size, channels]
     )

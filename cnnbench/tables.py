@@ -128,6 +128,47 @@ def parts(result: dict[str, Any]) -> Any:
     return _table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
+def benchmark(result: dict[str, Any]) -> Any:
+    """What `bench` measured."""
+    rows = result["rows"]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    titles = {
+        "batch_size": "batch",
+        "throughput_images_per_s": "images/s",
+        "gflops_per_s": "GFLOP/s",
+        "share_of_peak": "of peak",
+        "stock_throughput_images_per_s": "stock images/s",
+        "ratio_to_stock": "x stock",
+        "seconds_to_first_step": "s to 1st step",
+        "peak_memory_mb": "MB",
+    }
+    keys = [key for key in keys if key != "mode"]
+    cells = [
+        [titles.get(key, key.replace("_", " ")), *(_cell(row.get(key, "")) for row in rows)]
+        for key in keys
+    ]
+    table = _table(None, cells)
+    about = {
+        "processor": f"{result['machine']['cpu']}, {result['machine']['cores']} cores",
+        "matrix product": f"{result['peak_gflops_per_s']:.0f} GFLOP/s",
+    }
+    return Group(facts(about), table)
+
+
+def profile(result: dict[str, Any]) -> Any:
+    """Where the time of training steps goes."""
+    about = {
+        "steps": result["steps"],
+        "seconds": result["seconds"],
+        "waiting for data": f"{result['waiting_for_data']:.1%}",
+    }
+    rows = [
+        (row["operation"], f"{row['ms']:.1f}", f"{row['share']:.1%}")
+        for row in result["operations"]
+    ]
+    return Group(facts(about), _table(("operation", "ms", "share"), rows))
+
+
 def facts(result: dict[str, Any]) -> Any:
     """Names and what they are, a line each."""
     return _table(None, [(key, _cell(value)) for key, value in result.items()])

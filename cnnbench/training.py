@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,41 +29,17 @@ from cnnbench.data.pipeline import (
 )
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import tf
+from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer, penalty
 from cnnbench.parts import LOSSES, SCHEDULES
 from cnnbench.recipe import Recipe, Train, input_shape
 from cnnbench.run import DataFacts, Run, begin, new_run
+from cnnbench.runtime import Choice, Settings
 from cnnbench.schedules import LearningRate
 from cnnbench.tasks.classification import in_top_k
 
 KEPT_CHECKPOINTS = 2
-
-
-class Listener(Protocol):
-    """Who is told how training goes."""
-
-    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
-        """Training is about to begin at a step."""
-
-    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
-        """Some steps were done; loss and top1 are means since the epoch began."""
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        """An epoch was done; `row` is its line in metrics.jsonl."""
-
-
-class Silence:
-    """A listener that says nothing."""
-
-    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
-        """Says nothing."""
-
-    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
-        """Says nothing."""
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        """Says nothing."""
 
 
 @dataclass
@@ -86,6 +62,7 @@ def train(
     access: Access | None = None,
     run_dir: Path | None = None,
     listener: Listener | None = None,
+    choice: Choice | None = None,
 ) -> Run:
     """Trains a network as a recipe says, in a new run directory.
 
@@ -94,6 +71,7 @@ def train(
         access: where data sets lie.
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
         listener: who is told of the progress.
+        choice: how TensorFlow runs; None: as the recipe says, without a measurement.
 
     Returns:
         The finished run.
@@ -106,10 +84,12 @@ def train(
         RunError: the run directory cannot be written.
     """
     recipe = recipe.absolute()
+    choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
+    runtime.apply(choice.settings)
     with new_run(run_dir, recipe) as run:
-        trainer = Trainer(recipe, access or Access())
+        trainer = Trainer(recipe, access or Access(), choice.settings)
         weights.start_from(trainer.network, recipe.model)
-        begin(run, trainer.about_data())
+        begin(run, trainer.about_data(), choice.about())
         return trainer.fit(run, listener or Silence())
 
 
@@ -123,12 +103,14 @@ def resume(run: Run, *, access: Access | None = None, listener: Listener | None 
     """
     if run.finished:
         raise RunError("the run is finished: there is nothing to resume", where=str(run.path))
+    settings = run.settings()
+    runtime.apply(settings)
     with run.locked():
         files.recover(run.best)
         before = run.data()
         if access is None or access.data_dir is None:
             access = Access(Path(before.data_dir) if before.data_dir else None)
-        trainer = Trainer(run.recipe, access)
+        trainer = Trainer(run.recipe, access, settings)
         now = trainer.about_data()
         for key, value in before.model_dump(exclude={"data_dir"}).items():
             if value != getattr(now, key):
@@ -142,8 +124,8 @@ def resume(run: Run, *, access: Access | None = None, listener: Listener | None 
 class Trainer:
     """A recipe made ready to run: data, network, optimizer and the compiled steps."""
 
-    def __init__(self, recipe: Recipe, access: Access):
-        self.recipe, self._data_dir = recipe, access.data_dir
+    def __init__(self, recipe: Recipe, access: Access, settings: Settings):
+        self.recipe, self._data_dir, self._xla = recipe, access.data_dir, settings.xla
         self.data: Dataset = open_dataset(recipe.data, access)
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
@@ -186,7 +168,7 @@ class Trainer:
                 self.model.trainable_variables,
                 loss_scaling=recipe.train.precision == "mixed_float16",
             )
-        self._train_steps = self._compile_training()
+        self.train_steps = self._compile_training()
         self._evaluate_batch = self._compile_evaluation()
 
     def about_data(self) -> DataFacts:
@@ -264,7 +246,7 @@ class Trainer:
         rates = np.zeros(self.recipe.train.steps_per_call, np.float32)
         rates[:count] = [rate.at(progress.step + i) for i in range(count)]
         try:
-            losses, right = self._train_steps(iterator, tf.constant(rates), tf.constant(count))
+            losses, right = self.train_steps(iterator, tf.constant(rates), tf.constant(count))
         except tf.errors.OpError:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
@@ -401,12 +383,14 @@ class Trainer:
             right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
             return tf.reduce_sum(losses), tf.reduce_sum(right)
 
+        run_step = tf.function(step, jit_compile=True) if self._xla else step
+
         @tf.function(autograph=True)
         def steps(iterator: Any, rates: Any, count: Any) -> tuple[Any, Any]:
             losses, right = (tf.TensorArray(tf.float32, count) for _ in range(2))
             for i in tf.range(count):
                 optimizer.learning_rate.assign(rates[i])
-                one = strategy.run(step, next(iterator))
+                one = strategy.run(run_step, next(iterator))
                 loss_sum, right_sum = (
                     strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in one
                 )

@@ -13,11 +13,11 @@ PACKAGE = Path(cnnbench.__file__).parent
 
 # Rooms from the lowest up: each may import from those before it, and from its own.
 FLOORS = (
-    {"errors", "lazy"},
+    {"errors", "lazy", "workers"},
     {"registry", "files", "recipe_yaml"},
     {"parts", "presets", "checkpoint"},
     {"recipe", "schedules", "optim", "models", "tasks", "runtime", "weight_names"},
-    {"data", "run", "weights"},
+    {"data", "run", "weights", "listener"},
     {"network"},
     {
         "training",
@@ -31,7 +31,8 @@ FLOORS = (
         "tables",
         "progress",
     },
-    {"exports"},
+    {"exports", "tuning"},
+    {"benchmark"},
     {"cli"},
     {"__main__"},
 )

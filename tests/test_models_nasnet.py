@@ -86,10 +86,12 @@ def test_the_auxiliary_classifier_stands_behind_stage_2_and_serves_training_alon
     assert count_params(plain) == MODELS.get("nasnet_cifar").facts["params"]
 
 
-def test_too_few_pixels_for_the_auxiliary_classifier_are_refused():
-    spec = MODELS.spec("nasnet_cifar", auxiliary_weight=0.4)
-    with pytest.raises(UsageError, match="at least 5x5"):
-        build_model(spec, (8, 8, 3), 10)
+@pytest.mark.parametrize(("name", "least"), [("nasnet_cifar", 9), ("nasnet_mobile", 80)])
+def test_the_auxiliary_classifier_wants_larger_images(name, least):
+    spec = MODELS.spec(name, auxiliary_weight=0.4)
+    with pytest.raises(UsageError, match=f"at least {least}x{least}"):
+        build_model(spec, (least - 1, least - 1, 3), 10)
+    assert build_model(spec, (least, least, 3), 10).output_shape == (None, 10)
 
 
 def test_the_loss_of_the_auxiliary_classifier_is_weighted_and_its_weights_are_kept(

@@ -110,6 +110,7 @@ DATASETS.add(
     partial(_catalogue, "imagenet2012", "validation"),
     classes=1000,
     shape=(None, None, 3),
+    train_examples=1_281_167,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     class_names=imagenet.class_names,

@@ -115,7 +115,9 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
 
 def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
     """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
-    return keras.layers.BatchNormalization(
+    from cnnbench.models.fused_norm import FusedBatchNormalization
+
+    return FusedBatchNormalization(
         momentum=momentum,
         epsilon=epsilon,
         synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cnnbench.errors import UsageError
 from cnnbench.lazy import keras
 from cnnbench.models import _layers
 from cnnbench.models._layers import (
@@ -157,11 +156,6 @@ def auxiliary_classifier(
     x: Any, classes: int, activation: Activation, norm: Callable[..., Any]
 ) -> Any:
     """Average pooling of 5x5 pixels, a 1x1 convolution and one of the whole map: float32 logits."""
-    if min(x.shape[1:3]) < 5:
-        raise UsageError(
-            f"model.auxiliary_weight with {x.shape[1]}x{x.shape[2]} pixels behind stage 2",
-            allowed="at least 5x5: larger images, or a weight of 0",
-        )
     x = activate(x, activation, "auxiliary_act1")
     x = keras.layers.AveragePooling2D(5, 3, name="auxiliary_pool")(x)
     x = norm(conv(x, 128, 1, "auxiliary_conv1"), "auxiliary_norm1")
@@ -278,6 +272,13 @@ def pool(x: Any, kind: str, strides: int, name: str) -> Any:
     return pooling(3, strides, name=name)(x)
 
 
+def smallest_input(name: str, options: dict[str, Any]) -> int:
+    """Returns the least image size in pixels; the auxiliary classifier pools 5x5 of stage 2."""
+    if options["auxiliary_weight"]:
+        return 9 if name in CIFAR else 80
+    return 4 if name in CIFAR else 32
+
+
 for _name, _variant in VARIANTS.items():
     add_model(
         _name,
@@ -287,5 +288,5 @@ for _name, _variant in VARIANTS.items():
         source="Zoph et al. 2018, figure 4 and tables 1 to 3",
         native=(_variant.size, _variant.size, 3),
         classes=10 if _name in CIFAR else 1000,
-        min_size=4 if _name in CIFAR else 32,
+        min_size=partial(smallest_input, _name),
     )

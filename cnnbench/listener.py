@@ -1,0 +1,33 @@
+"""Who is told how training goes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from cnnbench.run import Run
+
+
+class Listener(Protocol):
+    """What training calls."""
+
+    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Training is about to begin at a step."""
+
+    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+        """Some steps were done; loss and top1 are means since the epoch began."""
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """An epoch was done; `row` is its line in metrics.jsonl."""
+
+
+class Silence:
+    """A listener that says nothing."""
+
+    def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Says nothing."""
+
+    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+        """Says nothing."""
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """Says nothing."""

@@ -1,0 +1,242 @@
+"""Tuning: the settings of TensorFlow with which a recipe trains fastest on the machine at hand.
+
+No setting is the best for all: on a CPU, oneDNN quickens large convolutions and slows depthwise
+ones, and XLA does either. So before a long training each is tried for a few steps, all of them in
+turn, in processes of their own. What won is remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cnnbench import files
+from cnnbench.data.datasets import Access
+from cnnbench.errors import CnnbenchError
+from cnnbench.parts import DATASETS, MODELS
+from cnnbench.recipe import Recipe, Runtime, input_shape, parse_recipe
+from cnnbench.run import machine
+from cnnbench.runtime import Choice, Settings
+from cnnbench.workers import Round, Worker, WorkerError, alternate
+
+# A training of less is not worth a probe, and XLA, which may compile for minutes, needs a longer.
+MIN_SECONDS = 300.0
+MIN_SECONDS_XLA = 1800.0
+# What a CPU of a few cores does of a training step's floating-point operations.
+NOMINAL_FLOPS_PER_S = 1e11
+# A probe of two settings takes less than 25 s on two cores; one that takes more is given up.
+TIMEOUT_S, TIMEOUT_XLA_S = 60.0, 120.0
+ROUNDS, ROUND_SECONDS = 3, 1.0
+
+
+def choose(recipe: Recipe, *, tune: bool = True, seconds: float | None = None) -> Choice:
+    """Chooses the settings of a training; TensorFlow need not be imported.
+
+    Args:
+        recipe: what is going to be trained. What its `train.runtime` gives is taken as it is.
+        tune: whether the rest may be measured.
+        seconds: that the training takes, which decides whether it is; None: as estimated.
+    """
+    given = recipe.train.runtime if isinstance(recipe.train.runtime, Runtime) else Runtime()
+    plain = Settings.of(given)
+    if given.onednn is not None and given.xla is not None:
+        return Choice(plain, "recipe")
+    if not tune:
+        return Choice(plain, "not tuned")
+    if recipe.train.strategy not in ("auto", "one_device") or _has_gpu():
+        return Choice(plain, "tuning is for one CPU")
+    seconds = seconds or estimated_seconds(recipe)
+    if seconds is None or seconds < MIN_SECONDS:
+        return Choice(plain, "too short to be tuned")
+    path = cache_file(recipe, given)
+    remembered, notes = _recall(path)
+    if remembered is not None:
+        return Choice(remembered, "remembered")
+    candidates = _candidates(given, xla=seconds >= MIN_SECONDS_XLA)
+    try:
+        measured, failures = measure(recipe, candidates)
+    except WorkerError as error:
+        measured, failures = {}, [str(error)]
+    notes = (*notes, *failures)
+    if not measured:
+        return Choice(plain, "the probe failed", notes=notes)
+    best = min(measured, key=lambda settings: measured[settings])
+    with contextlib.suppress(CnnbenchError):  # a cache that cannot be written is none
+        files.write_json(path, asdict(best))
+    by_name = {name(settings): round(value, 5) for settings, value in measured.items()}
+    return Choice(best, "measured", by_name, notes)
+
+
+def measure(
+    recipe: Recipe, candidates: Sequence[Settings]
+) -> tuple[dict[Settings, float], list[str]]:
+    """Measures settings against each other, in turn, in processes of their own.
+
+    Returns:
+        The median seconds of a training step under each that worked, and what is to be said of the
+        others.
+
+    Raises:
+        WorkerError: one that worked at first does so no more.
+    """
+    notes, firsts = [], {}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            settings: stack.enter_context(
+                Worker(training_steps, recipe.dump(), settings, environment=settings.environment())
+            )
+            for settings in candidates
+        }
+        for settings, worker in workers.items():
+            try:
+                worker.ready(TIMEOUT_XLA_S if settings.xla else TIMEOUT_S)
+            except WorkerError as error:
+                worker.close()
+                notes.append(f"runtime {name(settings)} was tried and left: {error}")
+            else:
+                firsts[settings] = worker.round(TIMEOUT_S)
+        # One that is far behind need not be measured well.
+        best = min(firsts.values(), default=0.0)
+        close = [settings for settings, first in firsts.items() if first < 2 * best]
+        rounds = alternate([workers[settings] for settings in close], ROUNDS, TIMEOUT_S)
+    medians = {s: statistics.median(seconds) for s, seconds in zip(close, rounds, strict=True)}
+    return firsts | medians, notes
+
+
+def training_steps(dumped: str, settings: Settings) -> Round:
+    """Builds a dumped recipe's training on made-up images; a round returns the seconds of a step.
+
+    A round runs for about a second, and a step at least. Reading and augmenting images is left out.
+    """
+    from cnnbench.lazy import tf
+    from cnnbench.training import Trainer
+
+    recipe = shortened(parse_recipe(dumped))
+    trainer = Trainer(recipe, Access(download=False), settings)
+    batch = next(iter(trainer.stream.dataset(0)))
+    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
+    rates = tf.zeros(recipe.train.steps_per_call)
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for done in range(0, count, recipe.train.steps_per_call):
+            part = min(recipe.train.steps_per_call, count - done)
+            trainer.train_steps(iterator, rates, tf.constant(part))[0].numpy()
+        return time.perf_counter() - start
+
+    steps(1)
+    count = max(1, round(ROUND_SECONDS / max(steps(1), 1e-3)))
+    return lambda: steps(count) / count
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """Returns the recipe on a few made-up images of the right size and number of classes."""
+    facts = DATASETS.get(recipe.data.name).facts
+    native = MODELS.get(recipe.model.name).facts
+    shape = input_shape(recipe.data, facts.get("shape", native["native"]))
+    data = DATASETS.spec(
+        "synthetic",
+        batch_size=recipe.data.batch_size,
+        classes=facts.get("classes") or recipe.data.classes or native["native_classes"],
+        examples=max(2, recipe.data.batch_size),
+        shape=list(shape),
+    )
+    model = recipe.model.model_copy(update={"weights": None})
+    train = recipe.train.model_copy(
+        update={"epochs": None, "examples": None, "steps": 1, "early_stopping": None}
+    )
+    schedule = recipe.schedule.model_copy(update={"warmup_epochs": 0})
+    update = {"data": data, "model": model, "train": train, "schedule": schedule, "augment": []}
+    return recipe.model_copy(update=update)
+
+
+def estimated_seconds(recipe: Recipe) -> float | None:
+    """Returns about how long a training takes, from its multiply-accumulates alone.
+
+    None if the number of images or their size is not known without opening the data.
+    """
+    train, facts = recipe.train, DATASETS.get(recipe.data.name).facts
+    examples = recipe.data.limit or facts.get("train_examples")
+    if train.steps is not None:
+        images = float(train.steps * recipe.data.batch_size)
+    elif train.examples is not None:
+        images = float(train.examples)
+    elif examples is not None and train.epochs is not None:
+        images = train.epochs * examples
+    else:
+        return None
+    about = MODELS.get(recipe.model.name).facts
+    stored = facts.get("shape", (None, None, 3))
+    if recipe.data.image_size is None and None in stored:
+        return None
+    # Two operations a multiply-accumulate; the backward pass costs twice the forward one.
+    return 6 * macs(about, input_shape(recipe.data, stored)) * images / NOMINAL_FLOPS_PER_S
+
+
+def macs(facts: Mapping[str, Any], shape: Sequence[int]) -> float:
+    """Returns about the multiply-accumulates of a network for one image of that shape."""
+    height, width, _ = facts["native"]
+    return facts["macs"] * shape[0] * shape[1] / (height * width)
+
+
+def cache_file(recipe: Recipe, given: Runtime) -> Path:
+    """Returns where the best settings for such a step on such a machine are remembered."""
+    short = shortened(recipe)
+    about = machine()
+    key = json.dumps(
+        [
+            short.model.model_dump(),
+            short.data.model_dump(),
+            short.optimizer.name,
+            short.train.precision,
+            short.train.deterministic,
+            given.model_dump(),
+            [about["cpu"], about["cores"], platform.machine()],
+            [metadata.version(package) for package in ("tensorflow", "keras", "cnnbench")],
+        ]
+    )
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "cnnbench" / "runtime"
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def name(settings: Settings) -> str:
+    """Returns settings in words, such as "onednn" or "xla"."""
+    words = [word for word in ("onednn", "xla") if getattr(settings, word)]
+    words += [f"{settings.threads} threads"] if settings.threads else []
+    return " ".join(words) or "neither"
+
+
+def _candidates(given: Runtime, *, xla: bool) -> list[Settings]:
+    onednn = (True, False) if given.onednn is None else (given.onednn,)
+    found = [Settings(use, bool(given.xla), given.threads) for use in onednn]
+    if xla and given.xla is None:  # XLA has kernels of its own
+        found.append(Settings(onednn[-1], True, given.threads))
+    return found
+
+
+def _recall(path: Path) -> tuple[Settings | None, tuple[str, ...]]:
+    if not path.is_file():
+        return None, ()
+    try:
+        kept = json.loads(path.read_text())
+        settings = Settings(**kept)
+        if not isinstance(settings.onednn, bool) or not isinstance(settings.xla, bool):
+            raise TypeError("not settings")
+    except (OSError, ValueError, TypeError):
+        return None, (f"{path} is damaged and ignored",)
+    return settings, ()
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or bool(os.environ.get("TPU_NAME"))

@@ -1,0 +1,75 @@
+"""Processes that measure: what they answer, and how they fail."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from cnnbench.workers import Worker, WorkerError, alternate
+
+QUICK = 60.0
+
+
+def counting(step):
+    counts = iter(range(10**6))
+    return lambda: step * next(counts)
+
+
+def reading(name):
+    return lambda: os.environ.get(name)
+
+
+def broken():
+    raise ValueError("no such thing")
+
+
+def failing_later():
+    return lambda: 1 / 0
+
+
+def dying():
+    return lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleeping():
+    return lambda: time.sleep(60)
+
+
+def test_rounds_take_turns_and_each_process_keeps_its_own():
+    with Worker(counting, 1) as a, Worker(counting, 10) as b:
+        assert a.ready(QUICK) > 0 and b.ready(QUICK) > 0
+        assert alternate([a, b], 3, QUICK) == [[0, 1, 2], [0, 10, 20]]
+        assert 5 < a.peak_memory_mb() < 5000
+
+
+@pytest.mark.parametrize(("before", "given", "found"), [(None, "1", "1"), ("0", None, None)])
+def test_the_environment_is_set_before_anything_is_built(before, given, found, monkeypatch):
+    if before is not None:
+        monkeypatch.setenv("CNNBENCH_TEST", before)
+    with Worker(reading, "CNNBENCH_TEST", environment={"CNNBENCH_TEST": given}) as worker:
+        worker.ready(QUICK)
+        assert worker.round(QUICK) == found
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (broken, "ValueError: no such thing"),
+        (failing_later, "ZeroDivisionError"),
+        (dying, "ended by signal 9"),
+    ],
+)
+def test_a_failure_is_told(build, what):
+    with Worker(build) as worker, pytest.raises(WorkerError, match=what):
+        worker.ready(QUICK)
+        worker.round(QUICK)
+
+
+def test_one_that_hangs_is_given_up_and_ended():
+    with Worker(sleeping) as worker:
+        worker.ready(QUICK)
+        start = time.monotonic()
+        with pytest.raises(WorkerError, match="no answer to 'round' in 1 s"):
+            worker.round(1.0)
+    assert time.monotonic() - start < 10
