@@ -242,7 +242,7 @@ def stock_training(dumped: str) -> Round:
     Everything else is what Keras does by itself: `compile` with the loss and the recipe's
     optimizer, and `fit` on batches that are there already.
     """
-    from cnnbench.models.fused_norm import plain
+    from cnnbench.models.fast_layers import plain
 
     recipe = tuning.shortened(parse_recipe(dumped))
     shape, batch = _shape(recipe), recipe.data.batch_size

@@ -44,7 +44,10 @@ def conv(
     """
     if strides > 1 and kernel > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
-    return keras.layers.Conv2D(
+    from cnnbench.models.fast_layers import GroupedConv2D
+
+    layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
+    return layer(
         filters,
         kernel,
         strides,
@@ -115,7 +118,7 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
 
 def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
     """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
-    from cnnbench.models.fused_norm import FusedBatchNormalization
+    from cnnbench.models.fast_layers import FusedBatchNormalization
 
     return FusedBatchNormalization(
         momentum=momentum,

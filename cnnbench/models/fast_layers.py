@@ -1,4 +1,4 @@
-"""Batch normalisation in one operation of TensorFlow.
+"""Layers of Keras that compute the same faster, with the same weights.
 
 Importing this module imports Keras, so it is imported when the first layer is built.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from cnnbench.lazy import keras, tf
+
+# What a convolution should have of them at least; narrower groups are joined.
+JOINED_CHANNELS = 16
 
 
 @keras.saving.register_keras_serializable("cnnbench")
@@ -59,6 +62,49 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         average.assign(_float32(average) * self.momentum + new * (1 - self.momentum))
 
 
+@keras.saving.register_keras_serializable("cnnbench")
+class GroupedConv2D(keras.layers.Conv2D):
+    """Keras's layer for several groups, computed as dense convolutions of one or a few of them.
+
+    TensorFlow has no gradient of grouped convolutions on a CPU, so Keras compiles each by XLA, and
+    its code is many times slower. Narrow groups are joined, with zeros between them, for a
+    convolution of a few channels wastes more. GPUs have kernels for groups.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        """Convolves the groups apart; see keras.layers.Conv2D."""
+        is_plain = self.data_format == "channels_last" and self.dilation_rate == (1, 1)
+        if not is_plain or tf.config.list_physical_devices("GPU"):
+            return super().convolution_op(inputs, kernel)
+        kernel = tf.convert_to_tensor(kernel)
+        wanted = max(1, JOINED_CHANNELS // kernel.shape[2])
+        joined = max(n for n in range(1, wanted + 1) if self.groups % n == 0)
+        parts = self.groups // joined
+        outputs = [
+            tf.nn.conv2d(x, _block_diagonal(part, joined), self.strides, self.padding.upper())
+            for x, part in zip(
+                tf.split(inputs, parts, -1), tf.split(kernel, parts, -1), strict=True
+            )
+        ]
+        return tf.concat(outputs, -1)
+
+
+PLAIN = {
+    FusedBatchNormalization: keras.layers.BatchNormalization,
+    GroupedConv2D: keras.layers.Conv2D,
+}
+
+
+def _block_diagonal(kernel: Any, groups: int) -> Any:
+    """Returns the kernel of one dense convolution that does what a grouped one does."""
+    if groups == 1:
+        return kernel
+    height, width, channels, filters = kernel.shape
+    own = tf.eye(groups, dtype=kernel.dtype)[:, None, :, None]
+    blocks = tf.reshape(kernel, (height, width, 1, channels, groups, filters // groups)) * own
+    return tf.reshape(blocks, (height, width, groups * channels, filters))
+
+
 def plain(model: Any) -> Any:
     """Returns a copy of a functional model with Keras's layers alone, for files that others read.
 
@@ -66,9 +112,7 @@ def plain(model: Any) -> Any:
     """
 
     def clone(layer: Any) -> Any:
-        is_fused = isinstance(layer, FusedBatchNormalization)
-        kind = keras.layers.BatchNormalization if is_fused else type(layer)
-        return kind.from_config(layer.get_config())
+        return PLAIN.get(type(layer), type(layer)).from_config(layer.get_config())
 
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
     copy.set_weights(model.get_weights())

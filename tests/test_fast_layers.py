@@ -1,4 +1,4 @@
-"""The fused batch normalisation, against the one of Keras."""
+"""The layers that compute faster, against those of Keras."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import tensorflow as tf
 from cnnbench import runtime
 from cnnbench.lazy import keras
 from cnnbench.models import build_model
-from cnnbench.models.fused_norm import FusedBatchNormalization, plain
+from cnnbench.models.fast_layers import FusedBatchNormalization, GroupedConv2D, plain
 from cnnbench.parts import MODELS
 
 SHAPES = [(8, 5, 7, 3), (1, 6, 6, 4), (4, 1, 1, 16), (1, 1, 1, 2), (2, 32, 32, 1)]
@@ -194,7 +194,7 @@ load()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path.insert(0, sys.argv[1])
-from test_fused_norm import *
+from test_fast_layers import *
 
 strategy = runtime.strategy("mirrored")
 halves = tf.split(drawn((8, 5, 7, 3)), 2)
@@ -316,3 +316,45 @@ def test_tflite_folds_it_into_the_convolution():
     inputs = drawn((1, 8, 8, 3))
     (outputs,) = runner(**{images.name: inputs}).values()
     assert_close([outputs], [model(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "filters", "options"),
+    [
+        (2, 8, 6, {}),
+        (8, 32, 32, {"strides": 2}),
+        (6, 24, 12, {"padding": "same", "use_bias": False}),
+        (4, 4, 8, {"padding": "same"}),
+        (2, 80, 48, {"strides": 2, "padding": "same"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16"])
+def test_grouped_convolutions_are_those_of_keras(groups, channels, filters, options, dtype):
+    kinds = (keras.layers.Conv2D, GroupedConv2D)
+    options = {"filters": filters, "kernel_size": 3, "groups": groups, "dtype": dtype} | options
+    theirs, ours = (kind(name="conv", **options) for kind in kinds)
+    x = drawn((2, 9, 8, channels), dtype="float64" if dtype == "float64" else "float32")
+    theirs(x), ours(x)
+    ours.set_weights(theirs.get_weights())
+    found = []
+    for layer in (ours, theirs):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            outputs = tf.cast(layer(x), x.dtype)
+            loss = tf.reduce_sum(outputs * drawn(outputs.shape, seed=5, dtype=x.dtype))
+        variables = [variable.value for variable in layer.trainable_weights]
+        found.append([outputs, *tape.gradient(loss, [x, *variables])])
+    close = {"float32": 1e-5, "float64": 1e-12, "mixed_bfloat16": 3e-2}[dtype]
+    for own, other in zip(*found, strict=True):
+        own, other = np.asarray(own, np.float64), np.asarray(other, np.float64)
+        assert np.abs(own - other).max() <= close * np.abs(other).max()
+    assert GroupedConv2D.from_config(ours.get_config()).get_config() == theirs.get_config()
+
+
+def test_a_network_of_groups_needs_keras_alone_in_its_plain_copy():
+    model = build_model("resnext50_32x4d", (32, 32, 3), 10)
+    assert any(isinstance(layer, GroupedConv2D) for layer in model.layers)
+    copy = plain(model)
+    assert not {type(layer).__module__ for layer in copy.layers} & {"cnnbench.models.fast_layers"}
+    images = drawn((2, 32, 32, 3))
+    assert_close([model(images, training=False)], [copy(images, training=False)], 1e-4)
