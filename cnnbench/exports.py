@@ -51,7 +51,7 @@ def export(
 
     Returns:
         A row a format, as verify.json has it; without verification only format, precision and
-        sizes.
+        size.
 
     Raises:
         VerificationError: an artifact differs from the network beyond tolerance.
@@ -67,8 +67,9 @@ def export(
             artifact = Path(scratch) / form
             _WRITERS[form](net, artifact)
             files.write_json(artifact / "metadata.json", _metadata(run, net, form))
-            row = {"format": form, "precision": "float32"} | _sizes(artifact)
+            row = {"format": form, "precision": "float32", "size_bytes": _size(artifact)}
             if reference is not None:
+                row["zip_bytes"] = _zipped(artifact)
                 row |= reference.compare(_RUNNERS[form](artifact))
                 files.write_json(artifact / "verify.json", {"rows": [row]})
                 if not row["passed"]:
@@ -220,15 +221,18 @@ def _metadata(run: Run, net: Network, form: str) -> dict[str, Any]:
     }
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Returns the bytes of an artifact, and of a zip of it."""
+def _files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "metadata.json"]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def _zipped(folder: Path) -> int:
+    """Returns the bytes of a zip of an artifact."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        names = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        names = [path for path in names if path.name != "metadata.json"]
-        for path in names:
+        for path in _files(folder):
             archive.write(path, path.relative_to(folder))
-    return {
-        "size_bytes": sum(path.stat().st_size for path in names),
-        "zip_bytes": packed.getbuffer().nbytes,
-    }
+    return packed.getbuffer().nbytes

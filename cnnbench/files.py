@@ -102,6 +102,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder(kind: str) -> Path:
+    """Returns where things of a kind that can be made again are kept, for all runs of a user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cnnbench" / kind
+
+
 def sync_folder(path: Path) -> None:
     """Brings a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)

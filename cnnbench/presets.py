@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def download(name: str, progress: Callable[[int, int | None], None] | None = Non
         DataError: what was fetched is not the file that was published; nothing is kept.
     """
     preset = PRESETS[name]
-    path = cache_folder() / f"{name}{Path(preset.address).suffix}"
+    path = files.cache_folder("weights") / f"{name}{Path(preset.address).suffix}"
     if path.is_file() and files.sha256(path) == preset.sha256:
         return path
     with files.new_file(path) as partial:
@@ -153,12 +152,6 @@ def download(name: str, progress: Callable[[int, int | None], None] | None = Non
                 allowed=preset.sha256,
             )
     return path
-
-
-def cache_folder() -> Path:
-    """Returns where downloaded weights are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cnnbench" / "weights"
 
 
 def _fetch(address: str, path: Path, progress: Callable[[int, int | None], None] | None) -> None:

@@ -72,9 +72,10 @@ def exports(result: dict[str, Any]) -> Any:
     )
     rows = []
     for row in result["rows"]:
-        cells = [row["format"], _megabytes(row["size_bytes"]), _megabytes(row["zip_bytes"])]
+        cells = [row["format"], _megabytes(row["size_bytes"])]
         if "agreement" in row:
             cells += [
+                _megabytes(row["zip_bytes"]),
                 f"{row['top1']:.4f}",
                 f"{row['reference_top1']:.4f}",
                 f"{row['agreement']:.2%} of {row['examples']}",
@@ -82,7 +83,7 @@ def exports(result: dict[str, Any]) -> Any:
                 f"{row['latency_ms']['p50']:.2f} ms",
             ]
         else:
-            cells += ["not verified"] + [""] * 4
+            cells += ["", "not verified"] + [""] * 4
         rows.append(cells)
     paths = _table(("format", "where"), [(row["format"], row["path"]) for row in result["rows"]])
     return Group(_table(columns, rows), paths)

@@ -205,9 +205,8 @@ def cache_file(recipe: Recipe, given: Runtime) -> Path:
             [metadata.version(package) for package in ("tensorflow", "keras", "cnnbench")],
         ]
     )
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "cnnbench" / "runtime"
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return files.cache_folder("runtime") / f"{digest[:32]}.json"
 
 
 def name(settings: Settings) -> str:

@@ -140,16 +140,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert done.returncode == 6 and "not a run directory" in done.stderr
 
 
-def test_every_recipe_that_ships_is_valid_and_named_as_its_file():
-    from cnnbench import load_recipe
-
-    recipes = sorted(RECIPES.glob("*.yaml"))
-    assert len(recipes) >= 7
-    for path in recipes:
-        assert load_recipe(path).name == path.stem
-        assert path.read_text().startswith(f"# cnnbench train recipes/{path.name}")
-
-
 def test_python_in_five_lines(tmp_path, small):
     import cnnbench as package
 

@@ -19,6 +19,7 @@ import numpy as np
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.errors import DataError, MissingDataError
+from cnnbench.files import cache_folder
 from cnnbench.lazy import load, tf
 
 # Images of one size that take at most so many bytes in all are kept in memory.
@@ -257,7 +258,8 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Finds every record of a split; the result is kept in the user's cache."""
     instructions = builder.info.splits[split].file_instructions
     files = tuple(str(instruction.filename) for instruction in instructions)
-    cache = _cache_folder() / f"{hashlib.sha256(_file_sizes(builder).encode()).hexdigest()}.npz"
+    digest = hashlib.sha256(_file_sizes(builder).encode()).hexdigest()
+    cache = cache_folder("records") / f"{digest}.npz"
     known: dict[str, np.ndarray] = {}
     damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*damaged), np.load(cache, allow_pickle=False) as archive:
@@ -300,7 +302,3 @@ def _index(file: Path) -> np.ndarray:
 def _file_sizes(builder: Any) -> str:
     files = sorted(Path(builder.data_path).glob("*.tfrecord*"))
     return " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnbench" / "records"
