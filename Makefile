@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check smoke parity lint lock
+.PHONY: help setup demo test check smoke parity bench lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ smoke: setup ## a few steps of every recipe that ships, then eval and export
 parity: setup ## every network against keras.applications, torchvision and timm (installs PyTorch)
 	$(BIN)/python -m pip install --quiet torch torchvision timm
 	$(BIN)/python tests/parity.py
+
+bench: setup ## training steps against stock Keras and PyTorch, in turn (installs PyTorch)
+	$(BIN)/python -m pip install --quiet torch torchvision timm
+	$(BIN)/python scripts/compare_peers.py
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +18,7 @@ from cnnbench.parts import LOSSES
 from cnnbench.recipe import Target
 from cnnbench.run import Run
 from cnnbench.tasks.classification import calibration_error, confusion, in_top_k
+from cnnbench.workers import peak_memory_mb
 
 LATENCY_CALLS = 50
 
@@ -97,7 +96,7 @@ def evaluate(
         "throughput_images_per_s": _throughput(seconds[1:], batch_size),
         "batch_size": batch_size,
         "latency_ms": latency_ms(_one_image_call(net, images[:1])),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
         "target": _reached(recipe.target, top1) if split == "test" else None,
     }
     kind = "".join(f"-{x}" for x in (split, weights) if x not in ("test", "best"))
@@ -120,12 +119,6 @@ def _one_image_call(net: Network, image: np.ndarray) -> Callable[[], Any]:
     run = tf.function(net, autograph=False)
     tensor = tf.constant(image)
     return lambda: run(tensor)["probabilities"].numpy()
-
-
-def _peak_memory_mb() -> float:
-    """The most memory that this process has had, in MB of 2**20 bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2, 1)
 
 
 def _throughput(seconds: list[float], batch_size: int) -> float | None:

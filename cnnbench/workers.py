@@ -7,6 +7,7 @@ and take turns, which is how a machine that others use too tells which is faster
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 # What a worker does when asked; it returns the seconds that counted.
@@ -130,13 +132,19 @@ def _serve(
         connection.send(("done", time.perf_counter() - start))
         while True:
             is_round = connection.recv() == "round"
-            connection.send(("done", work() if is_round else _peak_memory_mb()))
+            connection.send(("done", work() if is_round else peak_memory_mb()))
     except EOFError:
         return
     except Exception as error:  # told to whoever asked, whatever it is
         connection.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """Returns the most memory that this process has had, in MB of 2**20 bytes."""
+    # Of a new process, the system's count begins with what its parent had.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2

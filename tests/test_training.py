@@ -15,7 +15,9 @@ from conftest import cnnbench
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.errors import DivergedError, InterruptedRun, RunError
 from cnnbench.lazy import keras, tf
-from cnnbench.training import Silence, total_steps
+from cnnbench.listener import Silence
+from cnnbench.runtime import Settings
+from cnnbench.training import total_steps
 
 
 def final(run) -> dict:
@@ -192,7 +194,7 @@ def test_min_delta_is_measured_from_the_last_improvement(small, tmp_path):
     from cnnbench.training import Progress, Trainer
 
     settings = ("train.early_stopping.min_delta=0.01", "train.early_stopping.patience=3")
-    trainer = Trainer(load_recipe(small, settings), Access())
+    trainer = Trainer(load_recipe(small, settings), Access(), Settings())
     progress = Progress()
     counts = []
     for epoch in range(8):
@@ -256,8 +258,8 @@ def test_the_steps_are_traced_once(small, tmp_path):
 
     recipe = load_recipe(small, ("train.steps_per_call=3",))
     with new_run(tmp_path / "run", recipe) as run:
-        trainer = Trainer(recipe, Access())
-        begin(run, trainer.about_data())
+        trainer = Trainer(recipe, Access(), Settings())
+        begin(run, trainer.about_data(), {})
         trainer.fit(run, Silence())
     assert trainer._train_steps.experimental_get_tracing_count() == 1
 
