@@ -394,9 +394,10 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
     for plane in space.planes:
         for line in plane.lines:
             for event in line.events:
-                # Operations are called "name:Kind".
-                _, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if colon and kind.isidentifier() and kind not in ("While", "PartitionedCall"):
+                # Operations are called "name:Kind"; "Class::Method" is something else.
+                name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                is_operation = colon and kind.isidentifier() and not name.endswith(":")
+                if is_operation and kind not in ("While", "PartitionedCall"):
                     yield kind, event.duration_ps / 1e12
 
 

@@ -143,7 +143,8 @@ def shortened(recipe: Recipe) -> Recipe:
     """Returns the recipe on a few made-up images of the right size and number of classes."""
     facts = DATASETS.get(recipe.data.name).facts
     native = MODELS.get(recipe.model.name).facts
-    shape = input_shape(recipe.data, facts.get("shape", native["native"]))
+    stored = recipe.data.options().get("shape") or facts.get("shape") or native["native"]
+    shape = input_shape(recipe.data, stored)
     data = DATASETS.spec(
         "synthetic",
         batch_size=recipe.data.batch_size,
@@ -176,7 +177,7 @@ def estimated_seconds(recipe: Recipe) -> float | None:
     else:
         return None
     about = MODELS.get(recipe.model.name).facts
-    stored = facts.get("shape", (None, None, 3))
+    stored = recipe.data.options().get("shape") or facts.get("shape", (None, None, 3))
     if recipe.data.image_size is None and None in stored:
         return None
     # Two operations a multiply-accumulate; the backward pass costs twice the forward one.

@@ -261,7 +261,7 @@ def test_the_steps_are_traced_once(small, tmp_path):
         trainer = Trainer(recipe, Access(), Settings())
         begin(run, trainer.about_data(), {})
         trainer.fit(run, Silence())
-    assert trainer._train_steps.experimental_get_tracing_count() == 1
+    assert trainer.train_steps.experimental_get_tracing_count() == 1
 
 
 def test_early_stopping(small, tmp_path):

@@ -113,6 +113,21 @@ def test_what_a_recipe_gives_is_no_candidate(small, monkeypatch):
     assert tried == [Settings(True), Settings(True, xla=True)]
 
 
+@pytest.mark.parametrize("data", ["synthetic, shape: [20, 24, 3]", "cifar10, image_size: 48"])
+def test_a_step_is_measured_at_the_size_of_the_recipe(tmp_path, data):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+name: x
+model: {{name: mobilenet_v2, stem: cifar}}
+data: {{name: {data}}}
+optimizer: {{name: sgd, lr: 0.1}}
+train: {{steps: 1}}
+""")
+    short = tuning.shortened(load_recipe(path))
+    expected = [20, 24, 3] if "synthetic" in data else [48, 48, 3]
+    assert short.data.options()["shape"] == expected
+
+
 def test_a_training_of_known_length_is_estimated():
     # 80 epochs of 50,000 images of 41 million multiply-accumulates, sixfold, at 100 GFLOP/s.
     recipe = load_recipe(RECIPES / "resnet20_cifar10.yaml")
