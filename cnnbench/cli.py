@@ -104,7 +104,7 @@ def train(
         from cnnbench.training import train as train_run
         from cnnbench.tuning import choose
 
-        choice = choose(checked, tune=not no_tune)
+        choice = choose(checked, tune=not no_tune, tell=_say)
         for note in choice.notes:
             _say(note)
         with progress.shown() as listener:

@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -39,13 +39,20 @@ TIMEOUT_S, TIMEOUT_XLA_S = 60.0, 120.0
 ROUNDS, ROUND_SECONDS = 3, 1.0
 
 
-def choose(recipe: Recipe, *, tune: bool = True, seconds: float | None = None) -> Choice:
+def choose(
+    recipe: Recipe,
+    *,
+    tune: bool = True,
+    seconds: float | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Choice:
     """Chooses the settings of a training; TensorFlow need not be imported.
 
     Args:
         recipe: what is going to be trained. What its `train.runtime` gives is taken as it is.
         tune: whether the rest may be measured.
         seconds: that the training takes, which decides whether it is; None: as estimated.
+        tell: told before a measurement, which takes half a minute and more.
     """
     given = recipe.train.runtime if isinstance(recipe.train.runtime, Runtime) else Runtime()
     plain = Settings.of(given)
@@ -63,6 +70,9 @@ def choose(recipe: Recipe, *, tune: bool = True, seconds: float | None = None) -
     if remembered is not None:
         return Choice(remembered, "remembered")
     candidates = _candidates(given, xla=seconds >= MIN_SECONDS_XLA)
+    if tell:
+        tried = ", ".join(map(name, candidates))
+        tell(f"looking for the fastest settings ({tried}); --no-tune leaves it out")
     try:
         measured, failures = measure(recipe, candidates)
     except WorkerError as error:

@@ -33,8 +33,10 @@ def no_measurement(*_):
 
 
 def test_every_candidate_is_measured_and_the_fastest_is_remembered(recipe, monkeypatch):
-    choice = tuning.choose(recipe, seconds=LONG)
+    told = []
+    choice = tuning.choose(recipe, seconds=LONG, tell=told.append)
     assert choice.reason == "measured" and not choice.notes
+    assert len(told) == 1 and "onednn, neither, xla" in told[0]
     assert set(choice.seconds_per_step) == {"onednn", "neither", "xla"}
     assert all(seconds > 0 for seconds in choice.seconds_per_step.values())
     assert tuning.name(choice.settings) == min(
