@@ -23,14 +23,14 @@ from cnnbench.data.pipeline import TrainingStream, training_splits
 from cnnbench.errors import DataError, UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.models import build_model
-from cnnbench.parts import MODELS, OPTIMIZERS
+from cnnbench.models.complexity import count_macs
+from cnnbench.parts import AUGMENTATIONS, OPTIMIZERS
 from cnnbench.recipe import Recipe, input_shape, parse_recipe
 from cnnbench.run import machine, versions
 from cnnbench.runtime import Settings
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 
 Mode = Literal["train", "infer", "data"]
-MODES = ("train", "infer", "data")
 ROUNDS = 5
 TIMEOUT_S = 600.0
 MATRIX_SIDE = 2048
@@ -62,7 +62,7 @@ def bench(
 
     Returns:
         "machine", "versions", "peak_gflops_per_s" of a matrix product, and "rows", a row each
-        measurement; the README names their keys.
+        measurement, with throughput and its spread in images/s, MB of 2**20 bytes, and shares of 1.
 
     Raises:
         UsageError: a recipe cannot be measured, as when its batch does not fit in memory.
@@ -129,7 +129,7 @@ def _bench_training(
 
 
 def _bench_inference(recipe: Recipe, peak: float, rounds: int) -> list[dict[str, Any]]:
-    rows = []
+    rows, macs = [], _macs(recipe)
     for batch in INFERENCE_BATCHES:
         with Worker(inference, recipe.dump(), batch) as worker:
             worker.ready(TIMEOUT_S)
@@ -137,7 +137,7 @@ def _bench_inference(recipe: Recipe, peak: float, rounds: int) -> list[dict[str,
             seconds = [worker.round(TIMEOUT_S) for _ in range(calls)]
             p50, p95 = np.percentile(seconds, (50, 95)) * 1000
             rows.append(
-                _row(recipe, "infer", batch, seconds, _macs(recipe), peak)
+                _row(recipe, "infer", batch, seconds, macs, peak)
                 | {
                     "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
                     "peak_memory_mb": round(worker.peak_memory_mb(), 1),
@@ -286,6 +286,13 @@ def inference(dumped: str, batch: int) -> Round:
     return call
 
 
+def counting(dumped: str) -> Round:
+    """Builds a network; a round returns its multiply-accumulates of one image."""
+    recipe = tuning.shortened(parse_recipe(dumped))
+    macs = count_macs(build_model(recipe.model, _shape(recipe), recipe.data.classes or 10))
+    return lambda: float(macs)
+
+
 def reading(dumped: str, access: Access) -> Round:
     """Opens a recipe's training images; a round returns the seconds of reading a batch."""
     recipe = parse_recipe(dumped)
@@ -402,8 +409,6 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def _is_crop(name: str) -> bool:
-    from cnnbench.parts import AUGMENTATIONS
-
     return bool(AUGMENTATIONS.get(name).facts.get("per_image"))
 
 
@@ -414,5 +419,7 @@ def _shape(recipe: Recipe) -> tuple[int, int, int]:
 
 
 def _macs(recipe: Recipe) -> float:
-    about = MODELS.get(recipe.model.name).facts
-    return tuning.macs(about, _shape(recipe))
+    """Counts the multiply-accumulates of an image in a process of its own."""
+    with Worker(counting, recipe.dump()) as worker:
+        worker.ready(TIMEOUT_S)
+        return worker.round(TIMEOUT_S)

@@ -86,7 +86,11 @@ def train(
     if resume:
         from cnnbench.run import newest_run, open_run
 
-        run = open_run(run_dir) if run_dir else newest_run(finished=False, name=checked.name)  # type: ignore[union-attr]
+        if run_dir:
+            run = open_run(run_dir)
+        else:
+            assert checked is not None  # refused above
+            run = newest_run(finished=False, name=checked.name)
         if checked is not None:
             run.must_match(checked)
         from cnnbench.training import resume as resume_run

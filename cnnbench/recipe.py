@@ -124,7 +124,7 @@ class Recipe(Section):
     loss: AnyLoss = LOSSES.spec("cross_entropy")
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
-    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
+    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # is one
     train: Train
     target: Target | None = None
 

@@ -99,7 +99,7 @@ def measure(
     Raises:
         WorkerError: one that worked at first does so no more.
     """
-    notes, firsts = [], {}
+    notes, built = [], []
     with contextlib.ExitStack() as stack:
         workers = {
             settings: stack.enter_context(
@@ -114,7 +114,9 @@ def measure(
                 worker.close()
                 notes.append(f"runtime {name(settings)} was tried and left: {error}")
             else:
-                firsts[settings] = worker.round(TIMEOUT_S)
+                built.append(settings)
+        # Not before all are built: that keeps the cores busy.
+        firsts = {settings: workers[settings].round(TIMEOUT_S) for settings in built}
         # One that is far behind need not be measured well.
         best = min(firsts.values(), default=0.0)
         close = [settings for settings, first in firsts.items() if first < 2 * best]
@@ -195,7 +197,10 @@ def estimated_seconds(recipe: Recipe) -> float | None:
 
 
 def macs(facts: Mapping[str, Any], shape: Sequence[int]) -> float:
-    """Returns about the multiply-accumulates of a network for one image of that shape."""
+    """Returns about the multiply-accumulates of a network for one image of that shape.
+
+    They are taken in proportion to the pixels: too few for a stem that keeps the size.
+    """
     height, width, _ = facts["native"]
     return facts["macs"] * shape[0] * shape[1] / (height * width)
 

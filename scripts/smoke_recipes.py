@@ -38,7 +38,7 @@ def run(recipe: Path) -> bool:
         try:
             way = by_commands if recipe.stem in AS_TYPED else by_python
             way(recipe, Path(scratch) / recipe.stem)
-        except Exception:
+        except Exception:  # whatever it is, the other recipes are run too
             traceback.print_exc()
             word = "FAILED"
     print(f"{word}  {recipe.name}  {time.perf_counter() - start:.0f} s", flush=True)

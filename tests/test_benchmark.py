@@ -28,6 +28,19 @@ def bench(tmp_path):
     return run
 
 
+def test_the_stem_counts(tmp_path):
+    """One that keeps the size makes every convolution after it dearer."""
+    from cnnbench import benchmark, load_recipe
+
+    def macs(stem):
+        path = tmp_path / "x.yaml"
+        model = f"mobilenet_v2, stem: {stem}"
+        path.write_text(RECIPE.replace("resnet20", model).replace("size: 16", "size: 32"))
+        return benchmark.counting(load_recipe(path).dump())()
+
+    assert macs("cifar") > 8 * macs("imagenet")
+
+
 def test_training_is_compared_with_stock_keras(bench):
     result = bench("--no-tune", "--compare-stock", "--json")
     assert result["peak_gflops_per_s"] > 1 and result["machine"]["cores"] > 0
@@ -39,8 +52,9 @@ def test_training_is_compared_with_stock_keras(bench):
     assert low <= row["ratio_to_stock"] <= high and ratio == pytest.approx(
         row["ratio_to_stock"], rel=0.5
     )
-    # Three times 40.55 million for 32 pixels, a quarter of that for 16, two operations each.
-    flops = 2 * 3 * 40_551_040 / 4 * row["throughput_images_per_s"]
+    # Three times the network's, two operations each; the stem sees one channel, not three.
+    macs = (40_551_040 - 2 * 9 * 16 * 32 * 32) / 4
+    flops = 2 * 3 * macs * row["throughput_images_per_s"]
     assert row["gflops_per_s"] == pytest.approx(flops / 1e9, rel=0.01)
     assert row["largest_batch"] > 100 and row["peak_memory_mb"] > 100
     assert row["seconds_to_first_step"] > 0 and row["input"] == [16, 16, 1]
