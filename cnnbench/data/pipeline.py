@@ -164,33 +164,39 @@ class TrainingStream:
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
         """Returns (images uint8, labels int32) of every step from `first_step` on."""
-        signature = (
-            tf.TensorSpec(self._shape, tf.uint8),
-            tf.TensorSpec(self._shape[:1], tf.int32),
-            tf.TensorSpec((), tf.int64),
-        )
-        batches = tf.data.Dataset.from_generator(
-            lambda: self._batches(first_step), output_signature=signature
-        )
-        return batches.map(self._augment, tf.data.AUTOTUNE, deterministic=True).prefetch(AHEAD)
+        # No data set of a generator: TensorFlow then has the C library give back every freed block
+        # of memory at once, and each training step asks for all of them again.
+        read, types = self._reading(), (tf.uint8, tf.int32)
 
-    def _batches(self, first_step: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        steps = itertools.count(first_step)
+        def batch(step: Any) -> tuple[Any, Any, Any]:
+            images, labels = tf.numpy_function(read, [step], types)
+            images.set_shape(self._shape)
+            labels.set_shape(self._shape[:1])
+            return images, labels, step
+
+        steps = tf.data.Dataset.range(first_step, tf.int64.max)
+        batches = steps.map(batch).map(self._augment, tf.data.AUTOTUNE, deterministic=True)
+        return batches.prefetch(AHEAD)
+
+    def _reading(self) -> Callable[[int], Batch]:
+        """Returns a function that reads the batch of a step, and starts with those after it."""
         pending: collections.deque[tuple[int, Callable[[], Batch]]] = collections.deque()
-        while True:
-            while len(pending) < AHEAD:
-                step = next(steps)
-                epoch, batch = divmod(step, self.steps_per_epoch)
+
+        def read(step: int) -> Batch:
+            if pending and pending[0][0] != step:  # the data set is gone through once more
+                pending.clear()
+            for following in range(step + len(pending), step + AHEAD):
+                epoch, batch = divmod(following, self.steps_per_epoch)
                 start = batch * self._batch_size
                 positions = self._permutation(epoch)[start : start + self._batch_size]
-                pending.append((step, self._read(positions, epoch)))
-            step, read = pending.popleft()
+                pending.append((following, self._read(positions, epoch)))
             try:
-                images, labels = read()
+                return pending.popleft()[1]()
             except CnnbenchError as error:  # TensorFlow would pass on its text alone
                 self.failure = error
                 raise
-            yield images, labels, step
+
+        return read
 
     def _augment(self, images: Any, labels: Any, step: Any) -> tuple[Any, Any]:
         for place, spec in enumerate(self._per_batch):
