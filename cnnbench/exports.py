@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,17 @@ def export(
         RunError: the run has no weights, or its folder cannot be written.
         DataError: the test images are not there.
     """
+    from cnnbench.models.fast_layers import plain  # imports Keras
+
     net = network.restore(run)
     reference = _Reference(run, net, examples, access or Access()) if verify else None
+    exported = replace(net, model=plain(net.model))
     rows, failed = [], []
     for form in formats:
         folder = folder_of(run, form)
         with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
             artifact = Path(scratch) / form
-            _WRITERS[form](net, artifact)
+            _WRITERS[form](exported, artifact)
             files.write_json(artifact / "metadata.json", _metadata(run, net, form))
             row = {"format": form, "precision": "float32", "size_bytes": _size(artifact)}
             if reference is not None:

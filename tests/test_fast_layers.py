@@ -10,7 +10,7 @@ import tensorflow as tf
 from cnnbench import runtime
 from cnnbench.lazy import keras
 from cnnbench.models import build_model
-from cnnbench.models.fast_layers import FusedBatchNormalization, GroupedConv2D, plain
+from cnnbench.models.fast_layers import FusedBatchNormalization, FastConv2D, plain
 from cnnbench.parts import MODELS
 
 SHAPES = [(8, 5, 7, 3), (1, 6, 6, 4), (4, 1, 1, 16), (1, 1, 1, 2), (2, 32, 32, 1)]
@@ -321,6 +321,10 @@ def test_tflite_folds_it_into_the_convolution():
 @pytest.mark.parametrize(
     ("groups", "channels", "filters", "options"),
     [
+        (1, 8, 6, {"kernel_size": 1}),
+        (1, 8, 6, {"kernel_size": 1, "strides": 2, "padding": "same", "use_bias": False}),
+        (1, 8, 6, {"kernel_size": 1, "strides": 3}),
+        (1, 8, 6, {"padding": "same"}),
         (2, 8, 6, {}),
         (8, 32, 32, {"strides": 2}),
         (6, 24, 12, {"padding": "same", "use_bias": False}),
@@ -329,8 +333,8 @@ def test_tflite_folds_it_into_the_convolution():
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64", "mixed_bfloat16"])
-def test_grouped_convolutions_are_those_of_keras(groups, channels, filters, options, dtype):
-    kinds = (keras.layers.Conv2D, GroupedConv2D)
+def test_convolutions_are_those_of_keras(groups, channels, filters, options, dtype):
+    kinds = (keras.layers.Conv2D, FastConv2D)
     options = {"filters": filters, "kernel_size": 3, "groups": groups, "dtype": dtype} | options
     theirs, ours = (kind(name="conv", **options) for kind in kinds)
     x = drawn((2, 9, 8, channels), dtype="float64" if dtype == "float64" else "float32")
@@ -348,12 +352,20 @@ def test_grouped_convolutions_are_those_of_keras(groups, channels, filters, opti
     for own, other in zip(*found, strict=True):
         own, other = np.asarray(own, np.float64), np.asarray(other, np.float64)
         assert np.abs(own - other).max() <= close * np.abs(other).max()
-    assert GroupedConv2D.from_config(ours.get_config()).get_config() == theirs.get_config()
+    assert FastConv2D.from_config(ours.get_config()).get_config() == theirs.get_config()
+
+
+def test_a_kernel_of_one_pixel_takes_images_of_any_size():
+    images = keras.Input((None, None, 3))
+    model = keras.Model(images, FastConv2D(4, 1, 2)(images))
+    step = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+    inputs = drawn((2, 5, 4, 3))
+    assert_close([step(inputs)], [plain(model)(inputs)])
 
 
 def test_a_network_of_groups_needs_keras_alone_in_its_plain_copy():
     model = build_model("resnext50_32x4d", (32, 32, 3), 10)
-    assert any(isinstance(layer, GroupedConv2D) for layer in model.layers)
+    assert any(isinstance(layer, FastConv2D) for layer in model.layers)
     copy = plain(model)
     assert not {type(layer).__module__ for layer in copy.layers} & {"cnnbench.models.fast_layers"}
     images = drawn((2, 32, 32, 3))

@@ -44,10 +44,9 @@ def conv(
     """
     if strides > 1 and kernel > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
-    from cnnbench.models.fast_layers import GroupedConv2D
+    from cnnbench.models.fast_layers import FastConv2D
 
-    layer = keras.layers.Conv2D if groups == 1 else GroupedConv2D
-    return layer(
+    return FastConv2D(
         filters,
         kernel,
         strides,
@@ -96,8 +95,10 @@ def squeeze_excite(
 
     `filters` is the width of the bottleneck between the means and the gates.
     """
+    from cnnbench.models.fast_layers import FastConv2D
+
     dense = partial(
-        keras.layers.Conv2D,
+        FastConv2D,
         kernel_size=1,
         kernel_initializer=keras.initializers.VarianceScaling(**HE_FAN_OUT),
     )

@@ -63,20 +63,31 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("cnnbench")
-class GroupedConv2D(keras.layers.Conv2D):
-    """Keras's layer for several groups, computed as dense convolutions of one or a few of them.
+class FastConv2D(keras.layers.Conv2D):
+    """Keras's layer, computed on a CPU as matrix products where its kernel is one pixel or grouped.
 
-    TensorFlow has no gradient of grouped convolutions on a CPU, so Keras compiles each by XLA, and
-    its code is many times slower. Narrow groups are joined, with zeros between them, for a
-    convolution of a few channels wastes more. GPUs have kernels for groups.
+    A product of matrices needs none of a convolution's preparations. TensorFlow has no gradient of
+    grouped convolutions on a CPU, so Keras compiles each by XLA, and its code is many times slower:
+    here they are dense convolutions of one or a few groups. Narrow groups are joined, with zeros
+    between them, for a convolution of a few channels wastes more. GPUs have kernels for all.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolves the groups apart; see keras.layers.Conv2D."""
+        """Convolves; see keras.layers.Conv2D."""
         is_plain = self.data_format == "channels_last" and self.dilation_rate == (1, 1)
         if not is_plain or tf.config.list_physical_devices("GPU"):
             return super().convolution_op(inputs, kernel)
         kernel = tf.convert_to_tensor(kernel)
+        if self.groups > 1:
+            return self._convolve_groups(inputs, kernel)
+        if self.kernel_size == (1, 1):
+            rows, columns = self.strides
+            if self.strides != (1, 1):
+                inputs = inputs[:, ::rows, ::columns]
+            return tf.tensordot(inputs, tf.reshape(kernel, kernel.shape[2:]), 1)
+        return super().convolution_op(inputs, kernel)
+
+    def _convolve_groups(self, inputs: Any, kernel: Any) -> Any:
         wanted = max(1, JOINED_CHANNELS // kernel.shape[2])
         joined = max(n for n in range(1, wanted + 1) if self.groups % n == 0)
         parts = self.groups // joined
@@ -91,7 +102,7 @@ class GroupedConv2D(keras.layers.Conv2D):
 
 PLAIN = {
     FusedBatchNormalization: keras.layers.BatchNormalization,
-    GroupedConv2D: keras.layers.Conv2D,
+    FastConv2D: keras.layers.Conv2D,
 }
 
 
