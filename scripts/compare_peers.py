@@ -22,7 +22,7 @@ from cnnbench.recipe import Recipe, parse_recipe
 from cnnbench.run import machine, versions
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 
-TIMEOUT_S = 240.0
+TIMEOUT_S = 900.0
 # Where a step takes longer, two rounds have to do.
 SLOW_S = 20.0
 

@@ -1,0 +1,1 @@
+"""Faults made on purpose, in real processes: `python -m tests.faults` prints the scoreboard."""
