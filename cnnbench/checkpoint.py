@@ -6,10 +6,13 @@ the one with the highest step that is whole.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from cnnbench.errors import RunError
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT = 1
+# What may wait to be written: a checkpoint, the best weights, and what goes with them.
+AHEAD = 4
 
 
 class DamagedError(RunError):
@@ -57,6 +62,61 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         }
         manifest = {**body, "sha256": _digest(body)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True))
+
+
+class Writer:
+    """Writes in the background, one thing after the other, in the order in which it was told.
+
+    seconds: that the caller had to wait, all in all.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._pool = ThreadPoolExecutor(1, "cnnbench-write")
+        self._pending: collections.deque[Future[None]] = collections.deque()
+
+    def submit(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Has `write` called with the arguments, once what was told before is done.
+
+        Raises:
+            RunError: the disk refused something that was told before.
+        """
+        while len(self._pending) >= AHEAD:
+            self._finish_first()
+        self._pending.append(self._pool.submit(write, *arguments))
+
+    def check(self) -> None:
+        """Raises the RunError of what failed since it was told, and does not wait."""
+        while self._pending and self._pending[0].done():
+            self._finish_first()
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        while self._pending:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        start = time.perf_counter()
+        try:
+            self._pending.popleft().result()
+        except BaseException:  # Ctrl-C too: what comes after a failure is not written
+            self._pool.shutdown(cancel_futures=True)
+            self._pending.clear()
+            raise
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        self._pool.shutdown()
 
 
 def load(folder: Path) -> Checkpoint:

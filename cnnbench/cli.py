@@ -62,6 +62,7 @@ def cli() -> None:
 @data_dir
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir, or the newest.")
+@click.option("--force", is_flag=True, help="Resume though versions of the code changed.")
 @click.option("--smoke", is_flag=True, help="The same code, a few steps on a few images.")
 @click.option("--no-tune", is_flag=True, help="Do not look for the fastest settings first.")
 def train(
@@ -70,6 +71,7 @@ def train(
     data_dir: Path | None,
     run_dir: Path | None,
     resume: bool,
+    force: bool,
     smoke: bool,
     no_tune: bool,
 ) -> None:
@@ -81,6 +83,8 @@ def train(
         raise click.UsageError("name a RECIPE, or a run to continue with --resume --run-dir.")
     if resume and (overrides or smoke):
         raise click.UsageError("--resume continues a run as it is, without --set or --smoke.")
+    if force and not resume:
+        raise click.UsageError("--force is for --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
     access = _access(data_dir)
     if resume:
@@ -96,7 +100,7 @@ def train(
         from cnnbench.training import resume as resume_run
 
         with progress.shown() as listener:
-            run = resume_run(run, access=access, listener=listener)
+            run = resume_run(run, access=access, listener=listener, force=force)
     else:
         assert checked is not None
         if smoke:

@@ -13,6 +13,9 @@ class Listener(Protocol):
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
         """Training is about to begin at a step."""
 
+    def noted(self, text: str) -> None:
+        """Something happened that a person should know."""
+
     def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
         """Some steps were done; loss and top1 are means since the epoch began."""
 
@@ -24,6 +27,9 @@ class Silence:
     """A listener that says nothing."""
 
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
+        """Says nothing."""
+
+    def noted(self, text: str) -> None:
         """Says nothing."""
 
     def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:

@@ -68,10 +68,14 @@ class Terminal:
         """Says where the run is and begins the bar."""
         self._console.print(f"run: {escape(str(run.path))}, {steps} steps", highlight=False)
         for note in notes:
-            self._console.print(escape(note), highlight=False)
+            self.noted(note)
         if first_step:
             self._console.print(f"resumed at step {first_step}", highlight=False)
         self._task = self._bar.add_task("", total=steps, completed=first_step, state="compiling")
+
+    def noted(self, text: str) -> None:
+        """Prints it."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
         """Moves the bar."""

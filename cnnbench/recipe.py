@@ -94,6 +94,11 @@ class Train(Section):
     checkpoint_every: (
         Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")]
     ) = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
+    on_nan: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="where a loss or gradient is not finite: stop, or go back to the last "
+        "checkpoint and halve the learning rate, three times at most",
+    )
     early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")

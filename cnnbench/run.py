@@ -100,6 +100,39 @@ class Run:
         changed = "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
         raise RunError(f"the recipe changed since the run began\n{changed}", where=str(self.path))
 
+    def must_match_code(self, *, replicas: int, force: bool) -> list[str]:
+        """Refuses to go on with other code or another number of replicas than the run began with.
+
+        Returns:
+            What differs and is let through, a line each.
+
+        Raises:
+            RunError: something differs; versions are let through by force.
+        """
+        environment = _environment_of(self.path)
+        kept: Any = environment.get("versions")
+        before = kept if isinstance(kept, dict) else {}
+        now: dict[str, Any] = versions() | {"git_commit": _git_commit()}
+        before = before | {"git_commit": environment.get("git_commit")}
+        changed = [
+            f"{key} was {before.get(key)}, is {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        kept = environment.get("runtime")
+        if not isinstance(kept, dict) or kept.get("replicas") != replicas:
+            found = kept.get("replicas") if isinstance(kept, dict) else None
+            raise RunError(
+                f"the number of replicas was {found}, is {replicas}", where=str(self.path)
+            )
+        if changed and not force:
+            raise RunError(
+                "the code changed since the run began\n" + "\n".join(changed),
+                where=str(self.path),
+                allowed="--force goes on with it, though no longer bit for bit",
+            )
+        return [f"forced: {line}" for line in changed]
+
     def data(self) -> DataFacts:
         """Returns what environment.json says of the data.
 

@@ -7,17 +7,15 @@ step's number alone, and the state, arrays and plain values, is what a checkpoin
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnnbench import checkpoint, files, runtime, weights
+from cnnbench import checkpoint, files, runtime, signals, steps, weights
 from cnnbench.checkpoint import Checkpoint
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
@@ -31,15 +29,17 @@ from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import tf
 from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
-from cnnbench.optim import build_optimizer, penalty
-from cnnbench.parts import LOSSES, SCHEDULES
+from cnnbench.optim import build_optimizer
+from cnnbench.parts import SCHEDULES
 from cnnbench.recipe import Recipe, Train, input_shape
 from cnnbench.run import DataFacts, Run, begin, new_run
 from cnnbench.runtime import Choice, Settings
 from cnnbench.schedules import LearningRate
-from cnnbench.tasks.classification import in_top_k
 
 KEPT_CHECKPOINTS = 2
+# Under `on_nan: rollback`: how often, and what each time multiplies the learning rate.
+ROLLBACKS = 3
+ROLLBACK_FACTOR = 0.5
 
 
 @dataclass
@@ -54,6 +54,19 @@ class Progress:
     reference: float | None = None  # the last score that was better by more than min_delta
     epochs_without: int = 0
     learning_rate: dict[str, Any] = field(default_factory=dict)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What goes along with a training from its start, or resumption, to its end."""
+
+    run: Run
+    rate: LearningRate
+    events: Any  # TensorBoard's writer
+    listener: Listener
+    writer: checkpoint.Writer
+    interrupted: Callable[[], bool]
 
 
 def train(
@@ -89,16 +102,28 @@ def train(
     with new_run(run_dir, recipe) as run:
         trainer = Trainer(recipe, access or Access(), choice.settings)
         weights.start_from(trainer.network, recipe.model)
-        begin(run, trainer.about_data(), choice.about())
+        begin(run, trainer.about_data(), choice.about() | {"replicas": trainer.replicas})
         return trainer.fit(run, listener or Silence())
 
 
-def resume(run: Run, *, access: Access | None = None, listener: Listener | None = None) -> Run:
+def resume(
+    run: Run,
+    *,
+    access: Access | None = None,
+    listener: Listener | None = None,
+    force: bool = False,
+) -> Run:
     """Continues an interrupted run at the very next step.
 
+    Args:
+        run: what to continue.
+        access: where data sets lie; None: where they lay.
+        listener: who is told of the progress.
+        force: whether to go on with other versions of the code than the run began with.
+
     Raises:
-        RunError: the run is finished or locked, or no checkpoint of it is whole, or the data is
-            not what it was.
+        RunError: the run is finished or locked, or no checkpoint of it is whole, or the data, the
+            code or the number of replicas is not what it was.
         InterruptedRun, DivergedError, DataError: as for `train`.
     """
     if run.finished:
@@ -118,14 +143,15 @@ def resume(run: Run, *, access: Access | None = None, listener: Listener | None 
                     f"the data set changed: {key} was {value}, is {getattr(now, key)}",
                     where=str(run.path),
                 )
-        return trainer.fit(run, listener or Silence(), resume=True)
+        notes = run.must_match_code(replicas=trainer.replicas, force=force)
+        return trainer.fit(run, listener or Silence(), resume=True, notes=notes)
 
 
 class Trainer:
     """A recipe made ready to run: data, network, optimizer and the compiled steps."""
 
     def __init__(self, recipe: Recipe, access: Access, settings: Settings):
-        self.recipe, self._data_dir, self._xla = recipe, access.data_dir, settings.xla
+        self.recipe, self._data_dir = recipe, access.data_dir
         self.data: Dataset = open_dataset(recipe.data, access)
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
@@ -156,6 +182,7 @@ class Trainer:
                 f"data.batch_size of {recipe.data.batch_size}",
                 allowed=f"a multiple of the {self.strategy.num_replicas_in_sync} replicas",
             )
+        self.replicas: int = self.strategy.num_replicas_in_sync
         self.preprocess = preprocess(self.data, recipe.data)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
             self.model = build_model(
@@ -168,8 +195,17 @@ class Trainer:
                 self.model.trainable_variables,
                 loss_scaling=recipe.train.precision == "mixed_float16",
             )
-        self.train_steps = self._compile_training()
-        self._evaluate_batch = self._compile_evaluation()
+        classes = len(self.data.classes)
+        self.train_steps = steps.training_steps(
+            recipe,
+            self.model,
+            self.optimizer,
+            self.strategy,
+            self.preprocess,
+            classes,
+            xla=settings.xla,
+        )
+        self._evaluate_batch = steps.evaluation_step(recipe, self.network, self.preprocess, classes)
 
     def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
@@ -183,79 +219,125 @@ class Trainer:
             data_dir=str(self._data_dir.absolute()) if self._data_dir else None,
         )
 
-    def fit(self, run: Run, listener: Listener, *, resume: bool = False) -> Run:
+    def fit(
+        self, run: Run, listener: Listener, *, resume: bool = False, notes: Sequence[str] = ()
+    ) -> Run:
         """Trains to the end, from the newest checkpoint if there is one to resume."""
-        recipe, steps_per_epoch = self.recipe, self.stream.steps_per_epoch
+        recipe, start = self.recipe, time.perf_counter()
         rate = LearningRate(
             recipe.schedule,
             recipe.optimizer.options()["lr"],
             self.total_steps,
-            steps_per_epoch,
+            self.stream.steps_per_epoch,
         )
-        progress, notes = Progress(), [f"skipped {name}: not an image" for name in self.skipped]
+        progress = Progress()
+        notes = [*notes, *(f"skipped {name}: not an image" for name in self.skipped)]
         if resume:
             saved, damaged = checkpoint.newest(run.checkpoints)
             notes += [f"damaged and set aside: {error}" for error in damaged]
             if saved is not None:
-                checkpoint.assign(self._variables(), saved.arrays, run.checkpoints)
-                progress = Progress(**saved.state)
-                rate.restore(progress.learning_rate)
+                progress = self._restored(run, saved, rate)
             else:
                 weights.start_from(self.network, recipe.model)
         run.write_metrics(progress.rows)
         events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         listener.started(run, self.total_steps, progress.step, notes)
-        due = _save_is_due(recipe.train.checkpoint_every, progress.step)
+        with signals.caught() as interrupted, checkpoint.Writer() as writer:
+            session = _Session(run, rate, events, listener, writer, interrupted)
+            if recipe.train.on_nan == "rollback" and progress.step == 0:
+                self._save(session, progress)
+            while True:
+                try:
+                    self._train(session, progress)
+                    break
+                except DivergedError as error:
+                    progress = self._rolled_back(session, progress, error)
+            writer.wait()
+            share = writer.seconds / (time.perf_counter() - start)
+            listener.noted(f"saving took {writer.seconds:.1f} s of training, {share:.1%} of it")
+        facts = {"step": progress.step, "epochs": len(progress.rows)}
+        files.write_json(run.path / "finished.json", facts | {"rollbacks": progress.rollbacks})
+        return run
+
+    def _train(self, session: _Session, progress: Progress) -> None:
+        """Trains from where the progress is to the end."""
+        due = _save_is_due(self.recipe.train.checkpoint_every, progress.step)
         iterator = iter(
             self.strategy.experimental_distribute_dataset(self.stream.dataset(progress.step))
         )
-        with _signals() as interrupted:
-            while progress.step < self.total_steps and not self._stopped_early(progress):
-                epoch_end = min(
-                    (progress.step // steps_per_epoch + 1) * steps_per_epoch, self.total_steps
+        per_epoch = self.stream.steps_per_epoch
+        while progress.step < self.total_steps and not self._stopped_early(progress):
+            epoch_end = min((progress.step // per_epoch + 1) * per_epoch, self.total_steps)
+            self._call(iterator, session, progress, epoch_end)
+            if progress.step == epoch_end:
+                self._end_epoch(session, progress)
+                self._save(session, progress)
+            elif session.interrupted() or due(progress.step):
+                self._save(session, progress)
+            session.writer.check()
+            if session.interrupted() and progress.step < self.total_steps:
+                session.writer.wait()
+                raise InterruptedRun(
+                    f"interrupted and saved at step {progress.step} of {self.total_steps}",
+                    where=str(session.run.path),
+                    allowed=f"continue with --resume --run-dir {session.run.path}",
                 )
-                self._call(iterator, rate, progress, epoch_end, listener)
-                if progress.step == epoch_end:
-                    self._end_epoch(run, rate, progress, events, listener)
-                    self._save(run, progress, rate)
-                elif interrupted() or due(progress.step):
-                    self._save(run, progress, rate)
-                if interrupted() and progress.step < self.total_steps:
-                    raise InterruptedRun(
-                        f"interrupted and saved at step {progress.step} of {self.total_steps}",
-                        where=str(run.path),
-                        allowed=f"continue with --resume --run-dir {run.path}",
-                    )
-        files.write_json(
-            run.path / "finished.json", {"step": progress.step, "epochs": len(progress.rows)}
+
+    def _restored(self, run: Run, saved: Checkpoint, rate: LearningRate) -> Progress:
+        """Takes over a checkpoint."""
+        checkpoint.assign(self._variables(), saved.arrays, run.checkpoints)
+        progress = Progress(**saved.state)
+        rate.restore(progress.learning_rate)
+        return progress
+
+    def _rolled_back(self, session: _Session, progress: Progress, error: DivergedError) -> Progress:
+        """Goes back to the last checkpoint, from where training goes on with a lower rate.
+
+        Raises:
+            DivergedError: the recipe does not want that, or it was done often enough.
+        """
+        session.writer.wait()
+        saved, _ = checkpoint.newest(session.run.checkpoints)
+        if saved is not None:
+            step = saved.state["step"]
+            error = DivergedError(
+                error.what,
+                where=str(session.run.path),
+                allowed=f"{error.allowed}; the checkpoint of step {step} is intact",
+            )
+        rollback = self.recipe.train.on_nan == "rollback"
+        if saved is None or not rollback or len(progress.rollbacks) == ROLLBACKS:
+            raise error from None
+        before = self._restored(session.run, saved, session.rate)
+        before.rollbacks = [*progress.rollbacks, {"to_step": step, "reason": error.what}]
+        factor = ROLLBACK_FACTOR ** len(before.rollbacks)
+        session.run.write_metrics(before.rows)
+        session.listener.noted(
+            f"{error.what}: back to step {step}, with the learning rate times {factor:g}"
         )
-        return run
+        return before
 
     def _call(
-        self,
-        iterator: Iterator[Any],
-        rate: LearningRate,
-        progress: Progress,
-        epoch_end: int,
-        listener: Listener,
+        self, iterator: Iterator[Any], session: _Session, progress: Progress, epoch_end: int
     ) -> None:
         """Runs some steps, and not beyond the end of the epoch."""
         start = time.perf_counter()
         count = min(self.recipe.train.steps_per_call, epoch_end - progress.step)
         # Always of one length, so that the steps are traced once.
         rates = np.zeros(self.recipe.train.steps_per_call, np.float32)
-        rates[:count] = [rate.at(progress.step + i) for i in range(count)]
+        rates[:count] = [_rate(session.rate, progress, progress.step + i) for i in range(count)]
         try:
-            losses, right = self.train_steps(iterator, tf.constant(rates), tf.constant(count))
+            found = self.train_steps(iterator, tf.constant(rates), tf.constant(count))
         except tf.errors.OpError:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
             raise
-        losses, right = losses.numpy(), right.numpy()
-        finite = np.isfinite(losses)
-        if not finite.all():
-            step = progress.step + int(np.argmin(finite))
-            raise _diverged(f"the loss is {losses[~finite][0]} at step {step}")
+        losses, right, gradients = (values.numpy() for values in found)
+        for what, values in (("the loss", losses), ("a gradient", gradients)):
+            finite = np.isfinite(values)
+            if not finite.all():
+                step = progress.step + int(np.argmin(finite))
+                raise _diverged(f"{what} is {values[~finite][0]} at step {step}")
         images = count * self.recipe.data.batch_size
         progress.step += count
         progress.seconds += time.perf_counter() - start
@@ -263,16 +345,14 @@ class Trainer:
         for key, values in (("loss", losses), ("top1", right), ("images", [images])):
             progress.sums[key] = sum(map(float, values), progress.sums.get(key, 0.0))
         seen = progress.sums["images"]
-        listener.progressed(
+        session.listener.progressed(
             progress.step,
             progress.sums["loss"] / seen,
             progress.sums["top1"] / seen,
             seen / progress.seconds,
         )
 
-    def _end_epoch(
-        self, run: Run, rate: LearningRate, progress: Progress, events: Any, listener: Listener
-    ) -> None:
+    def _end_epoch(self, session: _Session, progress: Progress) -> None:
         """Validates, writes the epoch's row, and keeps the weights if they are the best.
 
         Raises:
@@ -283,7 +363,7 @@ class Trainer:
         row: dict[str, Any] = {
             "epoch": len(progress.rows) + 1,
             "step": progress.step,
-            "lr": rate.at(progress.step - 1),
+            "lr": _rate(session.rate, progress, progress.step - 1),
             "train": {key: progress.sums[key] / seen for key in ("loss", "top1")},
             "throughput_images_per_s": round(seen / progress.seconds, 1),
             "seconds": round(progress.seconds, 2),
@@ -293,17 +373,19 @@ class Trainer:
             row["validation"] = self._validate()
             if not math.isfinite(row["validation"]["loss"]):
                 raise _diverged(f"the validation loss is not finite at step {progress.step}")
-            rate.observe(row["validation"]["loss"])
+            session.rate.observe(row["validation"]["loss"])
             is_best = self._judge(row["validation"], progress)
+        if progress.rollbacks:
+            row["rollbacks"] = len(progress.rollbacks)
         progress.rows.append(row)
         if is_best:
             model = {k: v for k, v in arrays.items() if k.startswith("model/")}
-            keys = ("step", "epoch", "validation")
-            checkpoint.save(run.best, Checkpoint(model, {key: row.get(key) for key in keys}))
+            best = Checkpoint(model, {key: row.get(key) for key in ("step", "epoch", "validation")})
+            session.writer.submit(checkpoint.save, session.run.best, best)
         progress.sums, progress.seconds = {}, 0.0
-        run.write_metrics(progress.rows)
-        _write_events(events, row)
-        listener.epoch_ended(row)
+        session.writer.submit(session.run.write_metrics, list(progress.rows))
+        _write_events(session.events, row)
+        session.listener.epoch_ended(row)
 
     def _judge(self, validation: dict[str, float], progress: Progress) -> bool:
         """Tells whether an epoch is the best so far, and counts those without an improvement."""
@@ -340,7 +422,8 @@ class Trainer:
         Raises:
             DivergedError: one of them is not finite.
         """
-        arrays = {key: variable.numpy() for key, variable in self._variables().items()}
+        # Copies, for they are written while training goes on.
+        arrays = {key: np.array(variable) for key, variable in self._variables().items()}
         for key, array in arrays.items():
             if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
                 raise _diverged(f"{key} has a value that is not finite at step {step}")
@@ -351,64 +434,12 @@ class Trainer:
             checkpoint.variables_by_name("optimizer", self.optimizer.variables)
         )
 
-    def _save(self, run: Run, progress: Progress, rate: LearningRate) -> None:
-        progress.learning_rate = rate.state()
-        folder = run.checkpoints / str(progress.step)
-        checkpoint.save(folder, Checkpoint(self._arrays(progress.step), asdict(progress)))
-        checkpoint.keep_last(run.checkpoints, KEPT_CHECKPOINTS)
-
-    def _compile_training(self) -> Callable[..., Any]:
-        recipe, model, optimizer, strategy = self.recipe, self.model, self.optimizer, self.strategy
-        variables, prepare = model.trainable_variables, self.preprocess
-        classes, batch_size = len(self.data.classes), recipe.data.batch_size
-        replicas = strategy.num_replicas_in_sync
-        l1, l2 = recipe.regularization.l1, recipe.regularization.l2
-        weight = recipe.model.options().get("auxiliary_weight", 0.0)
-
-        def step(images: Any, labels: Any) -> tuple[Any, Any]:
-            with tf.GradientTape() as tape:
-                outputs = tf.nest.flatten(model(prepare(images), training=True))
-                logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
-                hot = tf.one_hot(labels, classes)
-                losses = LOSSES.build(recipe.loss, logits, hot)
-                loss = tf.reduce_sum(losses) / batch_size
-                for other in auxiliary:
-                    loss += (
-                        weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size
-                    )
-                if l1 or l2:
-                    loss += penalty(variables, l1, l2) / replicas
-                loss = optimizer.scale_loss(loss)
-            optimizer.apply(tape.gradient(loss, variables), variables)
-            right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
-            return tf.reduce_sum(losses), tf.reduce_sum(right)
-
-        run_step = tf.function(step, jit_compile=True) if self._xla else step
-
-        @tf.function(autograph=True)
-        def steps(iterator: Any, rates: Any, count: Any) -> tuple[Any, Any]:
-            losses, right = (tf.TensorArray(tf.float32, count) for _ in range(2))
-            for i in tf.range(count):
-                optimizer.learning_rate.assign(rates[i])
-                one = strategy.run(run_step, next(iterator))
-                loss_sum, right_sum = (
-                    strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in one
-                )
-                losses, right = losses.write(i, loss_sum), right.write(i, right_sum)
-            return losses.stack(), right.stack()
-
-        return steps
-
-    def _compile_evaluation(self) -> Callable[..., Any]:
-        classes = len(self.data.classes)
-
-        @tf.function(autograph=False)
-        def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
-            logits = tf.cast(self.network(self.preprocess(images), training=False), tf.float32)
-            losses = LOSSES.build(self.recipe.loss, logits, tf.one_hot(labels, classes))
-            return losses, in_top_k(logits, labels, 1)
-
-        return evaluate
+    def _save(self, session: _Session, progress: Progress) -> None:
+        progress.learning_rate = session.rate.state()
+        folder = session.run.checkpoints / str(progress.step)
+        saved = Checkpoint(self._arrays(progress.step), asdict(progress))
+        session.writer.submit(checkpoint.save, folder, saved)
+        session.writer.submit(checkpoint.keep_last, folder.parent, KEPT_CHECKPOINTS)
 
 
 def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
@@ -421,11 +452,14 @@ def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
     return max(1, round(train.epochs * steps_per_epoch))
 
 
+def _rate(rate: LearningRate, progress: Progress, step: int) -> float:
+    """Returns the learning rate of a step."""
+    return rate.at(step) * ROLLBACK_FACTOR ** len(progress.rollbacks)
+
+
 def _diverged(what: str) -> DivergedError:
     return DivergedError(
-        what,
-        allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help; checkpoints "
-        "that were saved before are intact",
+        what, allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help"
     )
 
 
@@ -459,25 +493,3 @@ def _write_events(events: Any, row: dict[str, Any]) -> None:
         for tag, value in scalars.items():
             tf.summary.write(tag, tf.constant(value, tf.float32), metadata=metadata)
     events.flush()
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came; a second one acts as usual."""
-    came: list[int] = []
-    before: dict[int, Any] = {}
-
-    def handle(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, handle)
-    except ValueError:  # not the main thread: signals go to whoever has it
-        before.clear()
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,12 +14,12 @@ PACKAGE = Path(cnnbench.__file__).parent
 
 # Rooms from the lowest up: each may import from those before it, and from its own.
 FLOORS = (
-    {"errors", "lazy", "workers"},
+    {"errors", "lazy", "signals", "workers"},
     {"registry", "files", "recipe_yaml"},
     {"parts", "presets", "checkpoint"},
     {"recipe", "schedules", "optim", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights", "listener"},
-    {"network"},
+    {"network", "steps"},
     {
         "training",
         "importing",

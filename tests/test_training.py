@@ -13,11 +13,13 @@ import pytest
 from conftest import cnnbench
 
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
+from cnnbench.data.datasets import Access
 from cnnbench.errors import DivergedError, InterruptedRun, RunError
 from cnnbench.lazy import keras, tf
 from cnnbench.listener import Silence
-from cnnbench.runtime import Settings
-from cnnbench.training import total_steps
+from cnnbench.run import begin, new_run
+from cnnbench.runtime import Choice, Settings
+from cnnbench.training import Trainer, total_steps
 
 
 def final(run) -> dict:
@@ -171,8 +173,73 @@ def test_a_folder_with_something_in_it_is_not_trained_into(small, tmp_path):
 
 def test_divergence_stops_with_the_step(small, tmp_path):
     recipe = load_recipe(small, ("optimizer.lr=1e18", "schedule.warmup_epochs=0"))
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step \d"):
+    with pytest.raises(DivergedError, match=r"(the loss|a gradient) is -?(nan|inf) at step \d"):
         train(recipe, run_dir=tmp_path / "run")
+
+
+class Notes(Silence):
+    """A listener that keeps what it is told in words."""
+
+    def __init__(self):
+        self.texts = []
+
+    def noted(self, text):
+        self.texts.append(text)
+
+
+def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_path):
+    # Too high a rate for three halvings, then one that two of them mend.
+    settings = ("schedule={name: constant}", "train.on_nan=rollback", "train.checkpoint_every=2")
+    hopeless = load_recipe(small, (*settings, "optimizer.lr=1e18"))
+    with pytest.raises(DivergedError, match="the checkpoint of step 0 is intact"):
+        train(hopeless, run_dir=tmp_path / "hopeless")
+    notes = Notes()
+    recipe = load_recipe(small, (*settings, "optimizer.lr=0.05"))
+    trainer = Trainer(recipe, Access(), Settings())
+    real, calls = trainer.train_steps, []
+
+    def poisoned(iterator, rates, count):
+        calls.append(float(rates[0]))
+        found = real(iterator, rates, count)
+        # The fourth and the sixth call meet a gradient that is none.
+        if len(calls) in (4, 6):
+            return found[0], found[1], tf.constant([float("nan")] * len(rates))
+        return found
+
+    trainer.train_steps = poisoned
+    with new_run(tmp_path / "run", recipe) as run:
+        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
+        trainer.fit(run, notes)
+    assert calls[:8] == pytest.approx([0.05] * 4 + [0.025] * 2 + [0.0125] * 2)
+    told = [text for text in notes.texts if "back to step" in text]
+    assert len(told) == 2 and "a gradient is nan at step 5: back to step 5" in told[0]
+    finished = json.loads((run.path / "finished.json").read_text())
+    assert [each["reason"] for each in finished["rollbacks"]] == [
+        text.partition(":")[0] for text in told
+    ]
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["rollbacks"] == 2 and rows[-1]["lr"] == pytest.approx(0.0125)
+
+
+def test_other_code_is_resumed_by_force_alone(small, tmp_path):
+    with pytest.raises(InterruptedRun):
+        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+    run = open_run(tmp_path / "run")
+    environment = run.path / "environment.json"
+    kept = json.loads(environment.read_text())
+    kept["versions"]["keras"] = "3.0.0"
+    environment.write_text(json.dumps(kept))
+    with pytest.raises(RunError, match=r"(?s)keras was 3.0.0, is .*--force") as caught:
+        resume(run)
+    assert "tensorflow" not in str(caught.value)
+    kept["runtime"]["replicas"] = 4
+    environment.write_text(json.dumps(kept))
+    with pytest.raises(RunError, match="replicas was 4, is 1"):
+        resume(run, force=True)
+    kept["runtime"]["replicas"] = 1
+    environment.write_text(json.dumps(kept))
+    assert resume(run, force=True).finished
 
 
 @pytest.mark.parametrize("validation", [0, 16])

@@ -1,0 +1,98 @@
+"""The compiled steps: what one call into TensorFlow does to a batch, or to several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cnnbench.lazy import tf
+from cnnbench.optim import penalty
+from cnnbench.parts import LOSSES
+from cnnbench.recipe import Recipe
+from cnnbench.tasks.classification import in_top_k
+
+
+def training_steps(
+    recipe: Recipe,
+    model: Any,
+    optimizer: Any,
+    strategy: Any,
+    prepare: Callable[[Any], Any],
+    classes: int,
+    *,
+    xla: bool,
+) -> Callable[..., tuple[Any, ...]]:
+    """Compiles several training steps into one call.
+
+    Args:
+        recipe: its loss, penalties, batch size and precision.
+        model: images to logits, or to those and the logits of auxiliary classifiers.
+        optimizer: built for the model's trainable variables.
+        strategy: of tf.distribute.
+        prepare: uint8 pixels to the images that the model takes.
+        classes: how many logits there are.
+        xla: whether XLA compiles a step.
+
+    Returns:
+        A function of an iterator over batches, learning rates (steps,) float32 and how many of
+        them to take. It returns, for each step, the sums over the batch of losses and of right
+        answers, and a sum of all gradients, which is not finite where one of them is not. It stops
+        after a step that has a loss or gradient that is not finite.
+    """
+    variables, batch_size = model.trainable_variables, recipe.data.batch_size
+    replicas = strategy.num_replicas_in_sync
+    scaled = recipe.train.precision == "mixed_float16"
+    l1, l2 = recipe.regularization.l1, recipe.regularization.l2
+    weight = recipe.model.options().get("auxiliary_weight", 0.0)
+
+    def step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        with tf.GradientTape() as tape:
+            outputs = tf.nest.flatten(model(prepare(images), training=True))
+            logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
+            hot = tf.one_hot(labels, classes)
+            losses = LOSSES.build(recipe.loss, logits, hot)
+            loss = tf.reduce_sum(losses) / batch_size
+            for other in auxiliary:
+                loss += weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size
+            if l1 or l2:
+                loss += penalty(variables, l1, l2) / replicas
+            loss = optimizer.scale_loss(loss)
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply(gradients, variables)
+        right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
+        # Finite if every gradient is. Scaled ones may overflow: such a step is left out.
+        known = [each for each in gradients if each is not None]
+        total = 0.0 if scaled else tf.add_n([tf.reduce_sum(each) for each in known])
+        return tf.reduce_sum(losses), tf.reduce_sum(right), tf.cast(total, tf.float32)
+
+    run_step = tf.function(step, jit_compile=True) if xla else step
+
+    @tf.function(autograph=True)
+    def steps(iterator: Any, rates: Any, count: Any) -> tuple[Any, ...]:
+        # One that was not written is 0.
+        arrays = tuple(tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(3))
+        i, finite = tf.constant(0), tf.constant(True)
+        while i < count and finite:
+            optimizer.learning_rate.assign(rates[i])
+            one = strategy.run(run_step, next(iterator))
+            sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
+            arrays = tuple(array.write(i, x) for array, x in zip(arrays, sums, strict=True))
+            finite = tf.math.is_finite(sums[0]) and tf.math.is_finite(sums[2])
+            i += 1
+        return tuple(array.stack() for array in arrays)
+
+    return steps
+
+
+def evaluation_step(
+    recipe: Recipe, network: Any, prepare: Callable[[Any], Any], classes: int
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Compiles a function from a batch to each image's loss and whether its class was named."""
+
+    @tf.function(autograph=False)
+    def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
+        logits = tf.cast(network(prepare(images), training=False), tf.float32)
+        losses = LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes))
+        return losses, in_top_k(logits, labels, 1)
+
+    return evaluate
