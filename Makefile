@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL = 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check smoke parity bench lint lock
+.PHONY: help setup demo test check smoke faults parity bench lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
@@ -30,12 +30,16 @@ check: setup ## every test that this machine can run; takes far longer
 smoke: setup ## a few steps of every recipe that ships, then eval and export
 	$(BIN)/python scripts/smoke_recipes.py
 
+faults: setup ## kill, damage, fill the disk: the whole scoreboard; hours, and needs strace
+	$(BIN)/python -m tests.faults
+
 parity: setup ## every network against keras.applications, torchvision and timm (installs PyTorch)
 	$(BIN)/python -m pip install --quiet torch torchvision timm
 	$(BIN)/python tests/parity.py
 
-bench: setup ## training steps against stock Keras and PyTorch, in turn (installs PyTorch)
+bench: setup ## layers against Keras's, training steps against it and PyTorch's (installs PyTorch)
 	$(BIN)/python -m pip install --quiet torch torchvision timm
+	$(BIN)/python scripts/compare_layers.py
 	$(BIN)/python scripts/compare_peers.py
 
 lint: setup ## ruff and mypy

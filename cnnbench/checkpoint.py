@@ -72,6 +72,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._failed = False
         self._pool = ThreadPoolExecutor(1, "cnnbench-write")
         self._pending: collections.deque[Future[None]] = collections.deque()
 
@@ -83,7 +84,7 @@ class Writer:
         """
         while len(self._pending) >= AHEAD:
             self._finish_first()
-        self._pending.append(self._pool.submit(write, *arguments))
+        self._pending.append(self._pool.submit(self._write, write, *arguments))
 
     def check(self) -> None:
         """Raises the RunError of what failed since it was told, and does not wait."""
@@ -99,14 +100,17 @@ class Writer:
         while self._pending:
             self._finish_first()
 
+    def _write(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Writes, unless something before failed: what comes later counts on it."""
+        if not self._failed:
+            self._failed = True
+            write(*arguments)
+            self._failed = False
+
     def _finish_first(self) -> None:
         start = time.perf_counter()
         try:
             self._pending.popleft().result()
-        except BaseException:  # Ctrl-C too: what comes after a failure is not written
-            self._pool.shutdown(cancel_futures=True)
-            self._pending.clear()
-            raise
         finally:
             self.seconds += time.perf_counter() - start
 

@@ -121,3 +121,30 @@ def test_the_manifest_tells_shapes_and_hashes(folder):
     manifest = json.loads((folder / "9" / checkpoint.MANIFEST).read_text())
     assert manifest["arrays"]["model/0/w"] == ["float32", [3, 4]]
     assert len(manifest["files"][checkpoint.ARRAYS]) == 64
+
+
+def test_a_writer_keeps_the_order_and_passes_on_what_the_disk_refuses(tmp_path):
+    done = []
+
+    def fail(path):
+        raise RunError("cannot write: No space left on device", where=str(path))
+
+    with checkpoint.Writer() as writer:
+        for number in range(20):
+            writer.submit(done.append, number)
+        writer.wait()
+    assert done == list(range(20)) and writer.seconds >= 0
+    with pytest.raises(RunError, match="No space left"), checkpoint.Writer() as writer:
+        writer.submit(fail, tmp_path)
+        writer.submit(done.append, "after")
+        writer.wait()
+    assert "after" not in done
+    with pytest.raises(RunError, match="No space left"), checkpoint.Writer() as writer:
+        writer.submit(fail, tmp_path)
+
+
+def test_a_writer_finishes_what_it_began_when_the_training_ends_in_an_error(tmp_path):
+    with pytest.raises(KeyboardInterrupt), checkpoint.Writer() as writer:
+        writer.submit(checkpoint.save, tmp_path / "5", some(5))
+        raise KeyboardInterrupt
+    assert checkpoint.load(tmp_path / "5").state["step"] == 5

@@ -10,7 +10,7 @@ import tensorflow as tf
 from cnnbench import runtime
 from cnnbench.lazy import keras
 from cnnbench.models import build_model
-from cnnbench.models.fast_layers import FusedBatchNormalization, FastConv2D, plain
+from cnnbench.models.fast_layers import FastConv2D, FusedBatchNormalization, plain
 from cnnbench.parts import MODELS
 
 SHAPES = [(8, 5, 7, 3), (1, 6, 6, 4), (4, 1, 1, 16), (1, 1, 1, 2), (2, 32, 32, 1)]

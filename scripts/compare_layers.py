@@ -1,0 +1,111 @@
+"""Times cnnbench's layers against those of Keras that they replace, forward and backward, in turn.
+
+    python scripts/compare_layers.py [--rounds 5]
+
+Each layer is in a process of its own, in float32. A ratio above 1 is why a layer is here at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+from cnnbench.run import machine, versions
+from cnnbench.runtime import ONEDNN
+from cnnbench.workers import Round, Worker, alternate
+
+TIMEOUT_S = 600.0
+ROUND_SECONDS = 0.5
+
+
+class Case(NamedTuple):
+    """A layer of Keras by its class, the options for it, and the shape of a batch of images."""
+
+    layer: str
+    options: dict[str, object]
+    shape: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        words = " ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{self.layer} {words} on {'x'.join(map(str, self.shape))}"
+
+
+CASES = (
+    Case("BatchNormalization", {}, (128, 32, 32, 16)),
+    Case("BatchNormalization", {}, (64, 16, 16, 256)),
+    Case("Conv2D", {"filters": 144, "kernel_size": 1}, (64, 8, 8, 24)),
+    Case("Conv2D", {"filters": 960, "kernel_size": 1}, (64, 1, 1, 160)),
+    Case("Conv2D", {"filters": 256, "kernel_size": 1}, (64, 4, 4, 1024)),
+    Case("Conv2D", {"filters": 256, "kernel_size": 1, "strides": 2}, (64, 16, 16, 128)),
+    Case("Conv2D", {"filters": 128, "kernel_size": 3, "groups": 8}, (8, 16, 16, 128)),
+    Case("Conv2D", {"filters": 128, "kernel_size": 3, "groups": 32}, (8, 16, 16, 128)),
+)
+
+
+def training(case: Case, own: bool) -> Round:
+    """Builds a layer; a round returns the seconds of its outputs and all its gradients."""
+    from cnnbench import runtime
+    from cnnbench.lazy import keras, tf
+    from cnnbench.models.fast_layers import PLAIN
+
+    if own:
+        runtime.prepare(seed=0, deterministic=True)
+    theirs = getattr(keras.layers, case.layer)
+    kind = next(fast for fast, plain in PLAIN.items() if plain is theirs) if own else theirs
+    layer = kind(**case.options)
+    images = tf.random.stateless_normal(case.shape, (0, 1))
+    layer(images)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images, training=True)
+            total = tf.reduce_sum(outputs * outputs)
+        return tape.gradient(total, [images, *(v.value for v in layer.trainable_variables)])
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            step()[0].numpy()
+        return (time.perf_counter() - start) / count
+
+    steps(2)
+    count = max(1, round(ROUND_SECONDS / steps(1)))
+    return lambda: steps(count)
+
+
+def main() -> None:
+    """Prints a line for each layer, with oneDNN's kernels and without."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    about = machine()
+    print(f"{about['cpu']}, {about['cores']} cores; {time.strftime('%d %B %Y')}")
+    print(f"TensorFlow {versions()['tensorflow']}, Keras {versions()['keras']}")
+    for case in CASES:
+        for onednn in ("1", "0"):
+            environment = {ONEDNN: onednn}
+            with (
+                Worker(training, case, True, environment=environment) as ours,
+                Worker(training, case, False, environment=environment) as theirs,
+            ):
+                for worker in (ours, theirs):
+                    worker.ready(TIMEOUT_S)
+                own, other = alternate((ours, theirs), rounds, TIMEOUT_S)
+            ratios = [b / a for a, b in zip(own, other, strict=True)]
+            print(
+                f"{case}, {'with' if onednn == '1' else 'without'} oneDNN: "
+                f"{1000 * statistics.median(own):.2f} ms, "
+                f"{statistics.median(ratios):.2f} times as fast as Keras "
+                f"({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
