@@ -7,11 +7,11 @@ the one with the highest step that is whole.
 from __future__ import annotations
 
 import collections
-import hashlib
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +60,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             "arrays": {k: [str(v.dtype), list(v.shape)] for k, v in sorted(arrays.items())},
             "state": dict(checkpoint.state),
         }
-        manifest = {**body, "sha256": _digest(body)}
+        manifest = files.signed(body)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=True))
 
 
 class Writer:
     """Writes in the background, one thing after the other, in the order in which it was told.
 
-    seconds: that the caller had to wait, all in all.
+    seconds: that it kept the caller from its work, all in all.
     """
 
     def __init__(self) -> None:
@@ -108,9 +108,15 @@ class Writer:
             self._failed = False
 
     def _finish_first(self) -> None:
+        with self.counted():
+            self._pending.popleft().result()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts what is done within as time that writing took."""
         start = time.perf_counter()
         try:
-            self._pending.popleft().result()
+            yield
         finally:
             self.seconds += time.perf_counter() - start
 
@@ -132,8 +138,7 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        body = {key: value for key, value in manifest.items() if key != "sha256"}
-        if manifest["sha256"] != _digest(body):
+        if not files.is_as_signed(manifest):
             raise DamagedError("the manifest was changed or cut off", where=str(folder / MANIFEST))
         if manifest["format"] != FORMAT:
             raise RunError(
@@ -197,13 +202,37 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def schedule(every: int | str, first_step: int) -> Callable[[int], bool]:
+    """Returns a function that says whether to save at a step, by steps or by minutes."""
+    last_step, last_time = first_step, time.monotonic()
+
+    def due(step: int) -> bool:
+        nonlocal last_step, last_time
+        now = time.monotonic()
+        if isinstance(every, int):
+            is_due = step // every > last_step // every
+        else:
+            is_due = now - last_time >= 60 * int(every.removesuffix("m"))
+        if is_due:
+            last_step, last_time = step, now
+        return is_due
+
+    return due
 
 
 def variables_by_name(kind: str, variables: Iterable[Any]) -> dict[str, Any]:
     """Names Keras variables by their place and path, so that the same code finds them again."""
     return {f"{kind}/{i}/{variable.path}": variable for i, variable in enumerate(variables)}
+
+
+def kept_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the model's arrays among a checkpoint's; where there are averages, those instead."""
+    averages = {
+        name.replace("average/", "model/", 1): array
+        for name, array in arrays.items()
+        if name.startswith("average/")
+    }
+    return averages or {name: arrays[name] for name in arrays if name.startswith("model/")}
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,18 @@ def sha256(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def signed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an object of JSON with its SHA-256 as "sha256", so that any change shows."""
+    digest = hashlib.sha256(json.dumps(dict(body), sort_keys=True).encode()).hexdigest()
+    return {**body, "sha256": digest}
+
+
+def is_as_signed(value: Mapping[str, Any]) -> bool:
+    """Tells whether an object is still what `signed` returned."""
+    body = {key: each for key, each in value.items() if key != "sha256"}
+    return signed(body) == value
 
 
 def cache_folder(kind: str) -> Path:

@@ -67,7 +67,7 @@ def restore(run: Run, *, weights: str = "best") -> Network:
             run.recipe.model, (height, width, channels), len(classes), auxiliary=True
         )
     named = checkpoint.variables_by_name("model", model.variables)
-    checkpoint.assign(named, saved.arrays, run.path)
+    checkpoint.assign(named, checkpoint.kept_weights(saved.arrays), run.path)
     prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))
     short = short_side(run.recipe.data, (height, width))
     pixels = (height, width, data.stored_channels)

@@ -94,6 +94,11 @@ class Train(Section):
     checkpoint_every: (
         Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")]
     ) = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay of the moving average of all weights, which is then what is validated, "
+        "kept and exported; less in the first steps: (1 + step) / (10 + step)",
+    )
     on_nan: Literal["stop", "rollback"] = Field(
         "stop",
         description="where a loss or gradient is not finite: stop, or go back to the last "

@@ -100,6 +100,19 @@ class Run:
         changed = "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
         raise RunError(f"the recipe changed since the run began\n{changed}", where=str(self.path))
 
+    def must_match_data(self, now: DataFacts) -> None:
+        """Refuses to go on with other data than the run began with, wherever it lies.
+
+        Raises:
+            RunError: something differs.
+        """
+        for key, before in self.data().model_dump(exclude={"data_dir"}).items():
+            if before != getattr(now, key):
+                raise RunError(
+                    f"the data set changed: {key} was {before}, is {getattr(now, key)}",
+                    where=str(self.path),
+                )
+
     def must_match_code(self, *, replicas: int, force: bool) -> list[str]:
         """Refuses to go on with other code or another number of replicas than the run began with.
 
@@ -227,7 +240,7 @@ def begin(run: Run, data: DataFacts, runtime: Mapping[str, Any]) -> None:
         "data": data.model_dump(),
         "runtime": dict(runtime),
     }
-    files.write_json(run.path / "environment.json", environment)
+    files.write_json(run.path / "environment.json", files.signed(environment))
     files.write_bytes(run.path / "recipe.yaml", text)
 
 
@@ -291,10 +304,14 @@ def _new_folder(stem: Path) -> Path:
 
 
 def _environment_of(path: Path) -> dict[str, Any]:
+    file = path / "environment.json"
     try:
-        return dict(json.loads((path / "environment.json").read_text()))
+        environment = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"cannot read environment.json: {error}", where=str(path)) from None
+        raise RunError(f"cannot be read: {error}", where=str(file)) from None
+    if not files.is_as_signed(environment):
+        raise RunError("was changed since the run began", where=str(file))
+    return environment
 
 
 def _facts(environment: dict[str, Any], path: Path) -> DataFacts:

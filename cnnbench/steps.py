@@ -20,6 +20,7 @@ def training_steps(
     prepare: Callable[[Any], Any],
     classes: int,
     *,
+    averaged: Any = None,
     xla: bool,
 ) -> Callable[..., tuple[Any, ...]]:
     """Compiles several training steps into one call.
@@ -31,6 +32,7 @@ def training_steps(
         strategy: of tf.distribute.
         prepare: uint8 pixels to the images that the model takes.
         classes: how many logits there are.
+        averaged: a model like the first, which is given the moving average of its weights.
         xla: whether XLA compiles a step.
 
     Returns:
@@ -82,6 +84,19 @@ def training_steps(
         return tuple(array.stack() for array in arrays)
 
     return steps
+
+
+def move(averaged: Any, model: Any, step: Any, decay: float) -> None:
+    """Moves averages of weights and batch statistics towards those of a model.
+
+    The decay is less in the first steps, (1 + step) / (10 + step), as in TensorFlow's
+    ExponentialMovingAverage, so that the initial weights are soon forgotten.
+    """
+    step = tf.cast(step, tf.float32)
+    share = 1 - tf.minimum(decay, (1 + step) / (10 + step))
+    for average, variable in zip(averaged.variables, model.variables, strict=True):
+        if average.dtype.startswith("float"):  # the others are states of random generators
+            average.assign(average + share * (variable - average))
 
 
 def evaluation_step(

@@ -132,17 +132,11 @@ def resume(
     runtime.apply(settings)
     with run.locked():
         files.recover(run.best)
-        before = run.data()
         if access is None or access.data_dir is None:
-            access = Access(Path(before.data_dir) if before.data_dir else None)
+            data_dir = run.data().data_dir
+            access = Access(Path(data_dir) if data_dir else None)
         trainer = Trainer(run.recipe, access, settings)
-        now = trainer.about_data()
-        for key, value in before.model_dump(exclude={"data_dir"}).items():
-            if value != getattr(now, key):
-                raise RunError(
-                    f"the data set changed: {key} was {value}, is {getattr(now, key)}",
-                    where=str(run.path),
-                )
+        run.must_match_data(trainer.about_data())
         notes = run.must_match_code(replicas=trainer.replicas, force=force)
         return trainer.fit(run, listener or Silence(), resume=True, notes=notes)
 
@@ -184,10 +178,9 @@ class Trainer:
             )
         self.replicas: int = self.strategy.num_replicas_in_sync
         self.preprocess = preprocess(self.data, recipe.data)
+        classes = len(self.data.classes)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
-            self.model = build_model(
-                recipe.model, self.shape, len(self.data.classes), auxiliary=True
-            )
+            self.model = build_model(recipe.model, self.shape, classes, auxiliary=True)
             self.network = without_auxiliary(self.model)
             weights.freeze(self.network, recipe.model)
             self.optimizer = build_optimizer(
@@ -195,7 +188,9 @@ class Trainer:
                 self.model.trainable_variables,
                 loss_scaling=recipe.train.precision == "mixed_float16",
             )
-        classes = len(self.data.classes)
+            self.averaged = None
+            if recipe.train.ema is not None:
+                self.averaged = build_model(recipe.model, self.shape, classes, auxiliary=True)
         self.train_steps = steps.training_steps(
             recipe,
             self.model,
@@ -203,9 +198,11 @@ class Trainer:
             self.strategy,
             self.preprocess,
             classes,
+            averaged=self.averaged,
             xla=settings.xla,
         )
-        self._evaluate_batch = steps.evaluation_step(recipe, self.network, self.preprocess, classes)
+        network = self.network if self.averaged is None else without_auxiliary(self.averaged)
+        self._evaluate_batch = steps.evaluation_step(recipe, network, self.preprocess, classes)
 
     def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
@@ -239,6 +236,8 @@ class Trainer:
                 progress = self._restored(run, saved, rate)
             else:
                 weights.start_from(self.network, recipe.model)
+        if self.averaged is not None and progress.step == 0:
+            self.averaged.set_weights(self.model.get_weights())
         run.write_metrics(progress.rows)
         events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         listener.started(run, self.total_steps, progress.step, notes)
@@ -261,7 +260,7 @@ class Trainer:
 
     def _train(self, session: _Session, progress: Progress) -> None:
         """Trains from where the progress is to the end."""
-        due = _save_is_due(self.recipe.train.checkpoint_every, progress.step)
+        due = checkpoint.schedule(self.recipe.train.checkpoint_every, progress.step)
         iterator = iter(
             self.strategy.experimental_distribute_dataset(self.stream.dataset(progress.step))
         )
@@ -358,7 +357,8 @@ class Trainer:
         Raises:
             DivergedError: a weight or the validation loss is not finite; nothing is written then.
         """
-        arrays = self._arrays(progress.step)
+        with session.writer.counted():
+            arrays = self._arrays(progress.step)
         seen = progress.sums["images"]
         row: dict[str, Any] = {
             "epoch": len(progress.rows) + 1,
@@ -379,8 +379,10 @@ class Trainer:
             row["rollbacks"] = len(progress.rollbacks)
         progress.rows.append(row)
         if is_best:
-            model = {k: v for k, v in arrays.items() if k.startswith("model/")}
-            best = Checkpoint(model, {key: row.get(key) for key in ("step", "epoch", "validation")})
+            best = Checkpoint(
+                checkpoint.kept_weights(arrays),
+                {key: row.get(key) for key in ("step", "epoch", "validation")},
+            )
             session.writer.submit(checkpoint.save, session.run.best, best)
         progress.sums, progress.seconds = {}, 0.0
         session.writer.submit(session.run.write_metrics, list(progress.rows))
@@ -423,21 +425,25 @@ class Trainer:
             DivergedError: one of them is not finite.
         """
         # Copies, for they are written while training goes on.
-        arrays = {key: np.array(variable) for key, variable in self._variables().items()}
+        arrays = {key: np.array(each.numpy()) for key, each in self._variables().items()}
         for key, array in arrays.items():
             if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
                 raise _diverged(f"{key} has a value that is not finite at step {step}")
         return arrays
 
     def _variables(self) -> dict[str, Any]:
-        return checkpoint.variables_by_name("model", self.model.variables) | (
-            checkpoint.variables_by_name("optimizer", self.optimizer.variables)
-        )
+        kinds = {"model": self.model, "optimizer": self.optimizer, "average": self.averaged}
+        named: dict[str, Any] = {}
+        for kind, owner in kinds.items():
+            if owner is not None:
+                named |= checkpoint.variables_by_name(kind, owner.variables)
+        return named
 
     def _save(self, session: _Session, progress: Progress) -> None:
         progress.learning_rate = session.rate.state()
         folder = session.run.checkpoints / str(progress.step)
-        saved = Checkpoint(self._arrays(progress.step), asdict(progress))
+        with session.writer.counted():
+            saved = Checkpoint(self._arrays(progress.step), asdict(progress))
         session.writer.submit(checkpoint.save, folder, saved)
         session.writer.submit(checkpoint.keep_last, folder.parent, KEPT_CHECKPOINTS)
 
@@ -461,24 +467,6 @@ def _diverged(what: str) -> DivergedError:
     return DivergedError(
         what, allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help"
     )
-
-
-def _save_is_due(every: int | str, first_step: int) -> Callable[[int], bool]:
-    """Returns a function that says whether to save at a step, by steps or by minutes."""
-    last_step, last_time = first_step, time.monotonic()
-
-    def due(step: int) -> bool:
-        nonlocal last_step, last_time
-        now = time.monotonic()
-        if isinstance(every, int):
-            is_due = step // every > last_step // every
-        else:
-            is_due = now - last_time >= 60 * int(every.removesuffix("m"))
-        if is_due:
-            last_step, last_time = step, now
-        return is_due
-
-    return due
 
 
 def _write_events(events: Any, row: dict[str, Any]) -> None:

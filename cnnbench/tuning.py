@@ -36,7 +36,7 @@ MIN_SECONDS_XLA = 1800.0
 NOMINAL_FLOPS_PER_S = 1e11
 # A probe of two settings takes less than 25 s on two cores; one that takes more is given up.
 TIMEOUT_S, TIMEOUT_XLA_S = 60.0, 120.0
-ROUNDS, ROUND_SECONDS = 3, 1.0
+ROUNDS, ROUND_SECONDS = 5, 1.0
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench import lazy
+from cnnbench import files, lazy
 
 lazy.load()
 
@@ -33,6 +34,12 @@ def cnnbench(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Runs the command line as its own process."""
     command = [sys.executable, "-m", "cnnbench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def resign(run, environment: dict) -> None:
+    """Writes an environment.json that says something else, as if the run had begun so."""
+    environment.pop("sha256", None)
+    (run.path / "environment.json").write_text(json.dumps(files.signed(environment)))
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cnnbench
+from conftest import cnnbench, resign
 
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.data.datasets import Access
 from cnnbench.errors import DivergedError, InterruptedRun, RunError
 from cnnbench.lazy import keras, tf
 from cnnbench.listener import Silence
+from cnnbench.network import restore
 from cnnbench.run import begin, new_run
 from cnnbench.runtime import Choice, Settings
 from cnnbench.training import Trainer, total_steps
@@ -159,6 +160,9 @@ def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, small, tmp_pa
     environment = json.loads((run.path / "environment.json").read_text())
     environment["data"]["fingerprint"] = "0" * 64
     (run.path / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(RunError, match=r"environment\.json: was changed"):
+        resume(run)
+    resign(run, environment)
     with pytest.raises(RunError, match="the data set changed"):
         resume(run)
 
@@ -222,23 +226,61 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
     assert rows[-1]["rollbacks"] == 2 and rows[-1]["lr"] == pytest.approx(0.0125)
 
 
+def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
+    recipe = load_recipe(small, ("train.ema=0.5", "train.steps_per_call=1", "train.epochs=1"))
+    trainer = Trainer(recipe, Access(), Settings())
+    real, seen = trainer.train_steps, [trainer.model.get_weights()]
+
+    def watched(*arguments):
+        found = real(*arguments)
+        seen.append(trainer.model.get_weights())
+        return found
+
+    trainer.train_steps = watched
+    with new_run(tmp_path / "run", recipe) as run:
+        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
+        trainer.fit(run, Silence())
+    expected = seen[0]
+    for step, weights in enumerate(seen[1:], 1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = [decay * a + (1 - decay) * w for a, w in zip(expected, weights, strict=True)]
+    floats = [i for i, w in enumerate(seen[0]) if w.dtype.kind == "f"]
+    best = list(checkpoint.load(run.best).arrays.values())
+    last = restore(run, weights="last").model.get_weights()
+    found = trainer.averaged.get_weights()
+    names = [v.path for v in trainer.averaged.variables]
+    assert len(floats) > 50 and names == [v.path for v in trainer.model.variables]
+    for i in floats:
+        np.testing.assert_allclose(found[i], expected[i], rtol=1e-4, atol=1e-6)
+        assert any(np.array_equal(found[i], array) for array in best)
+        assert np.array_equal(found[i], last[i])
+
+
+def test_averages_are_resumed_exactly(small, tmp_path):
+    recipe = load_recipe(small, ("train.ema=0.9",))
+    whole = train(recipe, run_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRun):
+        train(recipe, run_dir=tmp_path / "parts", listener=InterruptAt(7))
+    assert_same(whole, resume(open_run(tmp_path / "parts")))
+    assert any(name.startswith("average/") for name in final(whole))
+
+
 def test_other_code_is_resumed_by_force_alone(small, tmp_path):
     with pytest.raises(InterruptedRun):
         train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
     run = open_run(tmp_path / "run")
-    environment = run.path / "environment.json"
-    kept = json.loads(environment.read_text())
+    kept = json.loads((run.path / "environment.json").read_text())
     kept["versions"]["keras"] = "3.0.0"
-    environment.write_text(json.dumps(kept))
+    resign(run, kept)
     with pytest.raises(RunError, match=r"(?s)keras was 3.0.0, is .*--force") as caught:
         resume(run)
     assert "tensorflow" not in str(caught.value)
     kept["runtime"]["replicas"] = 4
-    environment.write_text(json.dumps(kept))
+    resign(run, kept)
     with pytest.raises(RunError, match="replicas was 4, is 1"):
         resume(run, force=True)
     kept["runtime"]["replicas"] = 1
-    environment.write_text(json.dumps(kept))
+    resign(run, kept)
     assert resume(run, force=True).finished
 
 
@@ -319,10 +361,6 @@ def test_a_run_that_cannot_begin_leaves_nothing(small, tmp_path):
 
 
 def test_the_steps_are_traced_once(small, tmp_path):
-    from cnnbench.data.datasets import Access
-    from cnnbench.run import begin, new_run
-    from cnnbench.training import Trainer
-
     recipe = load_recipe(small, ("train.steps_per_call=3",))
     with new_run(tmp_path / "run", recipe) as run:
         trainer = Trainer(recipe, Access(), Settings())

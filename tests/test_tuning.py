@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
-from conftest import RECIPES, cnnbench
+from conftest import RECIPES, cnnbench, resign
 
 from cnnbench import load_recipe, tuning
 from cnnbench.errors import RunError, UsageError
@@ -143,15 +143,14 @@ def test_the_settings_of_a_run_are_kept_and_a_resume_insists_on_them(small, tmp_
 
     run = train(load_recipe(small, ("train.epochs=2",)), run_dir=tmp_path / "r")
     assert run.settings() == Settings(uses_onednn(), xla=False, threads=None)
-    path = run.path / "environment.json"
-    environment = json.loads(path.read_text())
+    environment = json.loads((run.path / "environment.json").read_text())
     environment["runtime"]["onednn"] = not uses_onednn()
-    path.write_text(json.dumps(environment))
+    resign(run, environment)
     (run.path / "finished.json").unlink()
     with pytest.raises(UsageError, match=f"{ONEDNN}={int(not uses_onednn())}"):
         resume(open_run(run.path))
     del environment["runtime"]
-    path.write_text(json.dumps(environment))
+    resign(run, environment)
     with pytest.raises(RunError, match=r"environment\.json is damaged: runtime"):
         resume(open_run(run.path))
 
