@@ -78,6 +78,8 @@ def training_steps(
             optimizer.learning_rate.assign(rates[i])
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
+            if averaged is not None:
+                move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
             arrays = tuple(array.write(i, x) for array, x in zip(arrays, sums, strict=True))
             finite = tf.math.is_finite(sums[0]) and tf.math.is_finite(sums[2])
             i += 1

@@ -432,11 +432,12 @@ class Trainer:
         return arrays
 
     def _variables(self) -> dict[str, Any]:
-        kinds = {"model": self.model, "optimizer": self.optimizer, "average": self.averaged}
-        named: dict[str, Any] = {}
-        for kind, owner in kinds.items():
-            if owner is not None:
-                named |= checkpoint.variables_by_name(kind, owner.variables)
+        model = checkpoint.variables_by_name("model", self.model.variables)
+        named = model | checkpoint.variables_by_name("optimizer", self.optimizer.variables)
+        if self.averaged is not None:
+            # Under the model's names: Keras calls a second layer without a name otherwise.
+            averages = (name.replace("model/", "average/", 1) for name in model)
+            named |= dict(zip(averages, self.averaged.variables, strict=True))
         return named
 
     def _save(self, session: _Session, progress: Progress) -> None:

@@ -227,14 +227,21 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
 
 
 def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
-    recipe = load_recipe(small, ("train.ema=0.5", "train.steps_per_call=1", "train.epochs=1"))
+    recipe = load_recipe(
+        small, ("train.ema=0.5", "train.steps_per_call=1", "train.epochs=2", "data.validation=0")
+    )
     trainer = Trainer(recipe, Access(), Settings())
-    real, seen = trainer.train_steps, [trainer.model.get_weights()]
+    real, seen = trainer.train_steps, []
+
+    def look():
+        seen.append([np.array(weight) for weight in trainer.model.get_weights()])
 
     def watched(*arguments):
         found = real(*arguments)
-        seen.append(trainer.model.get_weights())
+        look()
         return found
+
+    look()
 
     trainer.train_steps = watched
     with new_run(tmp_path / "run", recipe) as run:
@@ -248,8 +255,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     best = list(checkpoint.load(run.best).arrays.values())
     last = restore(run, weights="last").model.get_weights()
     found = trainer.averaged.get_weights()
-    names = [v.path for v in trainer.averaged.variables]
-    assert len(floats) > 50 and names == [v.path for v in trainer.model.variables]
+    assert len(floats) > 50
     for i in floats:
         np.testing.assert_allclose(found[i], expected[i], rtol=1e-4, atol=1e-6)
         assert any(np.array_equal(found[i], array) for array in best)
