@@ -409,7 +409,7 @@ tf.config.set_logical_device_configuration(
 from cnnbench import load_recipe, train
 settings = ("train.strategy=" + sys.argv[3], "model.dropout=0.0")
 settings += ("train.precision=" + sys.argv[4], "train.epochs=null", "train.steps=2")
-settings += ("schedule.warmup_epochs=0", "optimizer.lr=0.01")
+settings += ("schedule.warmup_epochs=0", "optimizer.lr=0.01", "train.ema=0.9")
 train(load_recipe(sys.argv[1], settings), run_dir=__import__("pathlib").Path(sys.argv[2]))
 """
 

@@ -28,7 +28,8 @@ def main() -> int:
         found = score(row, count, seed=arguments.seed)
         failed |= found.passed < found.total
         minutes = (time.monotonic() - start) / 60
-        print(f"{number:3d}. {row.name}: {found.passed}/{found.total}  {minutes:.1f} min", flush=True)
+        counted = f"{found.passed}/{found.total} in {minutes:.1f} min"
+        print(f"{number:3d}. {row.name}: {counted}", flush=True)
         for failure in found.failures:
             print(f"     {failure}", flush=True)
     return int(failed)
