@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from cnnbench import files
@@ -25,6 +26,8 @@ from cnnbench.errors import RunError
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT = 1
+# What a manifest that is not one leads to.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # What may wait to be written: a checkpoint, the best weights, and what goes with them.
 AHEAD = 4
 
@@ -53,7 +56,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     """
     with files.new_folder(folder) as partial:
         arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
-        save_file(arrays, partial / ARRAYS)
+        try:
+            save_file(arrays, partial / ARRAYS)
+        except SafetensorError as error:  # which hides the system's error
+            raise OSError(f"{error}") from None
         body = {
             "format": FORMAT,
             "files": {ARRAYS: files.sha256(partial / ARRAYS)},
@@ -144,11 +150,14 @@ def load(folder: Path) -> Checkpoint:
             raise RunError(
                 f"checkpoint format {manifest['format']}", where=str(folder), allowed=f"{FORMAT}"
             )
-        for name, expected in manifest["files"].items():
-            if files.sha256(folder / name) != expected:
-                raise DamagedError("the file was changed or cut off", where=str(folder / name))
-        return Checkpoint(load_file(folder / ARRAYS), manifest["state"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        arrays, expected = folder / ARRAYS, manifest["files"][ARRAYS]
+        # A device would be read for ever.
+        if manifest["files"].keys() != {ARRAYS} or not arrays.is_file():
+            raise DamagedError("the manifest names other files", where=str(folder / MANIFEST))
+        if files.sha256(arrays) != expected:
+            raise DamagedError("the file was changed or cut off", where=str(arrays))
+        return Checkpoint(load_file(arrays), dict(manifest["state"]))
+    except (FileNotFoundError, *DAMAGE) as error:
         raise DamagedError(f"not a whole checkpoint: {error}", where=str(folder)) from None
     except OSError as error:
         raise RunError(f"cannot read: {error.strerror or error}", where=str(folder)) from error
@@ -193,7 +202,7 @@ def keep_last(folder: Path, count: int) -> None:
     """Deletes all but the newest checkpoints, and what an interrupted save left behind."""
     for old in _steps(folder)[:-count]:
         shutil.rmtree(old, ignore_errors=True)
-    for partial in folder.glob(".*"):
+    for partial in folder.glob(".[0-9]*.*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 

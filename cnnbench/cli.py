@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cnnbench.errors import CnnbenchError, InterruptedRun, UsageError
+from cnnbench.errors import CnnbenchError, InterruptedRun, UsageError, printable
 
 if TYPE_CHECKING:
     from cnnbench.data.datasets import Access
@@ -346,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:
         name = "interrupted" if isinstance(error, InterruptedRun) else "error"
-        click.echo(f"{name}: {error}", err=True)
+        click.echo(f"{name}: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -385,7 +385,7 @@ def _run(path: Path | None) -> Run:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def _answer(result: dict[str, Any], as_json: bool, table: Any) -> None:

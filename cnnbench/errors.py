@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Of a recipe, and the characters of each.
+SHOWN_PROBLEMS, SHOWN_CHARACTERS = 50, 300
+
 
 class CnnbenchError(Exception):
     """A problem that the user can mend; shown as one block of text, never as a traceback."""
@@ -65,7 +68,10 @@ class Problem:
     allowed: str | None = None
 
     def __str__(self) -> str:
-        return _line(self.what, self.where, self.allowed)
+        what = self.what
+        if len(what) > SHOWN_CHARACTERS:
+            what = f"{what[:SHOWN_CHARACTERS]}…"
+        return _line(what, self.where, self.allowed)
 
 
 class RecipeError(CnnbenchError):
@@ -75,7 +81,14 @@ class RecipeError(CnnbenchError):
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
-        Exception.__init__(self, "\n".join(map(str, self.problems)))
+        more = len(self.problems) - SHOWN_PROBLEMS
+        shown = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
+        Exception.__init__(self, "\n".join(shown + [f"… and {more} more"] * (more > 0)))
+
+
+def printable(text: str) -> str:
+    """Returns text with control characters and the like spelled out, for names may hold any."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _line(what: str, where: str | None, allowed: str | None) -> str:

@@ -18,7 +18,7 @@ from cnnbench.data.datasets import Access
 from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
 from cnnbench.errors import VerificationError
 from cnnbench.evaluation import latency_ms
-from cnnbench.lazy import keras, tf
+from cnnbench.lazy import keras, tensorflow_errors, tf
 from cnnbench.network import Network
 from cnnbench.run import Run
 
@@ -69,7 +69,8 @@ def export(
         folder = folder_of(run, form)
         with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
             artifact = Path(scratch) / form
-            _WRITERS[form](exported, artifact)
+            with files.storage_errors(artifact), tensorflow_errors(artifact):
+                _WRITERS[form](exported, artifact)
             files.write_json(artifact / "metadata.json", _metadata(run, net, form))
             row = {"format": form, "precision": "float32", "size_bytes": _size(artifact)}
             if reference is not None:
@@ -79,6 +80,7 @@ def export(
                 if not row["passed"]:
                     folder = folder.with_name(f"{folder.name}.failed")
                     failed.append((form, row, folder))
+            files.recover(folder)
             with files.new_folder(folder) as partial:
                 shutil.copytree(artifact, partial, dirs_exist_ok=True)
             other = folder_of(run, form).with_name(f"{folder_of(run, form).name}.failed")

@@ -78,7 +78,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             try:
                 partial.rename(path)
             except OSError:
-                old.rename(path)
+                with contextlib.suppress(OSError):  # there was none, or `recover` puts it back
+                    old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:  # Ctrl-C too: cleaned up, and raised again

@@ -7,12 +7,17 @@ recipe run without them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from cnnbench.errors import RunError
 
 
 class _LazyModule(ModuleType):
@@ -50,6 +55,16 @@ def load(name: str = "tensorflow") -> ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def tensorflow_errors(path: Path) -> Iterator[None]:
+    """Turns TensorFlow's failure to write into a RunError that names the path."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        what = error.message.splitlines()[0]
+        raise RunError(f"cannot write: {what}", where=str(path)) from None
+
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -57,4 +72,4 @@ else:
     keras = _LazyModule("keras")
     tf = _LazyModule("tensorflow")
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "tensorflow_errors", "tf"]

@@ -28,7 +28,7 @@ class ModelSpec(Spec):
 class DataSpec(Spec):
     """What every data set takes besides its own options."""
 
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = Field(
         0, description="examples, or the share of them, carved from the training split"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -138,7 +139,7 @@ def download(name: str, progress: Callable[[int, int | None], None] | None = Non
     with files.new_file(path) as partial:
         try:
             _fetch(preset.address, partial, progress)
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise MissingDataError(
                 f"cannot download the weights {name!r}: {reason}",
@@ -159,8 +160,7 @@ def _fetch(address: str, path: Path, progress: Callable[[int, int | None], None]
         urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as answer,  # noqa: S310 - https of PRESETS
         path.open("wb") as file,
     ):
-        length = answer.headers.get("Content-Length")
-        total, done = int(length) if length else None, 0
+        total, done = answer.length, 0
         while chunk := answer.read(CHUNK):
             file.write(chunk)
             done += len(chunk)

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cnnbench.errors import printable
 from cnnbench.run import Run
 
 
@@ -57,6 +58,10 @@ def downloading(what: str) -> Iterator[Callable[[int, int | None], None]]:
         yield report
 
 
+def _safe(text: str) -> str:
+    return escape(printable(text))
+
+
 class Terminal:
     """A training listener that shows what it is told."""
 
@@ -66,7 +71,7 @@ class Terminal:
 
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
         """Says where the run is and begins the bar."""
-        self._console.print(f"run: {escape(str(run.path))}, {steps} steps", highlight=False)
+        self._console.print(f"run: {_safe(str(run.path))}, {steps} steps", highlight=False)
         for note in notes:
             self.noted(note)
         if first_step:
@@ -75,7 +80,7 @@ class Terminal:
 
     def noted(self, text: str) -> None:
         """Prints it."""
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
+        self._console.print(_safe(text), highlight=False, soft_wrap=True)
 
     def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
         """Moves the bar."""

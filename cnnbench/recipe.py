@@ -41,6 +41,10 @@ else:
     AnySchedule = SCHEDULES.any_spec()
 
 
+# Put into words; a recipe that has more is none.
+MAX_PROBLEMS = 200
+
+
 class Section(BaseModel):
     """A part of the recipe with fixed keys."""
 
@@ -79,9 +83,9 @@ class Runtime(Section):
 class Train(Section):
     """How long to train, and in which arithmetic; exactly one of epochs, steps and examples."""
 
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    examples: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    examples: Annotated[int, Field(ge=1, le=10**15)] | None = None
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     strategy: Literal["auto", "one_device", "mirrored", "tpu"] = "auto"
     runtime: Literal["auto"] | Runtime = Field(
@@ -101,7 +105,7 @@ class Train(Section):
     )
     on_nan: Literal["stop", "rollback"] = Field(
         "stop",
-        description="where a loss or gradient is not finite: stop, or go back to the last "
+        description="where a loss or weight is not finite: stop, or go back to the last "
         "checkpoint and halve the learning rate, three times at most",
     )
     early_stopping: EarlyStopping | None = None
@@ -181,7 +185,10 @@ def check(tree: Located) -> Recipe:
     try:
         recipe = Recipe.model_validate(tree.plain())
     except ValidationError as error:
-        problems = [_problem(detail, tree) for detail in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        problems = [_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
+        if more := len(found) - len(problems):
+            problems.append(Problem(tree.where, f"{more} more problems"))
         raise RecipeError(_merged(problems)) from None
     if problems := list(_mismatches(recipe, tree)):
         raise RecipeError(problems)

@@ -17,7 +17,7 @@ import yaml
 
 from cnnbench.errors import Problem, RecipeError
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12
 
 
@@ -55,11 +55,14 @@ def read(path: Path) -> Located:
         RecipeError: the file cannot be read, is too large, or is not the YAML described above.
     """
     try:
-        data = path.read_bytes()
+        if path.exists() and not path.is_file():
+            _refuse(str(path), "not a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         _refuse(str(path), f"cannot read the recipe: {error.strerror}")
     if len(data) > MAX_BYTES:
-        _refuse(str(path), f"{len(data)} bytes", f"a recipe has at most {MAX_BYTES}")
+        _refuse(str(path), "too large", f"a recipe has at most {MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,6 +98,8 @@ def override(tree: Located, assignment: str) -> None:
     dotted, equals, text = assignment.partition("=")
     if not equals or not all(dotted.split(".")):
         _refuse(place, "not an assignment", "write it as --set key.key=value")
+    if dotted.count(".") >= MAX_DEPTH:
+        _refuse(f"--set {assignment[:80]}…", "nested too deeply", f"at most {MAX_DEPTH} levels")
     *parents, last = (
         int(key) if re.fullmatch("[0-9]{1,9}", key) else key for key in dotted.split(".")
     )
@@ -186,6 +191,8 @@ def _node(
     if event.tag:
         _refuse(where, f"tag {event.tag!r}", "values have no tags in a recipe")
     if isinstance(event, yaml.ScalarEvent):
+        if any("\ud800" <= character <= "\udfff" for character in event.value):
+            _refuse(where, "half of a surrogate pair", "text is Unicode")
         return Located(_scalar(event), where)
     if isinstance(event, yaml.SequenceStartEvent):
         items = itertools.takewhile(lambda e: not isinstance(e, yaml.SequenceEndEvent), events)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -169,10 +169,17 @@ class Run:
             ) from None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl, an epoch each."""
+        """Returns the rows of metrics.jsonl, an epoch each.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines]
+        try:
+            lines = file.read_text().splitlines() if file.is_file() else []
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"cannot be read: {error}", where=str(file)) from None
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Writes metrics.jsonl whole."""
@@ -188,8 +195,11 @@ class Run:
         """
         with contextlib.ExitStack() as stack:
             with files.storage_errors(self.path):
-                lock = stack.enter_context((self.path / "lock").open("a+"))
-                _hold(lock, self.path)
+                # Not through a link, which could lead to any file of the user.
+                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                handle = os.open(self.path / "lock", flags, 0o644)
+                stack.callback(os.close, handle)
+                _hold(handle, self.path)
             yield
 
 
@@ -256,7 +266,11 @@ def open_run(path: str | Path) -> Run:
         raise RunError("not a run directory: it has no recipe.yaml", where=str(path))
     environment = _environment_of(path)
     _facts(environment, path)
-    if environment.get("recipe_sha256") != files.sha256(recipe):
+    try:
+        digest = files.sha256(recipe)
+    except OSError as error:
+        raise RunError(f"cannot read: {error.strerror}", where=str(recipe)) from None
+    if environment.get("recipe_sha256") != digest:
         raise RunError("the recipe was changed since the run began", where=str(recipe))
     try:
         return Run(path, load_recipe(recipe))
@@ -279,17 +293,16 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
     raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory")
 
 
-def _hold(lock: IO[str], path: Path) -> None:
+def _hold(lock: int, path: Path) -> None:
     """Locks an open file for as long as it is open."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
+        holder = os.pread(lock, 100, 0).decode(errors="replace").strip() or "unknown"
         raise RunError(f"another process ({holder}) writes to this run", where=str(path)) from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()}")
-    lock.flush()
+    with contextlib.suppress(OSError):  # who holds it is told as a courtesy
+        os.ftruncate(lock, 0)
+        os.write(lock, f"pid {os.getpid()}".encode())
 
 
 def _new_folder(stem: Path) -> Path:
@@ -307,7 +320,7 @@ def _environment_of(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     try:
         environment = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"cannot be read: {error}", where=str(file)) from None
     if not files.is_as_signed(environment):
         raise RunError("was changed since the run began", where=str(file))

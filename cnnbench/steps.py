@@ -38,12 +38,11 @@ def training_steps(
     Returns:
         A function of an iterator over batches, learning rates (steps,) float32 and how many of
         them to take. It returns, for each step, the sums over the batch of losses and of right
-        answers, and a sum of all gradients, which is not finite where one of them is not. It stops
-        after a step that has a loss or gradient that is not finite.
+        answers, and a sum of all weights, which is not finite where one of them is not. It stops
+        after a step that has a loss or leaves a weight that is not finite.
     """
     variables, batch_size = model.trainable_variables, recipe.data.batch_size
     replicas = strategy.num_replicas_in_sync
-    scaled = recipe.train.precision == "mixed_float16"
     l1, l2 = recipe.regularization.l1, recipe.regularization.l2
     weight = recipe.model.options().get("auxiliary_weight", 0.0)
 
@@ -59,13 +58,11 @@ def training_steps(
             if l1 or l2:
                 loss += penalty(variables, l1, l2) / replicas
             loss = optimizer.scale_loss(loss)
-        gradients = tape.gradient(loss, variables)
-        optimizer.apply(gradients, variables)
+        optimizer.apply(tape.gradient(loss, variables), variables)
         right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
-        # Finite if every gradient is. Scaled ones may overflow: such a step is left out.
-        known = [each for each in gradients if each is not None]
-        total = 0.0 if scaled else tf.add_n([tf.reduce_sum(each) for each in known])
-        return tf.reduce_sum(losses), tf.reduce_sum(right), tf.cast(total, tf.float32)
+        # Finite if each weight is, and so each gradient that was used.
+        total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
+        return tf.reduce_sum(losses), tf.reduce_sum(right), total
 
     run_step = tf.function(step, jit_compile=True) if xla else step
 

@@ -9,6 +9,9 @@ from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from cnnbench.errors import printable
 
 # Classes beyond so many are in eval.json alone.
 MAX_CLASSES = 20
@@ -116,9 +119,8 @@ def model(result: dict[str, Any]) -> Any:
             for s in result["stages"]
         ],
     )
-    return Group(
-        facts(result["facts"]), stages, *([result["recipe"]] if "recipe" in result else [])
-    )
+    recipe = [Text(printable(result["recipe"]))] if "recipe" in result else []
+    return Group(facts(result["facts"]), stages, *recipe)
 
 
 def parts(result: dict[str, Any]) -> Any:
@@ -185,7 +187,7 @@ def _cell(value: Any) -> str:
 
 def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(box=box.SIMPLE, show_header=columns is not None, pad_edge=False)
-    rows = [[escape(str(cell)) for cell in row] for row in rows]
+    rows = [[escape(printable(str(cell))) for cell in row] for row in rows]
     for i in range(len(rows[0]) if rows else 0):
         numbers = i > 0 and all(row[i][:1].isdigit() for row in rows) and columns is not None
         table.add_column(

@@ -26,7 +26,7 @@ from cnnbench.data.pipeline import (
     training_splits,
 )
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
-from cnnbench.lazy import tf
+from cnnbench.lazy import tensorflow_errors, tf
 from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer
@@ -234,12 +234,17 @@ class Trainer:
             notes += [f"damaged and set aside: {error}" for error in damaged]
             if saved is not None:
                 progress = self._restored(run, saved, rate)
+            elif (epochs := len(run.metrics())) > 1:  # the first epoch's checkpoint was written
+                raise RunError(
+                    f"no checkpoint is left of {epochs} epochs", where=str(run.checkpoints)
+                )
             else:
                 weights.start_from(self.network, recipe.model)
         if self.averaged is not None and progress.step == 0:
             self.averaged.set_weights(self.model.get_weights())
         run.write_metrics(progress.rows)
-        events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+        with tensorflow_errors(run.path / "tensorboard"):
+            events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         listener.started(run, self.total_steps, progress.step, notes)
         with signals.caught() as interrupted, checkpoint.Writer() as writer:
             session = _Session(run, rate, events, listener, writer, interrupted)
@@ -331,8 +336,8 @@ class Trainer:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
             raise
-        losses, right, gradients = (values.numpy() for values in found)
-        for what, values in (("the loss", losses), ("a gradient", gradients)):
+        losses, right, sums = (values.numpy() for values in found)
+        for what, values in (("the loss", losses), ("a weight", sums)):
             finite = np.isfinite(values)
             if not finite.all():
                 step = progress.step + int(np.argmin(finite))
@@ -386,7 +391,8 @@ class Trainer:
             session.writer.submit(checkpoint.save, session.run.best, best)
         progress.sums, progress.seconds = {}, 0.0
         session.writer.submit(session.run.write_metrics, list(progress.rows))
-        _write_events(session.events, row)
+        with tensorflow_errors(session.run.path / "tensorboard"):
+            _write_events(session.events, row)
         session.listener.epoch_ended(row)
 
     def _judge(self, validation: dict[str, float], progress: Progress) -> bool:
@@ -443,6 +449,7 @@ class Trainer:
     def _save(self, session: _Session, progress: Progress) -> None:
         progress.learning_rate = session.rate.state()
         folder = session.run.checkpoints / str(progress.step)
+        session.writer.wait()  # no more than one interval is ever lost
         with session.writer.counted():
             saved = Checkpoint(self._arrays(progress.step), asdict(progress))
         session.writer.submit(checkpoint.save, folder, saved)

@@ -19,6 +19,8 @@ from cnnbench import presets
 from cnnbench.errors import UsageError
 from cnnbench.parts import MODELS, ModelSpec
 
+# A file may be so much larger than four times the network: with an optimizer, or float64.
+MARGIN_BYTES = 64 * 1024**2
 # What the first Keras files of a network call the weights of a layer.
 OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
@@ -60,6 +62,11 @@ def load_published(
         )
     if not path.is_file():
         raise UsageError("there is no such file of weights", where=str(path))
+    most = MARGIN_BYTES + 16 * sum(math.prod(weight.shape) for weight in model.weights)
+    if (size := path.stat().st_size) > most:
+        raise UsageError(
+            f"a file of {size:,} bytes", where=str(path), allowed=f"{name} takes at most {most:,}"
+        )
     try:
         tensors = readers[path.suffix](path)
     except Exception as error:  # h5py and safetensors raise whatever they stumble on
@@ -245,7 +252,7 @@ def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
     """Reads the weights in a .h5 file of Keras 2 or of keras.applications, by "layer/weight"."""
     import h5py
 
-    tensors = {}
+    tensors, left = {}, path.stat().st_size
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         # The names of layers may hold slashes, and their order is that of the network.
@@ -257,7 +264,13 @@ def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
                     kind = new if kind.endswith(old) else kind
                 if kind == "depthwise_kernel" and "pointwise_kernel" not in kinds:
                     kind = "kernel"
-                tensors[f"{layer}/{kind}"] = root[layer][full][()]
+                found = root[layer][full]
+                # Keras stores arrays as they are, in the file itself, and each once.
+                inside = found.file.id == file.id and not (found.external or found.is_virtual)
+                left -= found.nbytes
+                if not inside or left < 0:
+                    raise ValueError(f"{layer}/{full} is not in the file as Keras stores arrays")
+                tensors[f"{layer}/{kind}"] = found[()]
     if not tensors:
         raise ValueError("there are no weights of Keras layers in it")
     return tensors

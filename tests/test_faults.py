@@ -1,7 +1,7 @@
 """Faults made on purpose, the short form; `make faults` makes all of them."""
 
 import pytest
-from faults import damage, disks, inputs, kills, refusals  # noqa: F401 - they register rows
+from faults import damage, disks, downloads, hostile, images, kills, records, refusals, syscalls  # noqa: F401 - they register rows
 from faults.harness import ROWS, score
 
 

@@ -177,7 +177,7 @@ def test_a_folder_with_something_in_it_is_not_trained_into(small, tmp_path):
 
 def test_divergence_stops_with_the_step(small, tmp_path):
     recipe = load_recipe(small, ("optimizer.lr=1e18", "schedule.warmup_epochs=0"))
-    with pytest.raises(DivergedError, match=r"(the loss|a gradient) is -?(nan|inf) at step \d"):
+    with pytest.raises(DivergedError, match=r"(the loss|a weight) is -?(nan|inf) at step \d"):
         train(recipe, run_dir=tmp_path / "run")
 
 
@@ -205,7 +205,7 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
     def poisoned(iterator, rates, count):
         calls.append(float(rates[0]))
         found = real(iterator, rates, count)
-        # The fourth and the sixth call meet a gradient that is none.
+        # The fourth and the sixth call leave a weight that is none.
         if len(calls) in (4, 6):
             return found[0], found[1], tf.constant([float("nan")] * len(rates))
         return found
@@ -216,7 +216,7 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
         trainer.fit(run, notes)
     assert calls[:8] == pytest.approx([0.05] * 4 + [0.025] * 2 + [0.0125] * 2)
     told = [text for text in notes.texts if "back to step" in text]
-    assert len(told) == 2 and "a gradient is nan at step 5: back to step 5" in told[0]
+    assert len(told) == 2 and "a weight is nan at step 5: back to step 5" in told[0]
     finished = json.loads((run.path / "finished.json").read_text())
     assert [each["reason"] for each in finished["rollbacks"]] == [
         text.partition(":")[0] for text in told
@@ -298,7 +298,7 @@ def test_weights_that_are_not_finite_are_never_kept(small, tmp_path, validation)
         f"data.validation={validation}",
     )  # fmt: skip
     recipe = load_recipe(small, tuple(s for s in settings if s != "schedule.name=constant"))
-    with pytest.raises(DivergedError, match="not finite at step 1"):
+    with pytest.raises(DivergedError, match=r"a weight is (nan|-?inf) at step 0"):
         train(recipe, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "best").exists()
     assert not (tmp_path / "run" / "finished.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,9 @@ from cnnbench.parts import DATASETS, DataSpec
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Shape = Annotated[list[Side], Field(min_length=3, max_length=3)]
+
+# Made-up images are held in memory.
+SYNTHETIC_BYTES = 8 * 1024**3
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -228,6 +232,11 @@ def synthetic(
     classes = data.classes or 10
     if shape[2] not in (1, 3):
         raise UsageError(f"data.shape of {shape[2]} channels", allowed="1 or 3")
+    if (size := examples * math.prod(shape)) > SYNTHETIC_BYTES:
+        raise UsageError(
+            f"data.examples of data.shape take {size:,} bytes",
+            allowed=f"at most {SYNTHETIC_BYTES:,}",
+        )
 
     def load(split: str) -> ArraySource:
         random = np.random.Generator(np.random.Philox(key={"train": 1, "test": 2}[split]))
@@ -265,5 +274,13 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
             and file.is_file()
         )
         for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and not entry.name.startswith(".") and _is_below(folder, entry.path)
     }
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Refuses a class that is a link to a folder above, which has the images in it again."""
+    above = folder.resolve()
+    if Path(name).resolve() in (above, *above.parents):
+        raise DataError("the class is a link to a folder above it", where=name)
+    return True

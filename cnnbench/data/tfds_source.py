@@ -20,11 +20,14 @@ from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.files import cache_folder
-from cnnbench.lazy import load, tf
+from cnnbench.lazy import load as load_tensorflow
+from cnnbench.lazy import tf
 
 # Images of one size that take at most so many bytes in all are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
 CONNECT_SECONDS = 4.0
+# Of a record, before its bytes: their number and a checksum.
+HEADER_BYTES = 12
 CATALOGUE = "see https://www.tensorflow.org/datasets/catalog"
 # Asked whether there is a network where a data set does not say whence it comes.
 CATALOGUE_HOST = "https://storage.googleapis.com"
@@ -46,12 +49,12 @@ class RecordSource:
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Reads one record and decodes its image."""
-        file, offset, size = (int(place) for place in self.places[index])
+        file, offset, _ = (int(place) for place in self.places[index])
         try:
-            with Path(self.files[file]).open("rb") as records:
-                record = os.pread(records.fileno(), size, offset)
-        except OSError as error:
-            raise DataError(f"cannot read: {error.strerror}", where=self.name(index)) from None
+            # TensorFlow's reader compares checksums.
+            record, _ = _reader(self.files[file]).read(offset - HEADER_BYTES)
+        except (OSError, IndexError, tf.errors.OpError) as error:
+            raise DataError(f"cannot read the record: {error}", where=self.name(index)) from None
         try:
             features = tf.train.Example.FromString(record).features.feature
             data = features[self.image_key].bytes_list.value[0]
@@ -114,7 +117,17 @@ def dataset(
     def load(split: str) -> Source:
         one_size = None not in (height, width)
         if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
-            return _arrays(builder, split, image_key, label_key, counts[split])
+            try:
+                return _arrays(builder, split, image_key, label_key, counts[split])
+            except DataError:
+                source = records(split)
+                for index in range(len(source)):
+                    source.read(index)  # raises at the record that is damaged, by its name
+                raise
+        return records(split)
+
+    def records(split: str) -> RecordSource:
+        load_tensorflow()  # here, for the threads that read would import it at the same time
         files, places = _places(builder, split)
         return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
 
@@ -226,7 +239,7 @@ def _keys(builder: Any) -> tuple[str, str]:
 
 
 def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int) -> ArraySource:
-    load()  # before TFDS does, and with less noise
+    load_tensorflow()  # before TFDS does, and with less noise
     import tensorflow_datasets as tfds
 
     raw = builder.as_dataset(
@@ -244,9 +257,14 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             pixels[position : position + size] = batch[image_key]
             labels[position : position + size] = batch[label_key]
             position += size
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, ValueError) as error:  # ValueError: there are more than `count`
         where = f"{builder.data_path}, split {split}, after example {position}"
-        raise DataError(f"the data set is damaged: {error.message[:200]}", where=where) from None
+        raise DataError(f"the data set is damaged: {str(error)[:200]}", where=where) from None
+    classes = builder.info.features[label_key].num_classes
+    if position == count and not np.all((labels >= 0) & (labels < classes)):
+        raise DataError(
+            "a label is out of range", where=str(builder.data_path), allowed=f"0 to {classes - 1}"
+        )
     if position != count:
         raise DataError(
             f"split {split!r} holds {position} examples of {count}", where=str(builder.data_path)
@@ -269,6 +287,9 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
         name = Path(file).name
         if name not in known:
             known[name] = _index(Path(file))
+        if len(known[name]) != instruction.examples_in_shard:
+            what = f"{len(known[name])} records of {instruction.examples_in_shard}"
+            raise DataError(f"the file holds {what}", where=file)
         part = known[name][instruction.skip :]
         part = part[: instruction.take] if instruction.take >= 0 else part
         places.append(np.column_stack([np.full(len(part), number), part]))
@@ -280,22 +301,33 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     return files, np.concatenate(places)
 
 
+def _reader(file: str) -> Any:
+    """Returns TensorFlow's reader of single records, which is not among what `tf` exports."""
+    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+
+    return tf_record_random_reader(file)
+
+
 def _index(file: Path) -> np.ndarray:
     """Returns (records, 2) int64, the offset and size of each record in a TFRecord file.
 
     Source: a record is its length (uint64), a checksum (uint32), the bytes, a checksum (uint32).
     """
     places: list[tuple[int, int]] = []
-    offset, end = 0, file.stat().st_size
-    with file.open("rb") as records:
+    try:
+        offset, end = 0, file.stat().st_size
+        records = file.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read: {error.strerror}", where=str(file)) from None
+    with records:
         while offset < end:
             header = os.pread(records.fileno(), 12, offset)
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
-            if offset + 12 + size + 4 > end:
+            if offset + HEADER_BYTES + size + 4 > end:
                 where = f"{file} at byte {offset}"
                 raise DataError(f"record {len(places)} is cut off", where=where)
-            places.append((offset + 12, size))
-            offset += 12 + size + 4
+            places.append((offset + HEADER_BYTES, size))
+            offset += HEADER_BYTES + size + 4
     return np.array(places, np.int64).reshape(-1, 2)
 
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 
-from . import damage, disks, inputs, kills, refusals  # noqa: F401 - they register rows
+from . import damage, disks, downloads, hostile, images, kills, records, refusals, syscalls  # noqa: F401 - they register rows
 from .harness import ROWS, score
 
 

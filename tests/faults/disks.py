@@ -1,4 +1,4 @@
-"""Disks that fail: a kill at any system call, no space, errors of the device, no permission."""
+"""Disks that fail: no space, errors of the device, no permission."""
 
 from __future__ import annotations
 
@@ -9,309 +9,30 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from cnnbench import checkpoint
 
-from cnnbench import checkpoint, files
-from cnnbench.checkpoint import Checkpoint
-
+from .checks import check, check_error, cnnbench, spread
 from .harness import Try, must_equal, outcome, read_all, row
+from .syscalls import (
+    NEW,
+    OLD,
+    RECIPE,
+    Call,
+    act,
+    calls_of,
+    check_goes_on,
+    make_run,
+    saved_steps,
+)
 
-ROOT = Path(__file__).parents[2]
-OLD, NEW = 2, 3
-CHILD = "from tests.faults import disks; disks.child()"
 # What changes files or their names; each also by its newer name.
 WRITES = "write|writev|pwrite64|pwritev|ftruncate|fallocate|copy_file_range|sendfile"
 RENAMES, FOLDERS = "rename|renameat|renameat2", "mkdir|mkdirat"
-RECIPE = """
-name: disk
-model: {name: lenet5}
-data: {name: digits, batch_size: 40, image_size: 32, limit: 300, validation: 100}
-optimizer: {name: momentum, lr: 0.01}
-train: {epochs: 3, checkpoint_every: 2}
-"""
-
-
-def spread(tries: Sequence[Try], count: int) -> Iterator[Try]:
-    """Yields so many of the tries, evenly spaced, or all if there are no more."""
-    count = min(count, len(tries))
-    yield from (tries[i * len(tries) // count] for i in range(count))
-
-
-def as_command(work: Callable[[], object]) -> None:
-    """Runs a function as a command of the tool, which ends the process as its own do."""
-    from cnnbench import cli
-
-    @cli.cli.command()
-    def fault() -> None:
-        work()
-
-    cli.main(["fault"])
-
-
-def check(holds: object, what: str) -> None:
-    """Raises if something does not hold."""
-    if not holds:
-        raise AssertionError(what)
-
-
-def check_error(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
-    """Raises unless a process ended with an exit code and one block of error with the words."""
-    check(done.returncode == code, f"exit code {done.returncode}, not {code}: {done.stderr[-600:]}")
-    check("Traceback" not in done.stderr, f"a traceback: {done.stderr[-600:]}")
-    blocks = len(re.findall("^error: ", done.stderr, re.MULTILINE))
-    check(blocks == 1, f"{blocks} errors: {done.stderr[-600:]}")
-    message = done.stderr.partition("error: ")[2]
-    for word in words:
-        check(word in message, f"{word!r} is not in {message[:600]!r}")
-
-
-# Light processes, traced
-
-
-def some(step: int) -> Checkpoint:
-    """A checkpoint whose every value is its step."""
-    arrays = {f"model/{i}/w": np.full((40, 100 + i), step, np.float32) for i in range(4)}
-    return Checkpoint(arrays, {"step": step})
-
-
-def make_run(folder: Path) -> None:
-    """Writes two checkpoints, the best weights, and what else a run directory has."""
-    from cnnbench import run as runs
-    from cnnbench.recipe import parse_recipe
-
-    found = runs.Run(folder, parse_recipe(RECIPE))
-    runs.begin(found, _facts(), {"onednn": True, "xla": False, "threads": None})
-    for step in (OLD - 1, OLD):
-        checkpoint.save(found.checkpoints / str(step), some(step))
-    checkpoint.save(found.best, some(OLD))
-    found.write_metrics([{"step": OLD}])
-
-
-def _facts() -> Any:
-    from cnnbench.run import DataFacts
-
-    return DataFacts(
-        name="digits",
-        fingerprint=None,
-        classes=["0", "1"],
-        stored_channels=1,
-        input_shape=[32, 32, 1],
-        color="grey",
-        mean=[0.5],
-        std=[0.5],
-    )
-
-
-def _save(folder: Path) -> Callable[[], object]:
-    new = some(NEW)
-
-    def work() -> None:  # in the order of the end of an epoch
-        checkpoint.save(folder / "best", new)
-        checkpoint.save(folder / "checkpoints" / str(NEW), new)
-        checkpoint.keep_last(folder / "checkpoints", 2)
-
-    return work
-
-
-def _load(folder: Path) -> Callable[[], object]:
-    return lambda: checkpoint.newest(folder / "checkpoints")
-
-
-def _open(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
-
-    return lambda: runs.open_run(folder)
-
-
-def _metrics(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
-
-    found = runs.open_run(folder)
-    return lambda: found.write_metrics([{"step": OLD}, {"step": NEW}])
-
-
-def _lock(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
-
-    found = runs.open_run(folder)
-
-    def work() -> None:
-        with found.locked():
-            pass
-
-    return work
-
-
-def _begin(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
-
-    recipe = runs.open_run(folder).recipe
-
-    def work() -> None:
-        with runs.new_run(folder / "another", recipe) as new:
-            runs.begin(new, _facts(), {"onednn": True, "xla": False, "threads": None})
-
-    return work
-
-
-ACTIONS = {
-    "save": _save,
-    "load": _load,
-    "open": _open,
-    "metrics": _metrics,
-    "lock": _lock,
-    "begin": _begin,
-}
-
-
-def child() -> None:
-    """Prepares an action, waits for a signal, so that a tracer can be attached, and does it."""
-    action, folder = sys.argv[1:]
-    work = ACTIONS[action](Path(folder))
-
-    def marked() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        os.write(1, b"ready\n")
-        signal.sigwait({signal.SIGUSR1})  # no call on a file, which would be counted
-        work()
-        os.write(1, b"done\n")
-
-    as_command(marked)
-
-
-def act(
-    action: str, folder: Path, *, inject: str | None = None, log: Path | None = None
-) -> subprocess.CompletedProcess:
-    """Does an action in a process of its own, under strace if asked to.
-
-    Args:
-        action: one of ACTIONS.
-        folder: a run directory.
-        inject: what strace is to do, as its `-e inject=` takes it.
-        log: where strace writes the calls on files.
-    """
-    command = [sys.executable, "-c", CHILD, action, str(folder)]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
-    )
-    assert process.stdout is not None
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        if process.stdout.readline() != "ready\n":
-            raise RuntimeError(f"the process did not begin: {process.communicate()[1]}")
-        if inject or log:
-            stack.enter_context(_traced(process.pid, inject, log))
-        process.send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
-@contextlib.contextmanager
-def _traced(pid: int, inject: str | None, log: Path | None) -> Iterator[None]:
-    if shutil.which("strace") is None:
-        raise RuntimeError("strace is not on this machine, and without it nothing is injected here")
-    names = inject.partition(":")[0] if inject else "%file,%desc"
-    options = ["-e", f"trace={names}", *(["-e", f"inject={inject}"] if inject else [])]
-    command = ["strace", "-f", *options, "-o", str(log or os.devnull), "-p", str(pid)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr is not None
-        if "attached" not in (line := tracer.stderr.readline()):
-            raise RuntimeError(f"strace cannot trace here: {line.strip()}")
-        yield
-
-
-@dataclass(frozen=True)
-class Call:
-    """A system call: its name, and how many of that name there were from the start, with it."""
-
-    name: str
-    count: int
-
-
-def calls(action: str, folder: Path) -> list[Call]:
-    """Returns the calls on files that an action makes, in their order."""
-    log = folder.with_name(f"{folder.name}.strace")
-    done = act(action, folder, log=log)
-    check(done.returncode == 0, f"the action failed by itself: {done.stderr}")
-    pid, _, _ = (text := log.read_text()).partition(" ")
-    # Of processes that it starts, strace counts the calls apart.
-    lines = [x for x in text.splitlines() if x.startswith(f"{pid} ") and " <... " not in x]
-    lines = [line for line in lines if re.match(r"\d+ +\w+\(", line)]
-    names = [line.split()[1].partition("(")[0] for line in lines]
-    last = next(i for i, line in enumerate(lines) if 'write(1, "done' in line)
-    found = [Call(name, names[: i + 1].count(name)) for i, name in enumerate(names)]
-    # Those on memory change no file.
-    return [call for call in found[:last] if call.name not in ("mmap", "munmap")]
-
-
-@functools.cache
-def _calls_of(action: str) -> tuple[Call, ...]:
-    with tempfile.TemporaryDirectory(prefix="cnnbench-calls-") as scratch:
-        folder = Path(scratch) / "run"
-        make_run(folder)
-        return tuple(calls(action, folder))
-
-
-def saved_steps(folder: Path) -> tuple[int, int]:
-    """Returns the steps of the best weights and of the newest checkpoint, all checked.
-
-    Raises:
-        AssertionError: an array or the newest checkpoint is not as it was saved.
-    """
-    files.recover(folder / "best")
-    newest, problems = checkpoint.newest(folder / "checkpoints")
-    check(not problems and newest is not None, f"damaged: {problems}")
-    found = checkpoint.load(folder / "best"), newest
-    for one in found:
-        assert one is not None
-        expected = some(one.state["step"]).arrays
-        check(one.arrays.keys() == expected.keys(), "other arrays")
-        check(all(np.array_equal(one.arrays[k], expected[k]) for k in expected), "other values")
-    best, last = (one.state["step"] for one in found if one is not None)
-    return best, last
-
-
-def check_goes_on(folder: Path) -> None:
-    """Raises unless the next save works and leaves nothing behind but what it should."""
-    checkpoint.save(folder / "best", some(NEW + 1))
-    checkpoint.save(folder / "checkpoints" / str(NEW + 1), some(NEW + 1))
-    checkpoint.keep_last(folder / "checkpoints", 1)
-    check(saved_steps(folder) == (NEW + 1, NEW + 1), "the next save is not there")
-    left = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    check(left == [str(NEW + 1)], f"left behind: {left}")
-    left = [path.name for path in folder.glob(".best*")]
-    check(not left, f"left behind: {left}")
-
-
-@row(3, "killed at every system call of save and rotate: the old or the new is whole", full=200)
-def kills(count: int) -> Iterator[Try]:
-    """A kill before each call on files, and after the last."""
-
-    def attempt(call: Call, folder: Path, _: random.Random) -> None:
-        run = folder / "run"
-        make_run(run)
-        done = act("save", run, inject=f"{call.name}:signal=KILL:when={call.count}")
-        check(done.returncode == -9, f"not killed at {call}: {done.returncode} {done.stderr}")
-        best, last = saved_steps(run)
-        check({best, last} <= {OLD, NEW} and last <= best, f"best {best}, newest {last} at {call}")
-        check_goes_on(run)
-
-    tries: list[Try] = [functools.partial(attempt, call) for call in _calls_of("save")]
-    yield from spread(tries, len(tries) if count >= 200 else count)
-
-
-# Small disks
 
 
 class Disk:
@@ -367,16 +88,6 @@ def small_disk(folder: Path, megabytes: int = 64) -> Iterator[Disk]:
             yield disk
         finally:
             holder.kill()
-
-
-def cnnbench(
-    *arguments: object, before: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess:
-    """Runs the command line as its own process."""
-    command = [*before, sys.executable, "-m", "cnnbench", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=300
-    )
 
 
 @functools.cache
@@ -508,7 +219,7 @@ def refused(action: str, call: Call, error: str, folder: Path, _: random.Random)
 
 def _pick(action: str, names: str, share: float) -> Call:
     """Returns the call that is at a share of an action's calls of some names."""
-    found = [call for call in _calls_of(action) if re.fullmatch(names, call.name)]
+    found = [call for call in calls_of(action) if re.fullmatch(names, call.name)]
     return found[round(share * (len(found) - 1))]
 
 
