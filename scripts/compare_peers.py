@@ -23,6 +23,7 @@ from cnnbench.run import machine, versions
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 
 TIMEOUT_S = 900.0
+PRODUCTS = "matrix products"
 # Where a step takes longer, two rounds have to do.
 SLOW_S = 20.0
 
@@ -120,6 +121,7 @@ def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
             tuning.training_steps, dumped, settings, environment=settings.environment()
         ),
         "stock Keras": Worker(benchmark.stock_training, dumped),
+        PRODUCTS: Worker(benchmark.matrix_products),
     }
     if importlib.util.find_spec("timm"):
         workers["PyTorch eager"] = Worker(torch_training, case, classes, False)
@@ -141,6 +143,16 @@ def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
             worker.close()
 
 
+def share_of_peak(case: Case, seconds: list[float], products: list[float]) -> float:
+    """Returns what a step computes in a second, as a share of what a matrix product does."""
+    with Worker(benchmark.counting, recipe_of(case).dump()) as worker:
+        worker.ready(TIMEOUT_S)
+        # A multiply-accumulate is two operations, and the backward pass twice the forward one.
+        flops = 6 * case.batch * worker.round(TIMEOUT_S)
+    peak = 2 * benchmark.MATRIX_SIDE**3
+    return statistics.median(flops / s / (peak / p) for s, p in zip(seconds, products, strict=True))
+
+
 def main() -> None:
     """Prints a block a network, and the geometric means of the ratios."""
     parser = argparse.ArgumentParser(
@@ -158,8 +170,10 @@ def main() -> None:
         if arguments.networks and case.model not in arguments.networks:
             continue
         seconds = compare(case, arguments.rounds, arguments.compiled)
-        print(f"{case.model} @{case.size}, batch {case.batch}")
+        products = seconds.pop(PRODUCTS)
         own, *others = seconds
+        share = share_of_peak(case, seconds[own], products)
+        print(f"{case.model} @{case.size}, batch {case.batch}: {share:.0%} of the peak")
         for name, times in seconds.items():
             rates = [case.batch / s for s in times]
             line = f"  {name:24} {statistics.median(rates):8.1f} images/s"
