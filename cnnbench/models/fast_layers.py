@@ -64,12 +64,13 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FastConv2D(keras.layers.Conv2D):
-    """Keras's layer, computed on a CPU as matrix products where its kernel is one pixel or grouped.
+    """Keras's layer, computed on a CPU by products of matrices or in groups where that is faster.
 
-    A product of matrices needs none of a convolution's preparations. TensorFlow has no gradient of
-    grouped convolutions on a CPU, so Keras compiles each by XLA, and its code is many times slower:
-    here they are dense convolutions of one or a few groups. Narrow groups are joined, with zeros
-    between them, for a convolution of a few channels wastes more. GPUs have kernels for all.
+    For a kernel of one pixel, a product of matrices needs none of a convolution's preparations.
+    TensorFlow has no gradient of grouped convolutions on a CPU, so Keras compiles each by XLA, and
+    its code is many times slower: here they are dense convolutions of one or a few groups. Narrow
+    groups are joined, with zeros between them, for a convolution of a few channels wastes more.
+    GPUs have kernels for all.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
@@ -80,10 +81,7 @@ class FastConv2D(keras.layers.Conv2D):
         kernel = tf.convert_to_tensor(kernel)
         if self.groups > 1:
             return self._convolve_groups(inputs, kernel)
-        if self.kernel_size == (1, 1):
-            rows, columns = self.strides
-            if self.strides != (1, 1):
-                inputs = inputs[:, ::rows, ::columns]
+        if self.kernel_size == (1, 1) and self.strides == (1, 1):
             return tf.tensordot(inputs, tf.reshape(kernel, kernel.shape[2:]), 1)
         return super().convolution_op(inputs, kernel)
 
