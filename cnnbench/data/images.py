@@ -48,8 +48,7 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
             return _array(ImageOps.exif_transpose(image), channels)
     except BadImageError:
         raise
-    # Pillow's decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, …
-    except Exception as error:
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImageError(f"cannot decode the image: {error}", where=name) from None
 
 
