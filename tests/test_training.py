@@ -449,3 +449,31 @@ def test_resnet20_learns_cifar10(cifar10, tmp_path):
     recipe = load_recipe(path, ("train.epochs=3",))
     run = train(recipe, run_dir=tmp_path / "run", access=Access(cifar10))
     assert evaluate(run)["top1"] >= 0.60
+
+
+KEPT_MEMORY = """
+import resource, sys
+from pathlib import Path
+from cnnbench import load_recipe
+from cnnbench.data.datasets import Access
+from cnnbench.runtime import Settings
+from cnnbench.training import Trainer
+
+trainer = Trainer(load_recipe(Path(sys.argv[1])), Access(), Settings())
+iterator = iter(trainer.stream.dataset(0))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        next(iterator)
+        b"x" * 80_000_000  # about 20,000 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc alone")
+def test_freed_memory_is_kept_for_the_next_step(small):
+    command = [sys.executable, "-c", KEPT_MEMORY, str(small)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) < 5000
