@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from cnnbench.errors import DataError, UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.models import build_model
 from cnnbench.models.complexity import count_macs
-from cnnbench.parts import AUGMENTATIONS, OPTIMIZERS
+from cnnbench.parts import OPTIMIZERS, kind_of
 from cnnbench.recipe import Recipe, input_shape, parse_recipe
 from cnnbench.run import machine, versions
 from cnnbench.runtime import Settings
@@ -54,7 +55,7 @@ def bench(
     Args:
         recipes: what to measure. Training and inference run on made-up images of their size.
         mode: "train": training steps; "infer": the network's answers, by batch size; "data":
-            reading and augmenting the training images alone.
+            reading and augmenting the training images alone, and how long training waits for it.
         rounds: of each measurement.
         tune: whether the fastest settings are looked for first, where they are not known.
         compare_stock: whether the same network in Keras's own `fit` takes turns with the training.
@@ -148,12 +149,12 @@ def _bench_inference(recipe: Recipe, peak: float, rounds: int) -> list[dict[str,
 
 def _bench_data(recipe: Recipe, rounds: int, access: Access) -> dict[str, Any]:
     """Measures the pipeline whole, without any augmentation, and without each one."""
-    names = [spec.name for spec in recipe.augment]
-    kept = {"all": recipe.augment, "none": [s for s in recipe.augment if _is_crop(s.name)]}
+    crops = [spec for spec in recipe.augment if kind_of(spec) == "crop"]
+    kept = {"all": recipe.augment, "none": crops}
     kept |= {
-        f"without {name}": [*recipe.augment[:i], *recipe.augment[i + 1 :]]
-        for i, name in enumerate(names)
-        if not _is_crop(name)
+        f"without {spec.name}": [*recipe.augment[:i], *recipe.augment[i + 1 :]]
+        for i, spec in enumerate(recipe.augment)
+        if spec not in crops
     }
     variants = {key: recipe.model_copy(update={"augment": list(a)}) for key, a in kept.items()}
     with contextlib.ExitStack() as stack:
@@ -171,7 +172,11 @@ def _bench_data(recipe: Recipe, rounds: int, access: Access) -> dict[str, Any]:
     batch = recipe.data.batch_size
     row = _row(recipe, "data", batch, measured[0], 0, 1.0)
     del row["gflops_per_s"], row["share_of_peak"]
+    with tempfile.TemporaryDirectory() as folder:
+        training = profile(recipe, Path(folder), access)
     return row | {
+        "training_images_per_s": round(training["steps"] * batch / training["seconds"], 1),
+        "waiting_for_data": training["waiting_for_data"],
         "without_augmentation_images_per_s": round(batch / median["none"], 1),
         "augmentation_us_per_image": {
             key.removeprefix("without "): round((median["all"] - value) / batch * 1e6, 2)
@@ -299,7 +304,8 @@ def reading(dumped: str, access: Access) -> Round:
     dataset = open_dataset(recipe.data, access)
     examples = training_splits(dataset, recipe.data).train
     size = input_shape(recipe.data, dataset.shape)[:2]
-    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed)
+    classes = len(dataset.classes)
+    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, classes)
     batches = iter(stream.dataset(0))
 
     def read(count: int) -> float:
@@ -406,10 +412,6 @@ def _events(folder: Path) -> Iterator[tuple[str, float]]:
                 is_operation = colon and kind.isidentifier() and not name.endswith(":")
                 if is_operation and kind not in ("While", "PartitionedCall"):
                     yield kind, event.duration_ps / 1e12
-
-
-def _is_crop(name: str) -> bool:
-    return bool(AUGMENTATIONS.get(name).facts.get("per_image"))
 
 
 def _shape(recipe: Recipe) -> tuple[int, int, int]:

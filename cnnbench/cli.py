@@ -217,9 +217,28 @@ def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
 @click.argument("recipe_or_model")
 @click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the stages: a .png file.")
+@click.option(
+    "--augmented",
+    type=click.Path(path_type=Path),
+    help="Draw training images as the network of a recipe sees them: a .png file.",
+)
+@data_dir
 @as_json
-def show(recipe_or_model: str, overrides: Sequence[str], plot: Path | None, as_json: bool) -> None:
+def show(
+    recipe_or_model: str,
+    overrides: Sequence[str],
+    plot: Path | None,
+    augmented: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
     """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
+    if augmented is not None:
+        from cnnbench import plots
+        from cnnbench.recipe import load_recipe
+
+        recipe = load_recipe(find_recipe(Path(recipe_or_model)), tuple(overrides))
+        plots.augmented(recipe, augmented, _access(data_dir))
     result = _describe(recipe_or_model, tuple(overrides))
     if plot is not None:
         from cnnbench import plots

@@ -63,6 +63,7 @@ class ScheduleSpec(Spec):
 MODELS = Registry("model", "cnnbench.models", ModelSpec)
 DATASETS = Registry("data set", "cnnbench.data.datasets", DataSpec)
 AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
+AugmentationKind = Literal["crop", "image", "batch", "mix"]
 LOSSES = Registry("loss", "cnnbench.tasks.classification")
 OPTIMIZERS = Registry("optimizer", "cnnbench.optim")
 SCHEDULES = Registry("schedule", "cnnbench.schedules", ScheduleSpec)
@@ -78,6 +79,7 @@ def add_model(
     min_size: int | Callable[[dict[str, Any]], int],
     native: tuple[int, int, int] = (224, 224, 3),
     classes: int = 1000,
+    from_images: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Registers a network with what is known of it without building it.
 
@@ -90,6 +92,8 @@ def add_model(
         min_size: the least height and width in pixels, or a function of the options that tells.
         native: (height, width, channels) of the images it was made for.
         classes: of the data set it was made for.
+        from_images: sets the weights of a new network that come from normalised training images,
+            (images, height, width, channels) float32.
     """
     params, macs = counts
     MODELS.add(
@@ -102,6 +106,7 @@ def add_model(
         native=native,
         native_classes=classes,
         min_size=min_size,
+        from_images=from_images,
     )
 
 
@@ -109,3 +114,9 @@ def min_size(model: Spec) -> int:
     """Returns the least image height and width in pixels that a model takes."""
     least = MODELS.get(model.name).facts["min_size"]
     return least(model.options()) if callable(least) else least
+
+
+def kind_of(augmentation: Spec) -> AugmentationKind:
+    """Returns what an augmentation works on; cnnbench.data.augment tells of the kinds."""
+    kind: AugmentationKind = AUGMENTATIONS.get(augmentation.name).facts.get("kind", "batch")
+    return kind

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from cnnbench import files
+from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.data.pipeline import TrainingStream, training_splits
 from cnnbench.errors import UsageError
+from cnnbench.recipe import Recipe, input_shape
+
+# Of the grid of augmented images: rows, pixels that a cell has at least, and pixels between cells.
+GRID_ROWS, CELL, GAP = 8, 64, 2
 
 
 def stages(result: dict[str, Any], path: Path) -> None:
@@ -20,8 +30,7 @@ def stages(result: dict[str, Any], path: Path) -> None:
         UsageError: the file's name does not end in .png.
         RunError: it cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"cannot draw {path.name!r}", allowed="a file .png")
+    _must_be_png(path)
     from matplotlib.figure import Figure
 
     facts, rows = result["facts"], result["stages"]
@@ -49,3 +58,55 @@ def stages(result: dict[str, Any], path: Path) -> None:
     figure.suptitle(facts.get("recipe") or facts["model"])
     with files.new_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
+
+
+def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> None:
+    """Draws a grid of training images: a row each, as stored and as augmented in some epochs.
+
+    What is drawn is what the network is given in these epochs, before normalisation.
+
+    Args:
+        recipe: what would be trained.
+        path: of the PNG file.
+        access: where data sets lie.
+        epochs: how many, from the first; the columns after that of the stored images.
+
+    Raises:
+        UsageError: the file's name does not end in .png, or the recipe does not fit the data.
+        DataError: the data set is not there.
+        RunError: the file cannot be written.
+    """
+    _must_be_png(path)
+    dataset = open_dataset(recipe.data, access)
+    examples = training_splits(dataset, recipe.data).train
+    size, classes = input_shape(recipe.data, dataset.shape)[:2], len(dataset.classes)
+    stored = TrainingStream(examples, recipe.data, size, [], recipe.seed, classes)
+    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, classes)
+    _, positions = stream.positions(0)
+    columns = [stored.batch(positions, 0)[0]]
+    for epoch in range(epochs):
+        images, labels = stream.batch(positions, epoch)
+        step = np.int64(epoch * stream.steps_per_epoch)
+        images, _ = stream.augmented(images, labels, positions.astype(np.int64), step)
+        columns.append(np.asarray(images))
+    cells = np.stack([column[:GRID_ROWS] for column in columns], axis=1)
+    with files.new_file(path) as partial:
+        _grid(cells).save(partial, format="PNG")
+
+
+def _grid(cells: np.ndarray) -> Image.Image:
+    """Returns (rows, columns, height, width, channels) uint8 as one picture, enlarged if small."""
+    scale = math.ceil(CELL / min(cells.shape[2:4]))
+    cells = cells.repeat(scale, 2).repeat(scale, 3)
+    if cells.shape[-1] == 1:
+        cells = cells.repeat(3, -1)
+    gaps = ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0))
+    cells = np.pad(cells, gaps, constant_values=255)
+    rows, columns, height, width, channels = cells.shape
+    picture = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return Image.fromarray(picture)
+
+
+def _must_be_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"cannot draw {path.name!r}", allowed="a file .png")

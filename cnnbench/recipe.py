@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -20,6 +21,7 @@ from cnnbench.parts import (
     DataSpec,
     ModelSpec,
     ScheduleSpec,
+    kind_of,
     min_size,
 )
 from cnnbench.presets import PRESETS
@@ -213,7 +215,8 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
     """Yields what is wrong between sections that are each right."""
 
     def problem(path: str, what: str, allowed: str | None = None) -> Problem:
-        return Problem(tree.at(tuple(path.split("."))).where, f"{path}: {what}", allowed)
+        keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+        return Problem(tree.at(keys).where, f"{path}: {what}", allowed)
 
     data, train = recipe.data, recipe.train
     if weights := recipe.model.weights:
@@ -264,6 +267,7 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
             f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
             "less than the training takes",
         )
+    yield from _unfit_augmentations(recipe, problem)
     if data.resize_short and not data.image_size:
         yield problem("data.resize_short", "given without data.image_size", "give both or neither")
     if not data.validation and not facts.get("own_validation"):
@@ -273,6 +277,19 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
         ):
             if used:
                 yield problem(path, "needs a validation split", "set data.validation above 0")
+
+
+def _unfit_augmentations(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    kinds = [kind_of(spec) for spec in recipe.augment]
+    hard = LOSSES.get(recipe.loss.name).facts.get("hard_labels")
+    for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
+        path = f"augment.{i}"
+        if kind == "crop" and any(before != "crop" for before in kinds[:i]):
+            yield problem(path, f"{spec.name} changes the size", "before all that keep it")
+        if kind == "mix" and hard:
+            what = f"{spec.name} makes shares of classes, which loss {recipe.loss.name} cannot take"
+            soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
+            yield problem(path, what, f"loss {' or '.join(soft)}")
 
 
 def _either(presets: list[str]) -> str:

@@ -50,7 +50,8 @@ def training_steps(
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(model(prepare(images), training=True))
             logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
-            hot = tf.one_hot(labels, classes)
+            # Where images are mixed, labels are shares of the classes already.
+            hot = labels if labels.dtype.is_floating else tf.one_hot(labels, classes)
             losses = LOSSES.build(recipe.loss, logits, hot)
             loss = tf.reduce_sum(losses) / batch_size
             for other in auxiliary:
@@ -59,7 +60,7 @@ def training_steps(
                 loss += penalty(variables, l1, l2) / replicas
             loss = optimizer.scale_loss(loss)
         optimizer.apply(tape.gradient(loss, variables), variables)
-        right = tf.cast(in_top_k(logits, labels, 1), tf.float32)
+        right = tf.cast(in_top_k(logits, tf.argmax(hot, 1), 1), tf.float32)
         # Finite if each weight is, and so each gradient that was used.
         total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
         return tf.reduce_sum(losses), tf.reduce_sum(right), total

@@ -30,13 +30,15 @@ from cnnbench.lazy import tensorflow_errors, tf
 from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer
-from cnnbench.parts import SCHEDULES
+from cnnbench.parts import MODELS, SCHEDULES
 from cnnbench.recipe import Recipe, Train, input_shape
 from cnnbench.run import DataFacts, Run, begin, new_run
 from cnnbench.runtime import Choice, Settings
 from cnnbench.schedules import LearningRate
 
 KEPT_CHECKPOINTS = 2
+# What a network's first weights are computed from, where they come from images.
+INITIAL_IMAGES = 5000
 # Under `on_nan: rollback`: how often, and what each time multiplies the learning rate.
 ROLLBACKS = 3
 ROLLBACK_FACTOR = 0.5
@@ -101,7 +103,7 @@ def train(
     runtime.apply(choice.settings)
     with new_run(run_dir, recipe) as run:
         trainer = Trainer(recipe, access or Access(), choice.settings)
-        weights.start_from(trainer.network, recipe.model)
+        trainer.initialize()
         begin(run, trainer.about_data(), choice.about() | {"replicas": trainer.replicas})
         return trainer.fit(run, listener or Silence())
 
@@ -152,7 +154,10 @@ class Trainer:
         self.examples, self.validation = splits.train, splits.validation
         self.skipped = splits.skipped + splits.skipped_in_validation
         size = self.shape[:2]
-        self.stream = TrainingStream(self.examples, recipe.data, size, recipe.augment, recipe.seed)
+        classes = len(self.data.classes)
+        self.stream = TrainingStream(
+            self.examples, recipe.data, size, recipe.augment, recipe.seed, classes
+        )
         self.total_steps = total_steps(
             recipe.train, self.stream.steps_per_epoch, recipe.data.batch_size
         )
@@ -178,7 +183,6 @@ class Trainer:
             )
         self.replicas: int = self.strategy.num_replicas_in_sync
         self.preprocess = preprocess(self.data, recipe.data)
-        classes = len(self.data.classes)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
             self.model = build_model(recipe.model, self.shape, classes, auxiliary=True)
             self.network = without_auxiliary(self.model)
@@ -203,6 +207,16 @@ class Trainer:
         )
         network = self.network if self.averaged is None else without_auxiliary(self.averaged)
         self._evaluate_batch = steps.evaluation_step(recipe, network, self.preprocess, classes)
+
+    def initialize(self) -> None:
+        """Gives the network the weights that are not random: published ones, or of the images."""
+        model, data = self.recipe.model, self.recipe.data
+        weights.start_from(self.network, model)
+        from_images = MODELS.get(model.name).facts.get("from_images")
+        if from_images and not model.weights:
+            some = self.examples.take(slice(INITIAL_IMAGES))
+            ((images, *_),) = evaluation_batches(some, data, self.shape[:2], len(some))
+            from_images(self.network, self.preprocess(images).numpy())
 
     def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
@@ -239,7 +253,7 @@ class Trainer:
                     f"no checkpoint is left of {epochs} epochs", where=str(run.checkpoints)
                 )
             else:
-                weights.start_from(self.network, recipe.model)
+                self.initialize()
         if self.averaged is not None and progress.step == 0:
             self.averaged.set_weights(self.model.get_weights())
         run.write_metrics(progress.rows)

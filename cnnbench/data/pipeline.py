@@ -2,7 +2,7 @@
 
 What training sees at a step is a function of (seed, step) alone: the order of an epoch is a
 permutation drawn from (seed, epoch), and every augmentation draws from (seed, its place in the
-recipe, step). So resuming is starting the stream at a later step.
+recipe, step, and place in the batch). So resuming is starting the stream at a later step.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from __future__ import annotations
 import collections
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from cnnbench.data import images as geometry
+from cnnbench.data.augment import Draw
 from cnnbench.data.examples import ArraySource, Dataset, Examples
 from cnnbench.data.images import BadImageError
 from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
 from cnnbench.errors import CnnbenchError, DataError, UsageError
 from cnnbench.lazy import tf
-from cnnbench.parts import AUGMENTATIONS, DataSpec
+from cnnbench.parts import AUGMENTATIONS, DataSpec, kind_of
 from cnnbench.registry import Spec
 
 # Batches that are read ahead while the network works.
@@ -142,8 +143,9 @@ class TrainingStream:
         examples: Examples,
         data: DataSpec,
         size: tuple[int, int],
-        augment: Iterable[Spec],
+        augment: Sequence[Spec],
         seed: int,
+        classes: int,
     ):
         if len(examples) < data.batch_size:
             raise UsageError(
@@ -152,10 +154,11 @@ class TrainingStream:
             )
         self.steps_per_epoch = len(examples) // data.batch_size
         self.failure: CnnbenchError | None = None
-        self._batch_size, self._seed = data.batch_size, seed
-        per_image = [s for s in augment if AUGMENTATIONS.get(s.name).facts.get("per_image")]
-        self._per_batch = [s for s in augment if s not in per_image]
-        self._read = _reader(examples, data, size, per_image, seed)
+        self._batch_size, self._seed, self._classes = data.batch_size, seed, classes
+        crops = [spec for spec in augment if kind_of(spec) == "crop"]
+        self._augment = [spec for spec in augment if spec not in crops]
+        self._mixes = any(kind_of(spec) == "mix" for spec in augment)
+        self._read = _reader(examples, data, size, crops, seed)
         channels = self._read(np.zeros(1, int), 0)()[0].shape[-1]
         self._shape = (data.batch_size, *size, channels)
         self._permutation = lru_cache(maxsize=2)(
@@ -163,46 +166,88 @@ class TrainingStream:
         )
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
-        """Returns (images uint8, labels int32) of every step from `first_step` on."""
+        """Returns (images uint8, labels) of every step from `first_step` on.
+
+        Labels are (batch,) int32 or, where the recipe mixes images, (batch, classes) float32.
+        """
         # No data set of a generator: TensorFlow then has the C library give back every freed block
         # of memory at once, and each training step asks for all of them again.
-        read, types = self._reading(), (tf.uint8, tf.int32)
+        read, types = self._reading(), (tf.uint8, tf.int32, tf.int64)
 
-        def batch(step: Any) -> tuple[Any, Any, Any]:
-            images, labels = tf.numpy_function(read, [step], types)
+        def batch(step: Any) -> tuple[Any, ...]:
+            images, labels, positions = tf.numpy_function(read, [step], types)
             images.set_shape(self._shape)
-            labels.set_shape(self._shape[:1])
-            return images, labels, step
+            for each in (labels, positions):
+                each.set_shape(self._shape[:1])
+            return images, labels, positions, step
 
         steps = tf.data.Dataset.range(first_step, tf.int64.max)
-        batches = steps.map(batch).map(self._augment, tf.data.AUTOTUNE, deterministic=True)
+        batches = steps.map(batch).map(self.augmented, tf.data.AUTOTUNE, deterministic=True)
         return batches.prefetch(AHEAD)
 
-    def _reading(self) -> Callable[[int], Batch]:
-        """Returns a function that reads the batch of a step, and starts with those after it."""
-        pending: collections.deque[tuple[int, Callable[[], Batch]]] = collections.deque()
+    def positions(self, step: int) -> tuple[int, np.ndarray]:
+        """Returns the epoch of a step, and which of the training examples its batch has."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        start = batch * self._batch_size
+        return epoch, self._permutation(epoch)[start : start + self._batch_size]
 
-        def read(step: int) -> Batch:
+    def batch(self, positions: np.ndarray, epoch: int) -> Batch:
+        """Reads some training examples, cropped as in an epoch but not augmented."""
+        return self._read(positions, epoch)()
+
+    def augmented(self, images: Any, labels: Any, positions: Any, step: Any) -> tuple[Any, Any]:
+        """Augments a batch as at a step, after any crop; see `dataset`."""
+        if self._mixes:
+            labels = tf.one_hot(labels, self._classes)
+        for place, spec in enumerate(self._augment):
+            kind = kind_of(spec)
+            if kind == "image":
+                work = partial(self._one_by_one, spec, place)
+                images = tf.ensure_shape(
+                    tf.numpy_function(work, [images, step], tf.uint8), self._shape
+                )
+                continue
+            key = int(_random(self._seed, 2**32 + place).integers(2**62))
+            seed = tf.stack([tf.constant(key, tf.int64), step])
+            draw = Draw(seed, key, positions, step // self.steps_per_epoch)
+            if kind == "mix":
+                images, labels = AUGMENTATIONS.build(spec, images, labels, draw)
+            else:
+                images = AUGMENTATIONS.build(spec, images, draw)
+        return images, labels
+
+    def _one_by_one(self, spec: Spec, place: int, images: np.ndarray, step: int) -> np.ndarray:
+        """Augments each image of a batch by itself."""
+        randoms = (_random(self._seed, 2**34 + place, int(step), i) for i in range(len(images)))
+        entry, options = AUGMENTATIONS.get(spec.name), spec.options()
+        changed = (
+            entry.build(image, random, **options)
+            for image, random in zip(images, randoms, strict=False)
+        )
+        return np.stack(list(changed))
+
+    def _reading(self) -> Callable[[int], tuple[np.ndarray, ...]]:
+        """Returns a function that reads the batch of a step, and starts with those after it.
+
+        It returns the images, labels and positions of the examples, int64.
+        """
+        pending: collections.deque[tuple[int, np.ndarray, Callable[[], Batch]]]
+        pending = collections.deque()
+
+        def read(step: int) -> tuple[np.ndarray, ...]:
             if pending and pending[0][0] != step:  # the data set is gone through once more
                 pending.clear()
             for following in range(step + len(pending), step + AHEAD):
-                epoch, batch = divmod(following, self.steps_per_epoch)
-                start = batch * self._batch_size
-                positions = self._permutation(epoch)[start : start + self._batch_size]
-                pending.append((following, self._read(positions, epoch)))
+                epoch, positions = self.positions(following)
+                pending.append((following, positions, self._read(positions, epoch)))
+            _, positions, wait = pending.popleft()
             try:
-                return pending.popleft()[1]()
+                return *wait(), positions.astype(np.int64)
             except CnnbenchError as error:  # TensorFlow would pass on its text alone
                 self.failure = error
                 raise
 
         return read
-
-    def _augment(self, images: Any, labels: Any, step: Any) -> tuple[Any, Any]:
-        for place, spec in enumerate(self._per_batch):
-            key = int(_random(self._seed, 2**32 + place).integers(2**62))
-            images = AUGMENTATIONS.build(spec, images, tf.stack([tf.constant(key, tf.int64), step]))
-        return images, labels
 
 
 def evaluation_batches(

@@ -9,6 +9,7 @@ from typing import Any
 from cnnbench.errors import UsageError
 from cnnbench.lazy import keras
 from cnnbench.models import (
+    airbench,
     alexnet,
     densenet,
     efficientnet,
@@ -28,6 +29,7 @@ from cnnbench.parts import MODELS, min_size
 from cnnbench.registry import Spec
 
 __all__ = [
+    "airbench",
     "alexnet",
     "build_model",
     "densenet",

@@ -117,13 +117,16 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
     return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x)
 
 
-def norm(x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Any:
+def norm(
+    x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9, scale: bool = True
+) -> Any:
     """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
     from cnnbench.models.fast_layers import FusedBatchNormalization
 
     return FusedBatchNormalization(
         momentum=momentum,
         epsilon=epsilon,
+        scale=scale,
         synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
         name=name,
     )(x)

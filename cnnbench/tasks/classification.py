@@ -48,7 +48,7 @@ def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing
     return tf.reduce_mean(losses, axis=-1)
 
 
-@LOSSES.register("focal", probabilities="sigmoid")
+@LOSSES.register("focal", probabilities="sigmoid", hard_labels=True)
 def focal(
     logits: Any,
     labels: Any,

@@ -1,0 +1,98 @@
+"""The network of airbench94: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from cnnbench.lazy import keras
+from cnnbench.models._layers import Activation, activate, norm
+from cnnbench.parts import add_model
+
+# Filters of the three stages, section 3.1.
+WIDTHS = (64, 256, 256)
+# Added to the variance of a direction among the patches, so that noise is not blown up.
+WHITENING_EPSILON = 5e-4
+
+
+def airbench(
+    name: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0,
+    activation: Activation = "gelu",
+) -> keras.Model:
+    """A whitening convolution, and three stages of two convolutions, the first of them pooled.
+
+    The first kernel, of 2x2 pixels, is not trained: `whiten` computes it from training images. The
+    other kernels begin as identities for as many filters as there are channels (dirac, section
+    3.3), norms learn no scale, and the logits no bias. Deviations: the epsilon of the norms is
+    1e-5, and the bias of the first convolution is trained to the end.
+    """
+    x = inputs = keras.Input(input_shape, name="images")
+    filters = 2 * 2 * 2 * input_shape[-1]
+    whitening = keras.layers.Conv2D(filters, 2, name="stem_whiten")
+    x = activate(whitening(x), activation, "stem_act")
+    whitening.kernel.trainable = False
+    for stage, base in enumerate(WIDTHS, start=1):
+        filters = max(1, round(width * base))
+        for i in (1, 2):
+            x = _identity_conv(x, filters, f"stage{stage}_conv{i}")
+            if i == 1:
+                x = keras.layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
+            x = norm(x, f"stage{stage}_norm{i}", momentum=0.6, scale=False)
+            x = activate(x, activation, f"stage{stage}_act{i}")
+    x = keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
+    x = keras.layers.Rescaling(1 / 9, name="head_scale")(x)
+    x = keras.layers.Dense(classes, use_bias=False, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, x, name=name)
+
+
+def whiten(model: Any, images: np.ndarray) -> None:
+    """Has the first convolution give uncorrelated outputs of variance 1, and their negatives.
+
+    Section 3.2: the eigenvectors of the patches' second moments, each over the root of its value.
+
+    Args:
+        model: from `airbench`.
+        images: (images, height, width, channels) float32, normalised as the model takes them.
+    """
+    rows, columns = images.shape[1] - 1, images.shape[2] - 1
+    corners = [images[:, y : y + rows, x : x + columns] for y in (0, 1) for x in (0, 1)]
+    patches = np.concatenate(corners, axis=-1).reshape(-1, 4 * images.shape[-1])
+    values, vectors = np.linalg.eigh(patches.T.astype(np.float64) @ patches / len(patches))
+    filters = vectors / np.sqrt(values + WHITENING_EPSILON)
+    kernel = model.get_layer("stem_whiten").kernel
+    kernel.assign(np.concatenate([filters, -filters], axis=1).reshape(kernel.shape))
+
+
+def _identity_conv(x: Any, filters: int, name: str) -> Any:
+    # As PyTorch begins its convolutions: uniform within 1 / sqrt(fan in).
+    uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    layer = keras.layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, kernel_initializer=uniform, name=name
+    )
+    channels, out = x.shape[-1], layer(x)
+    same = min(channels, filters)
+    kernel = np.array(layer.kernel)
+    kernel[..., :same] = 0.0
+    kernel[1, 1, range(same), range(same)] = 1.0
+    layer.kernel.assign(kernel)
+    return out
+
+
+add_model(
+    "airbench94",
+    partial(airbench, "airbench94"),
+    (1_971_352, 118_147_360),
+    family="airbench",
+    source="Jordan 2024, section 3.1",
+    min_size=9,
+    native=(32, 32, 3),
+    classes=10,
+    from_images=whiten,
+)
