@@ -39,7 +39,7 @@ def test_set_replaces_adds_and_indexes(small):
         small, ("train.epochs=7", "augment.0.padding=3", "loss.name=mean_squared_error")
     )
     assert recipe.train.epochs == 7
-    assert recipe.augment[0].options() == {"padding": 3}
+    assert recipe.augment[0].options()["padding"] == 3
     assert recipe.loss.name == "mean_squared_error"
 
 
@@ -70,3 +70,14 @@ def test_what_is_missing_is_named():
 
 def test_the_schema_is_json():
     assert Recipe.model_json_schema()["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(("settings", "where", "words"), [
+    (("loss={name: focal}", "augment=[{name: mixup}]"), "augment.0", "loss focal cannot take"),
+    (("augment=[{name: random_flip}, {name: random_resized_crop}]",), "augment.1", "before all"),
+    (("augment=[{name: mixup, alpha: 0.0}]",), "augment.0.alpha", "greater than 0"),
+])  # fmt: skip
+def test_augmentations_that_do_not_fit_are_refused(small, settings, where, words):
+    with pytest.raises(RecipeError, match=words) as caught:
+        load_recipe(small, settings)
+    assert where in str(caught.value)
