@@ -270,3 +270,6 @@ def random_resized_crop(
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         left, top = (width - w) // 2, (height - h) // 2
     return geometry.resize(image, *size, box=(left, top, left + w, top + h))
+
+
+from cnnbench.data import policies  # noqa: E402, F401 - registers more, with the types above

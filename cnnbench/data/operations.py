@@ -1,0 +1,199 @@
+"""Elementary operations on one picture, from which the augmentation policies are put together.
+
+A picture is a Pillow image of mode "L" or "RGB". An operation takes the picture, its magnitude, the
+value 0-255 of pixels that come in from outside, and the interpolation; each reads what it needs.
+The results are those of Pillow's ImageOps and ImageEnhance, which the authors of the policies used;
+the tables of pixel values are made in NumPy, because Pillow makes them in Python, ten times slower.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+Picture = Image.Image
+
+VALUES = np.arange(256)
+
+
+def to_picture(image: np.ndarray) -> Picture:
+    """Returns the picture of (height, width, 1 or 3) uint8."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def to_array(picture: Picture) -> np.ndarray:
+    """Returns (height, width, 1 or 3) uint8, read-only."""
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def identity(picture: Picture, *_: Any) -> Picture:
+    """Returns the picture as it is."""
+    return picture
+
+
+# Geometry: the coefficients lead from a pixel of the result to one of the picture.
+
+
+def shear_x(picture: Picture, slope: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves each row to the left by `slope` pixels for each pixel that it lies below the top."""
+    return _affine(picture, (1, slope, 0, 0, 1, 0), fill, resample)
+
+
+def shear_y(picture: Picture, slope: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves each column up by `slope` pixels for each pixel that it lies right of the left edge."""
+    return _affine(picture, (1, 0, 0, slope, 1, 0), fill, resample)
+
+
+def translate_x(picture: Picture, pixels: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves the picture to the left by whole pixels, what is behind the point cut off."""
+    return _affine(picture, (1, 0, int(pixels), 0, 1, 0), fill, resample)
+
+
+def translate_y(picture: Picture, pixels: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves the picture up by whole pixels, what is behind the point cut off."""
+    return _affine(picture, (1, 0, 0, 0, 1, int(pixels)), fill, resample)
+
+
+def shift_x(picture: Picture, share: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves the picture to the left by a share of its width."""
+    return translate_x(picture, share * picture.width, fill, resample)
+
+
+def shift_y(picture: Picture, share: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Moves the picture up by a share of its height."""
+    return translate_y(picture, share * picture.height, fill, resample)
+
+
+def rotate(picture: Picture, degrees: float, fill: int, resample: Image.Resampling) -> Picture:
+    """Turns the picture about its centre, counter-clockwise."""
+    return picture.rotate(degrees, resample, fillcolor=_color(picture, fill))
+
+
+def _affine(
+    picture: Picture, coefficients: tuple[float, ...], fill: int, resample: Image.Resampling
+) -> Picture:
+    color = _color(picture, fill)
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, coefficients, resample, fillcolor=color
+    )
+
+
+def _color(picture: Picture, fill: int) -> float | tuple[float, ...]:
+    return fill if picture.mode == "L" else (fill, fill, fill)
+
+
+# Tables of pixel values
+
+
+def invert(picture: Picture, *_: Any) -> Picture:
+    """Turns each value v into 255 - v."""
+    return solarize(picture, 0)
+
+
+def solarize(picture: Picture, threshold: float, *_: Any) -> Picture:
+    """Inverts the values that are not below the threshold."""
+    return _mapped(picture, _solarized(math.ceil(threshold)))
+
+
+def solarize_add(picture: Picture, addition: float, *_: Any) -> Picture:
+    """Adds to the values below 128, up to 255; what is behind the point is cut off."""
+    return _mapped(picture, _added(int(addition)))
+
+
+def posterize(picture: Picture, bits: float, *_: Any) -> Picture:
+    """Keeps the highest bits of each value, a started bit counting as whole."""
+    return _mapped(picture, _posterized(math.ceil(bits)))
+
+
+def autocontrast(picture: Picture, *_: Any) -> Picture:
+    """Stretches the values of each channel to 0-255; a channel of one value stays."""
+    low, high = _extrema(picture)
+    scale = 255 / np.maximum(high - low, 1)
+    table = np.clip(VALUES * scale - low * scale, 0, 255)
+    return _mapped(picture, np.where(high > low, table, VALUES).astype(np.uint8))
+
+
+def equalize(picture: Picture, *_: Any) -> Picture:
+    """Spreads the values of each channel so that all come up about equally often.
+
+    A value turns into the number of pixels below it, in steps of 1/255 of the pixels that are not
+    of the highest value; a channel of too few pixels for a step stays.
+    """
+    pixels, (_, high) = to_array(picture), _extrema(picture)
+    bands = pixels.shape[-1]
+    places = (pixels + 256 * np.arange(bands)).ravel()
+    counts = np.bincount(places, minlength=256 * bands).reshape(bands, 256)
+    highest = np.take_along_axis(counts, high, axis=1)
+    step = (counts.sum(axis=1, keepdims=True) - highest) // 255
+    below = counts.cumsum(axis=1) - counts
+    table = np.minimum((below + step // 2) // np.maximum(step, 1), 255)
+    return _mapped(picture, np.where(step > 0, table, VALUES).astype(np.uint8))
+
+
+def _mapped(picture: Picture, table: np.ndarray) -> Picture:
+    """Looks each value up in a table, (256) for all channels or (channels, 256)."""
+    pixels = np.asarray(picture)
+    if table.ndim == 2:
+        pixels = pixels + 256 * np.arange(len(table))
+    return Image.fromarray(table.take(pixels))
+
+
+def _extrema(picture: Picture) -> np.ndarray:
+    """Returns the lowest and the highest value of each channel, (2, channels, 1)."""
+    return np.array(picture.getextrema()).reshape(-1, 2).T[..., None]
+
+
+@lru_cache(maxsize=257)
+def _solarized(threshold: int) -> np.ndarray:
+    return np.where(threshold <= VALUES, 255 - VALUES, VALUES).astype(np.uint8)
+
+
+@lru_cache(maxsize=256)
+def _added(addition: int) -> np.ndarray:
+    return np.where(VALUES < 128, np.minimum(VALUES + addition, 255), VALUES).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _posterized(bits: int) -> np.ndarray:
+    return (VALUES >> (8 - bits) << (8 - bits)).astype(np.uint8)
+
+
+# Blends: factor 0 gives what the name takes away, 1 the picture, and more overdoes it.
+
+
+def color(picture: Picture, factor: float, *_: Any) -> Picture:
+    """Blends the picture with its greyscale (ITU-R 601-2 luma)."""
+    return ImageEnhance.Color(picture).enhance(factor)
+
+
+def contrast(picture: Picture, factor: float, *_: Any) -> Picture:
+    """Blends the picture with the mean of its greyscale."""
+    return ImageEnhance.Contrast(picture).enhance(factor)
+
+
+def brightness(picture: Picture, factor: float, *_: Any) -> Picture:
+    """Blends the picture with black."""
+    return ImageEnhance.Brightness(picture).enhance(factor)
+
+
+def sharpness(picture: Picture, factor: float, *_: Any) -> Picture:
+    """Blends the picture with its blur by the kernel (1 1 1; 1 5 1; 1 1 1) / 13."""
+    return ImageEnhance.Sharpness(picture).enhance(factor)
+
+
+def hue(picture: Picture, turn: float) -> Picture:
+    """Turns the hue by a share of the colour circle, in whole steps of 1/255; grey stays."""
+    if picture.mode == "L":
+        return picture
+    hues, *others = picture.convert("HSV").split()
+    turned = (np.asarray(hues, np.int16) + int(turn * 255)).astype(np.uint8)  # goes round at 256
+    return Image.merge("HSV", (Image.fromarray(turned), *others)).convert("RGB")
+
+
+def greyscale(picture: Picture) -> Picture:
+    """Returns the luma (ITU-R 601-2) in every channel."""
+    return picture.convert("L").convert(picture.mode)
