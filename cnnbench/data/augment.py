@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from cnnbench.data import images as geometry
+from cnnbench.data import policies  # noqa: F401 - registers those of one image
+from cnnbench.data.limits import Alpha, Probability, Ratios, Shares
 from cnnbench.lazy import tf
 from cnnbench.parts import AUGMENTATIONS
 
@@ -49,19 +51,6 @@ class Draw:
             x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint64)))
             x *= tf.constant(factor, tf.uint64)
         return tf.cast(tf.bitwise.right_shift(x, tf.constant(63, tf.uint64)), tf.bool)
-
-
-def _ordered(limits: list[float]) -> list[float]:
-    if limits[0] > limits[1]:
-        raise ValueError("the first is the lower limit, the second the upper one")
-    return limits
-
-
-_two = (Field(min_length=2, max_length=2), AfterValidator(_ordered))
-Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], *_two]
-Ratios = Annotated[list[Annotated[float, Field(gt=0)]], *_two]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Alpha = Annotated[float, Field(gt=0, le=100)]
 
 
 @AUGMENTATIONS.register("random_crop")
@@ -270,6 +259,3 @@ def random_resized_crop(
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         left, top = (width - w) // 2, (height - h) // 2
     return geometry.resize(image, *size, box=(left, top, left + w, top + h))
-
-
-from cnnbench.data import policies  # noqa: E402, F401 - registers more, with the types above

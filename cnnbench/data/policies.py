@@ -20,11 +20,10 @@ from pydantic import Field
 
 from cnnbench.data import operations as elementary
 from cnnbench.data import policy_tables as tables
-from cnnbench.data.augment import Ratios, Shares
+from cnnbench.data.limits import Probability, Ratios, Shares
 from cnnbench.data.operations import Picture, to_array, to_picture
 from cnnbench.parts import AUGMENTATIONS
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 Fill = Annotated[int, Field(ge=0, le=255)]
 Jitter = Annotated[float, Field(ge=0, le=1)]
 Operations = Annotated[list[tables.Name], Field(min_length=1, max_length=64)]

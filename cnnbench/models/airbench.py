@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
-from cnnbench.lazy import keras
+from cnnbench.lazy import keras, tf
 from cnnbench.models._layers import Activation, activate, norm
 from cnnbench.parts import add_model
 
@@ -52,7 +51,7 @@ def airbench(
     return keras.Model(inputs, x, name=name)
 
 
-def whiten(model: Any, images: np.ndarray) -> None:
+def whiten(model: Any, images: Any) -> None:
     """Has the first convolution give uncorrelated outputs of variance 1, and their negatives.
 
     Section 3.2: the eigenvectors of the patches' second moments, each over the root of its value.
@@ -63,11 +62,12 @@ def whiten(model: Any, images: np.ndarray) -> None:
     """
     rows, columns = images.shape[1] - 1, images.shape[2] - 1
     corners = [images[:, y : y + rows, x : x + columns] for y in (0, 1) for x in (0, 1)]
-    patches = np.concatenate(corners, axis=-1).reshape(-1, 4 * images.shape[-1])
-    values, vectors = np.linalg.eigh(patches.T.astype(np.float64) @ patches / len(patches))
-    filters = vectors / np.sqrt(values + WHITENING_EPSILON)
+    patches = tf.reshape(tf.concat(corners, -1), (-1, 4 * images.shape[-1]))
+    moments = tf.matmul(patches, patches, transpose_a=True) / len(patches)
+    values, vectors = tf.linalg.eigh(tf.cast(moments, tf.float64))
+    filters = tf.cast(vectors / tf.sqrt(values + WHITENING_EPSILON), tf.float32)
     kernel = model.get_layer("stem_whiten").kernel
-    kernel.assign(np.concatenate([filters, -filters], axis=1).reshape(kernel.shape))
+    kernel.assign(tf.reshape(tf.concat([filters, -filters], 1), kernel.shape))
 
 
 def _identity_conv(x: Any, filters: int, name: str) -> Any:
@@ -78,10 +78,9 @@ def _identity_conv(x: Any, filters: int, name: str) -> Any:
     )
     channels, out = x.shape[-1], layer(x)
     same = min(channels, filters)
-    kernel = np.array(layer.kernel)
-    kernel[..., :same] = 0.0
-    kernel[1, 1, range(same), range(same)] = 1.0
-    layer.kernel.assign(kernel)
+    identity = tf.pad(tf.eye(channels, same)[None, None], ((1, 1), (1, 1), (0, 0), (0, 0)))
+    kernel = tf.convert_to_tensor(layer.kernel)
+    layer.kernel.assign(tf.concat([identity, kernel[..., same:]], -1))
     return out
 
 
