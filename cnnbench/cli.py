@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cnnbench.errors import CnnbenchError, InterruptedRun, UsageError, printable
+from cnnbench.errors import (
+    CnnbenchError,
+    InterruptedRun,
+    UsageError,
+    VerificationError,
+    printable,
+)
+from cnnbench.tta import TTA
 
 if TYPE_CHECKING:
     from cnnbench.data.datasets import Access
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 
 # A signal that leaves nothing to resume; the shells' number for it.
 INTERRUPTED = 130
+ROBUST_EXAMPLES = 1000
 LISTS = (
     "models",
     "presets",
@@ -151,18 +159,63 @@ def import_weights(
 @run_argument
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test")
 @click.option("--weights", type=click.Choice(["best", "last"]), default="best")
+@click.option(
+    "--tta",
+    type=click.Choice(list(TTA)),
+    help="Test-time augmentation. [default: the recipe's evaluation.tta]",
+)
+@click.option("--robust", is_flag=True, help="Also on corrupted images: 15 ways, 5 severities.")
+@click.option(
+    "--robust-examples",
+    type=click.IntRange(1),
+    help=f"To corrupt, at most. [default: {ROBUST_EXAMPLES}]",
+)
+@click.option("--require-target", is_flag=True, help="Exit with 5 if the target is missed.")
 @data_dir
 @as_json
 def evaluate(
-    run: Path | None, split: str, weights: str, data_dir: Path | None, as_json: bool
+    run: Path | None,
+    split: str,
+    weights: str,
+    tta: str | None,
+    robust: bool,
+    robust_examples: int | None,
+    require_target: bool,
+    data_dir: Path | None,
+    as_json: bool,
 ) -> None:
-    """Measure a RUN on the test split: accuracy, calibration, speed, size."""
+    """Measure a RUN on the test split: accuracy, calibration, robustness, speed, size."""
+    if robust_examples and not robust:
+        raise click.UsageError("--robust-examples is for --robust.")
+    if require_target and split != "test":
+        raise click.UsageError("--require-target is for --split test.")
     opened = _run(run)
+    if require_target and opened.recipe.target is None:
+        raise UsageError(
+            "--require-target, but the recipe has no target",
+            where=str(opened.path),
+            allowed="a recipe with target.top1",
+        )
     from cnnbench import tables
     from cnnbench.evaluation import evaluate as measure
 
-    result = measure(opened, split=split, weights=weights, access=_access(data_dir))
+    corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
+    if corrupted:
+        _say(f"robustness: at most {corrupted} images, each corrupted in 75 ways; takes a while")
+    result = measure(
+        opened,
+        split=split,
+        weights=weights,
+        tta=tta,
+        robust_examples=corrupted,
+        access=_access(data_dir),
+    )
     _answer(result, as_json, tables.evaluation)
+    if require_target and not result["target"]["reached"]:
+        raise VerificationError(
+            f"target top-1 {result['target']['top1']} {tables.verdict(result['target'])}",
+            where=str(opened.path),
+        )
 
 
 @cli.command()

@@ -42,7 +42,7 @@ class DivergedError(CnnbenchError):
 
 
 class VerificationError(CnnbenchError):
-    """An artifact does not do what the trained network does."""
+    """An artifact is not what the trained network is, or a run does not reach its target."""
 
     exit_code = 5
 

@@ -121,6 +121,16 @@ class Train(Section):
         return self
 
 
+class Evaluation(Section):
+    """How `cnnbench eval` asks the network; training, exports and `predict` do without."""
+
+    tta: Literal["none", "flip", "flip_shift"] = Field(
+        default="none",
+        description="test-time augmentation, the mean of logits over an image and its mirror; "
+        "flip_shift: half the weight on both of them moved by one pixel either way",
+    )
+
+
 class Target(Section):
     """The published or measured number that the recipe is to reach."""
 
@@ -142,6 +152,7 @@ class Recipe(Section):
     optimizer: AnyOptimizer
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # is one
     train: Train
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     target: Target | None = None
 
     def absolute(self) -> Recipe:

@@ -23,7 +23,7 @@ def evaluation(result: dict[str, Any]) -> Any:
     rows = [
         ("run", result["run"]),
         ("split", f"{result['split']}, {result['examples']} examples"),
-        ("top-1", f"{result['top1']:.4f}"),
+        ("top-1", f"{result['top1']:.4f}{_augmented(result)}"),
         ("top-5", f"{result['top5']:.4f}"),
         ("loss", f"{result['loss']:.4f}"),
         ("negative log-likelihood", f"{result['nll']:.4f}"),
@@ -37,10 +37,11 @@ def evaluation(result: dict[str, Any]) -> Any:
     if result["skipped_images"]:
         rows.append(("skipped images", ", ".join(result["skipped_images"])))
     if target := result["target"]:
-        verdict = "reached" if target["reached"] else "not reached"
-        found = f"{target['top1']:.4f}: {verdict} ({target['difference']:+.4f})"
-        rows.append(("target", f"{found}, {target['source']}"))
+        found = f"{target['top1']:.4f}: {verdict(target)}"
+        rows.append(("target", f"{found}; {target['source']}"))
     parts = [facts(dict(rows))]
+    if robust := result.get("robust"):
+        parts += _robustness(robust)
     if len(result["per_class"]) <= MAX_CLASSES:
         parts.append(
             _table(
@@ -59,6 +60,16 @@ def evaluation(result: dict[str, Any]) -> Any:
             )
         )
     return Group(*parts)
+
+
+def verdict(target: dict[str, Any]) -> str:
+    """Whether the target of `eval` was reached, and by how much it was not or more than that."""
+    difference = target["difference"]
+    if not target["reached"]:
+        return f"missed by {-difference:.4f}"
+    if difference < 0:
+        return f"reached, {-difference:.4f} below, within {target['tolerance']:.4f}"
+    return f"reached, {difference:.4f} above"
 
 
 def exports(result: dict[str, Any]) -> Any:
@@ -203,6 +214,26 @@ def _throughput(result: dict[str, Any]) -> str:
     if speed is None:
         return "too few batches to tell"
     return f"{speed:.0f} images/s in batches of {result['batch_size']}"
+
+
+def _augmented(result: dict[str, Any]) -> str:
+    if result["tta"] == "none":
+        return ""
+    return f" with {result['tta']}, {result['top1_without_tta']:.4f} without"
+
+
+def _robustness(robust: dict[str, Any]) -> list[Any]:
+    rows = [
+        (name.replace("_", " "), *(f"{top1:.4f}" for top1 in each), f"{sum(each) / len(each):.4f}")
+        for name, each in robust["corruptions"].items()
+    ]
+    about = {
+        "corrupted": f"the first {robust['examples']} examples, in 15 ways and 5 severities",
+        "mean corruption accuracy": f"{robust['mean_corruption_accuracy']:.4f}",
+        "mean corruption error": f"{robust['mean_corruption_error']:.4f}",
+        "note": "; ".join(robust["notes"]),
+    }
+    return [_table(("top-1 by severity", *"12345", "mean"), rows), facts(about)]
 
 
 def _megabytes(size: int) -> str:

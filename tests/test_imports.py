@@ -19,7 +19,7 @@ FLOORS = (
     {"parts", "presets", "checkpoint"},
     {"recipe", "schedules", "optim", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights", "listener"},
-    {"network", "steps"},
+    {"network", "steps", "tta", "robustness"},
     {
         "training",
         "importing",
