@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cnnbench.models import build_model
+from cnnbench.models import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
 from cnnbench.parts import (
     AUGMENTATIONS,
@@ -48,7 +48,9 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
     classes = facts.get("classes") or recipe.data.classes or native["native_classes"]
     built = build_model(recipe.model, shape, classes)
     about = {"recipe": recipe.name, "model": recipe.model.name, "data": recipe.data.name}
-    return _describe(built, about) | {"recipe": recipe.dump()}
+    lr, batch = recipe.optimizer.options()["lr"], recipe.data.batch_size
+    scaling = {"lr": lr, "batch_size": batch, "lr_per_256_images": lr * 256 / batch}
+    return _describe(built, about) | {"learning_rate": scaling, "recipe": recipe.dump()}
 
 
 def parts(kind: str) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ def _describe(model: Any, about: dict[str, Any]) -> dict[str, Any]:
 def _stages(model: Any) -> Iterator[dict[str, Any]]:
     """Yields a row for each run of layers whose names begin alike: stem, stage1, …, logits."""
     layers = [layer for layer in model.layers if layer.name != "images"]
-    for stage, group in groupby(layers, lambda layer: layer.name.partition("_")[0]):
+    for stage, group in groupby(layers, lambda layer: stage_of(layer.name)):
         members = list(group)
         yield {
             "stage": stage,

@@ -130,8 +130,14 @@ def model(result: dict[str, Any]) -> Any:
             for s in result["stages"]
         ],
     )
+    about = dict(result["facts"])
+    if rate := result.get("learning_rate"):
+        about["learning rate"] = (
+            f"lr {rate['lr']:g} at batch {rate['batch_size']}, that is "
+            f"{rate['lr_per_256_images']:.4g} per 256 images (Goyal et al. 2017)"
+        )
     recipe = [Text(printable(result["recipe"]))] if "recipe" in result else []
-    return Group(facts(result["facts"]), stages, *recipe)
+    return Group(facts(about), stages, *recipe)
 
 
 def parts(result: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,10 @@ import shutil
 import pytest
 from conftest import RECIPES, ROOT, cnnbench
 from PIL import Image
+from rich.console import Console
+
+from cnnbench import load_recipe, tables
+from cnnbench.show import show_recipe
 
 BAD = sorted((ROOT / "tests" / "bad_recipes").glob("*.yaml"))
 NO_PLACE = {"data_not_there"}  # found in the data, not in the text
@@ -130,6 +135,15 @@ def test_show_describes_a_model_and_a_recipe():
     assert sum(stage["macs"] for stage in model["stages"]) == model["facts"]["macs"]
     recipe = json.loads(cnnbench("show", "resnet56_cifar100", "--json").stdout)
     assert recipe["facts"]["classes"] == 100
+
+
+def test_show_tells_the_learning_rate_by_linear_scaling(small):
+    described = show_recipe(load_recipe(small))
+    assert described["learning_rate"] == {"lr": 0.05, "batch_size": 16, "lr_per_256_images": 0.8}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(tables.model(described))
+    told = "lr 0.05 at batch 16, that is 0.8 per 256 images (Goyal et al. 2017)"
+    assert told in console.export_text()
 
 
 def test_eval_without_a_run_says_so(tmp_path):

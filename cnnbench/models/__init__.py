@@ -44,6 +44,7 @@ __all__ = [
     "resnet",
     "resnet_v2",
     "resnext",
+    "stage_of",
     "vgg",
     "wide_resnet",
     "without_auxiliary",
@@ -86,6 +87,11 @@ def without_auxiliary(model: Any) -> Any:
     if len(model.outputs) == 1:
         return model
     return keras.Model(model.inputs, model.outputs[0], name=model.name)
+
+
+def stage_of(path: str) -> str:
+    """Returns the stage of a layer or a weight by its path: stem, stage1, …, head or logits."""
+    return path.partition("/")[0].partition("_")[0]
 
 
 def feature_maps(model: Any) -> dict[str, Any]:
