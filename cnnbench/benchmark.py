@@ -207,11 +207,12 @@ def _row(
 def largest_batch(recipe: Recipe, settings: Settings) -> int:
     """Returns about how many images a training step can take in the memory that is free now.
 
-    It is reckoned from the peaks of memory of two small batches, in processes of their own.
+    It is reckoned from the peaks of memory of two small batches, in processes of their own. Of a
+    batch that goes through the network in parts, one part at a time takes memory.
     """
-    peaks = {}
+    parts, peaks = recipe.train.accumulate, {}
     for batch in (16, 48):
-        data = recipe.data.model_copy(update={"batch_size": batch})
+        data = recipe.data.model_copy(update={"batch_size": batch * parts})
         dumped = recipe.model_copy(update={"data": data}).dump()
         with Worker(
             tuning.training_steps, dumped, settings, environment=settings.environment()
@@ -219,7 +220,7 @@ def largest_batch(recipe: Recipe, settings: Settings) -> int:
             worker.ready(TIMEOUT_S)
             peaks[batch] = worker.peak_memory_mb()
     an_image = max((peaks[48] - peaks[16]) / 32, 1e-3)
-    return max(1, int(16 + (available_memory_mb() - peaks[16]) / an_image))
+    return parts * max(1, int(16 + (available_memory_mb() - peaks[16]) / an_image))
 
 
 def available_memory_mb() -> float:

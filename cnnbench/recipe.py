@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cnnbench import recipe_yaml
 from cnnbench.errors import Problem, RecipeError, UsageError
@@ -82,8 +90,67 @@ class Runtime(Section):
     )
 
 
+class GradientClip(Section):
+    """Bounds the gradient of the whole batch before the update; exactly one of norm and value."""
+
+    norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of all gradients together (Pascanu et al. 2013, algorithm 1)"
+    )
+    value: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of each element, which stays between -value and value"
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> GradientClip:
+        if (self.norm is None) == (self.value is None):
+            raise ValueError("give exactly one of norm and value")
+        return self
+
+
+class Sam(Section):
+    """Sharpness-aware minimisation (Foret et al. 2021): two passes over each batch."""
+
+    rho: Annotated[float, Field(gt=0)] = Field(
+        0.05, description="how far up the gradient the weights go before the second pass"
+    )
+
+
+class Lookahead(Section):
+    """Slow weights that follow the fast ones (Zhang et al. 2019, algorithm 1)."""
+
+    every: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        5, description="updates after which the slow weights move, the paper's k"
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="of the way that they move, the paper's alpha"
+    )
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return text
+
+
+class Group(Section):
+    """Weights with a learning rate and a weight decay of their own."""
+
+    match: Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)] = Field(
+        description="regular expression, searched in a weight's path such as stem_norm/beta"
+    )
+    lr_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="times optimizer.lr")
+    weight_decay_scale: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="times optimizer.weight_decay, which the learning rate multiplies too"
+    )
+
+
 class Train(Section):
-    """How long to train, and in which arithmetic; exactly one of epochs, steps and examples."""
+    """How long to train, in which arithmetic, and what goes on around the optimizer.
+
+    Exactly one of epochs, steps and examples is given.
+    """
 
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
@@ -104,6 +171,20 @@ class Train(Section):
         None,
         description="decay of the moving average of all weights, which is then what is validated, "
         "kept and exported; less in the first steps: (1 + step) / (10 + step)",
+    )
+    gradient_clip: GradientClip | None = None
+    accumulate: Annotated[int, Field(ge=1, le=256)] = Field(
+        1,
+        description="parts in which a batch goes through the network, for less memory; their "
+        "gradients make one update, their statistics for batch norm as many moves",
+    )
+    sam: Sam | None = None
+    lookahead: Lookahead | None = None
+    groups: list[Group] = Field([], description="the first that matches a weight counts for it")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="of the learning rate from each stage to the one before it (Bao et al. 2022); "
+        "the head has the whole",
     )
     on_nan: Literal["stop", "rollback"] = Field(
         "stop",
@@ -272,6 +353,16 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
         yield problem(
             "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
         )
+    if data.batch_size % train.accumulate:
+        what = f"{train.accumulate} parts of a batch of {data.batch_size}"
+        yield problem("train.accumulate", what, "a divisor of data.batch_size")
+    scaled = any(group.weight_decay_scale != 1 for group in train.groups)
+    if scaled and not OPTIMIZERS.get(recipe.optimizer.name).facts.get("decoupled_decay", True):
+        what = f"weight_decay_scale with {recipe.optimizer.name}, whose decay is in its trust ratio"
+        yield problem("train.groups", what, "an optimizer with a decoupled weight decay")
+    elif scaled and not recipe.optimizer.options().get("weight_decay"):
+        what = "weight_decay_scale without a weight decay of the optimizer"
+        yield problem("train.groups", what, "set optimizer.weight_decay above 0")
     if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
         yield problem(
             "schedule.warmup_epochs",
@@ -329,7 +420,7 @@ def _problem(detail: Any, tree: Located) -> Problem:
             where, f"unknown {dotted} {context['tag']!r}", did_you_mean(context["tag"], names)
         )
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message.replace("should be a valid dictionary or object", "should be a section")
+    message = re.sub(r"a valid dictionary or (object|instance of \w+)", "a section", message)
     return Problem(node.where, f"{dotted}: {given}", message)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.errors import MissingDataError
 from cnnbench.parts import DATASETS, DataSpec, min_size
@@ -48,6 +50,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
             "steps": STEPS,
             "early_stopping": None,
             "precision": "float32",
+            "accumulate": math.gcd(recipe.train.accumulate, 2),
         }
     )
     update = {

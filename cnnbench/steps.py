@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cnnbench.lazy import tf
+from cnnbench.lazy import keras, tf
 from cnnbench.optim import penalty
 from cnnbench.parts import LOSSES
 from cnnbench.recipe import Recipe
 from cnnbench.tasks.classification import in_top_k
+
+# Of a batch: the gradient of each weight, and the sums of losses and of right answers.
+Pass = tuple[list[Any], Any, Any]
 
 
 def training_steps(
@@ -21,18 +24,20 @@ def training_steps(
     classes: int,
     *,
     averaged: Any = None,
+    slow: Sequence[Any] = (),
     xla: bool,
 ) -> Callable[..., tuple[Any, ...]]:
     """Compiles several training steps into one call.
 
     Args:
-        recipe: its loss, penalties, batch size and precision.
+        recipe: its loss, penalties, batch size, precision, and what goes on around the optimizer.
         model: images to logits, or to those and the logits of auxiliary classifiers.
         optimizer: built for the model's trainable variables.
         strategy: of tf.distribute.
         prepare: uint8 pixels to the images that the model takes.
         classes: how many logits there are.
         averaged: a model like the first, which is given the moving average of its weights.
+        slow: Lookahead's slow weights, one for each trainable variable; none without it.
         xla: whether XLA compiles a step.
 
     Returns:
@@ -41,29 +46,19 @@ def training_steps(
         answers, and a sum of all weights, which is not finite where one of them is not. It stops
         after a step that has a loss or leaves a weight that is not finite.
     """
-    variables, batch_size = model.trainable_variables, recipe.data.batch_size
+    variables, lookahead = model.trainable_variables, recipe.train.lookahead
     replicas = strategy.num_replicas_in_sync
-    l1, l2 = recipe.regularization.l1, recipe.regularization.l2
-    weight = recipe.model.options().get("auxiliary_weight", 0.0)
+    differentiate = _differentiation(recipe, model, optimizer, prepare, classes, replicas)
 
     def step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(model(prepare(images), training=True))
-            logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
-            # Where images are mixed, labels are shares of the classes already.
-            hot = labels if labels.dtype.is_floating else tf.one_hot(labels, classes)
-            losses = LOSSES.build(recipe.loss, logits, hot)
-            loss = tf.reduce_sum(losses) / batch_size
-            for other in auxiliary:
-                loss += weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size
-            if l1 or l2:
-                loss += penalty(variables, l1, l2) / replicas
-            loss = optimizer.scale_loss(loss)
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        right = tf.cast(in_top_k(logits, tf.argmax(hot, 1), 1), tf.float32)
+        gradients, loss, right = differentiate(images, labels)
+        if recipe.train.gradient_clip and replicas > 1:
+            # Keras bounds the gradients before it adds up those of the replicas.
+            gradients = [gradient / replicas for gradient in _over_replicas(gradients)]
+        optimizer.apply(gradients, variables)
         # Finite if each weight is, and so each gradient that was used.
         total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
-        return tf.reduce_sum(losses), tf.reduce_sum(right), total
+        return loss, right, total
 
     run_step = tf.function(step, jit_compile=True) if xla else step
 
@@ -74,8 +69,12 @@ def training_steps(
         i, finite = tf.constant(0), tf.constant(True)
         while i < count and finite:
             optimizer.learning_rate.assign(rates[i])
+            if lookahead and optimizer.iterations == 0:
+                follow(slow, variables, 1.0)
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
+            if lookahead and optimizer.iterations % lookahead.every == 0:
+                follow(slow, variables, lookahead.share)
             if averaged is not None:
                 move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
             arrays = tuple(array.write(i, x) for array, x in zip(arrays, sums, strict=True))
@@ -84,6 +83,120 @@ def training_steps(
         return tuple(array.stack() for array in arrays)
 
     return steps
+
+
+def _differentiation(
+    recipe: Recipe,
+    model: Any,
+    optimizer: Any,
+    prepare: Callable[[Any], Any],
+    classes: int,
+    replicas: int,
+) -> Callable[[Any, Any], Pass]:
+    """Returns what differentiates the loss of a replica's batch, scaled as the optimizer wants.
+
+    Added up over the replicas, the gradients are those of the mean over the whole batch.
+    """
+    batch_size, parts = recipe.data.batch_size, recipe.train.accumulate
+    variables = model.trainable_variables
+    l1, l2 = recipe.regularization.l1, recipe.regularization.l2
+    weight = recipe.model.options().get("auxiliary_weight", 0.0)
+
+    def forward(images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        outputs = tf.nest.flatten(model(prepare(images), training=True))
+        logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
+        # Where images are mixed, labels are shares of the classes already.
+        hot = labels if labels.dtype.is_floating else tf.one_hot(labels, classes)
+        losses = LOSSES.build(recipe.loss, logits, hot)
+        loss = tf.reduce_sum(losses) / batch_size
+        for other in auxiliary:
+            loss += weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size
+        if l1 or l2:
+            loss += penalty(variables, l1, l2) / (replicas * parts)
+        return optimizer.scale_loss(loss), losses, logits
+
+    def differentiate(images: Any, labels: Any) -> Pass:
+        with tf.GradientTape() as tape:
+            loss, losses, logits = forward(images, labels)
+        named = tf.argmax(labels, 1) if labels.dtype.is_floating else labels
+        right = tf.cast(in_top_k(logits, named, 1), tf.float32)
+        return tape.gradient(loss, variables), tf.reduce_sum(losses), tf.reduce_sum(right)
+
+    once: Callable[[Any, Any], Pass] = differentiate
+    if recipe.train.sam:
+        once = _sharpness_aware(once, forward, model, recipe.train.sam.rho)
+    return once if parts == 1 else _in_parts(once, parts)
+
+
+def _sharpness_aware(
+    differentiate: Callable[[Any, Any], Pass],
+    forward: Callable[[Any, Any], tuple[Any, Any, Any]],
+    model: Any,
+    rho: float,
+) -> Callable[[Any, Any], Pass]:
+    """Returns what differentiates at w + rho * g / |g|, where g is the gradient at the weights w.
+
+    Foret et al. 2021, equations 2 and 3, with g of all replicas together. As in the authors' code,
+    both passes drop the same units, and batch norm's statistics are moved by the first alone; the
+    loss and the right answers are those at w.
+    """
+    variables, state = model.trainable_variables, model.non_trainable_variables
+
+    def twice(images: Any, labels: Any) -> Pass:
+        before = [tf.identity(variable.value) for variable in state]
+        gradients, loss, right = differentiate(images, labels)
+        gradients = _over_replicas(gradients)
+        scale = tf.math.divide_no_nan(rho, tf.linalg.global_norm(gradients))
+        raised = [v + scale * gradient for v, gradient in zip(variables, gradients, strict=True)]
+        values = zip([*variables, *state], [*raised, *before], strict=True)
+        # Within the scope no variable is written.
+        with tf.GradientTape() as tape, keras.StatelessScope(values):
+            tape.watch(raised)
+            upper, _, _ = forward(images, labels)
+        return tape.gradient(upper, raised), loss, right
+
+    return twice
+
+
+def _in_parts(differentiate: Callable[[Any, Any], Pass], parts: int) -> Callable[[Any, Any], Pass]:
+    """Returns what adds up the passes over equal parts of a batch, in the memory of one part."""
+
+    def one_by_one(images: Any, labels: Any) -> Pass:
+        total: Any = None
+        for part in zip(tf.split(images, parts), tf.split(labels, parts), strict=True):
+            # Not before the last part's gradients are there, and what they needed is freed.
+            with tf.control_dependencies(total[0] if total else []):
+                begun = [tf.identity(each) for each in part]
+            found = differentiate(*begun)
+            total = tf.nest.map_structure(tf.add, total, found) if total else found
+        return total
+
+    return one_by_one
+
+
+def _over_replicas(gradients: list[Any]) -> list[Any]:
+    """Returns the sums of the replicas' gradients, the same on each."""
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+
+def slow_weights(variables: Sequence[Any]) -> list[Any]:
+    """Returns Lookahead's slow weights, which take their values before the first update."""
+    return [
+        keras.Variable("zeros", v.shape, v.dtype, trainable=False, name=v.path.replace("/", "_"))
+        for v in variables
+    ]
+
+
+def follow(slow: Sequence[Any], fast: Sequence[Any], share: float) -> None:
+    """Moves slow weights a share of the way to the fast ones, which go on from there.
+
+    Zhang et al. 2019, algorithm 1; the optimizer keeps its state between them.
+    """
+    for one, other in zip(slow, fast, strict=True):
+        value = one + share * (other - one)
+        one.assign(value)
+        other.assign(value)
 
 
 def move(averaged: Any, model: Any, step: Any, decay: float) -> None:

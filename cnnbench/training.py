@@ -176,22 +176,22 @@ class Trainer:
                 )
         runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
         self.strategy = runtime.strategy(recipe.train.strategy)
-        if recipe.data.batch_size % self.strategy.num_replicas_in_sync:
+        self.replicas: int = self.strategy.num_replicas_in_sync
+        if recipe.data.batch_size % (self.replicas * recipe.train.accumulate):
+            parts = f", times train.accumulate of {recipe.train.accumulate}"
             raise UsageError(
                 f"data.batch_size of {recipe.data.batch_size}",
-                allowed=f"a multiple of the {self.strategy.num_replicas_in_sync} replicas",
+                allowed=f"a multiple of the {self.replicas} replicas"
+                + parts * (recipe.train.accumulate > 1),
             )
-        self.replicas: int = self.strategy.num_replicas_in_sync
         self.preprocess = preprocess(self.data, recipe.data)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
             self.model = build_model(recipe.model, self.shape, classes, auxiliary=True)
             self.network = without_auxiliary(self.model)
             weights.freeze(self.network, recipe.model)
-            self.optimizer = build_optimizer(
-                recipe.optimizer,
-                self.model.trainable_variables,
-                loss_scaling=recipe.train.precision == "mixed_float16",
-            )
+            weights_to_train = self.model.trainable_variables
+            self.optimizer = build_optimizer(recipe.optimizer, recipe.train, weights_to_train)
+            self.slow = steps.slow_weights(weights_to_train) if recipe.train.lookahead else []
             self.averaged = None
             if recipe.train.ema is not None:
                 self.averaged = build_model(recipe.model, self.shape, classes, auxiliary=True)
@@ -203,6 +203,7 @@ class Trainer:
             self.preprocess,
             classes,
             averaged=self.averaged,
+            slow=self.slow,
             xla=settings.xla,
         )
         network = self.network if self.averaged is None else without_auxiliary(self.averaged)
@@ -454,6 +455,7 @@ class Trainer:
     def _variables(self) -> dict[str, Any]:
         model = checkpoint.variables_by_name("model", self.model.variables)
         named = model | checkpoint.variables_by_name("optimizer", self.optimizer.variables)
+        named |= checkpoint.variables_by_name("slow", self.slow)
         if self.averaged is not None:
             # Under the model's names: Keras calls a second layer without a name otherwise.
             averages = (name.replace("model/", "average/", 1) for name in model)

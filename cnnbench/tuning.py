@@ -216,6 +216,8 @@ def cache_file(recipe: Recipe, given: Runtime) -> Path:
             short.optimizer.name,
             short.train.precision,
             short.train.deterministic,
+            short.train.accumulate,
+            short.train.sam is not None,
             given.model_dump(),
             [about["cpu"], about["cores"], platform.machine()],
             [metadata.version(package) for package in ("tensorflow", "keras", "cnnbench")],

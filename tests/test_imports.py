@@ -17,7 +17,7 @@ FLOORS = (
     {"errors", "lazy", "signals", "workers"},
     {"registry", "files", "recipe_yaml"},
     {"parts", "presets", "checkpoint"},
-    {"recipe", "schedules", "optim", "models", "tasks", "runtime", "weight_names"},
+    {"recipe", "schedules", "optim", "lars", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights", "listener"},
     {"network", "steps", "tta", "robustness"},
     {

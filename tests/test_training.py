@@ -14,7 +14,7 @@ from conftest import cnnbench, resign
 
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.data.datasets import Access
-from cnnbench.errors import DivergedError, InterruptedRun, RunError
+from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.listener import Silence
 from cnnbench.network import restore
@@ -262,13 +262,20 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
         assert np.array_equal(found[i], last[i])
 
 
-def test_averages_are_resumed_exactly(small, tmp_path):
-    recipe = load_recipe(small, ("train.ema=0.9",))
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (("train.ema=0.9",), "average/"),
+        (("train.lookahead={every: 3}", "train.groups=[{match: beta, lr_scale: 9.0}]"), "slow/"),
+    ],
+)
+def test_what_goes_along_is_resumed_exactly(small, tmp_path, settings, kind):
+    recipe = load_recipe(small, settings)
     whole = train(recipe, run_dir=tmp_path / "whole")
     with pytest.raises(InterruptedRun):
         train(recipe, run_dir=tmp_path / "parts", listener=InterruptAt(7))
     assert_same(whole, resume(open_run(tmp_path / "parts")))
-    assert any(name.startswith("average/") for name in final(whole))
+    assert any(name.startswith(kind) for name in final(whole))
 
 
 def test_other_code_is_resumed_by_force_alone(small, tmp_path):
@@ -428,6 +435,13 @@ def test_two_replicas_equal_one_device(small, tmp_path, precision):
     assert all(np.allclose(a[name], b[name], atol=close) for name in a if "scale" not in name)
     for one, two in zip(rows(runs[0]), rows(runs[1]), strict=True):
         assert one["train"]["loss"] == pytest.approx(two["train"]["loss"], abs=10 * close)
+
+
+def test_a_replica_must_have_whole_parts(small):
+    recipe = load_recipe(small, ("train.accumulate=16",))
+    data = recipe.data.model_copy(update={"batch_size": 24})
+    with pytest.raises(UsageError, match=r"multiple of the 1 replicas, times train\.accumulate"):
+        Trainer(recipe.model_copy(update={"data": data}), Access(), Settings())
 
 
 def test_durations_are_epochs_steps_or_examples(small):

@@ -48,8 +48,12 @@ def test_every_candidate_is_measured_and_the_fastest_is_remembered(recipe, monke
 
 
 @pytest.mark.parametrize(
-    "settings", ["optimizer.name=sgd", "data.batch_size=8", "train.precision=mixed_bfloat16"]
-)
+    "settings",
+    [
+        "optimizer.name=sgd", "data.batch_size=8", "train.precision=mixed_bfloat16",
+        "train.accumulate=2", "train.sam={}",
+    ],
+)  # fmt: skip
 def test_what_changes_a_step_is_measured_anew(small, recipe, settings):
     other = load_recipe(small, (settings,))
     assert tuning.cache_file(other, Runtime()) != tuning.cache_file(recipe, Runtime())

@@ -1,0 +1,60 @@
+"""LARS, an optimizer that Keras lacks.
+
+Importing this module imports Keras, so it is imported when the optimizer is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cnnbench.lazy import keras, tf
+from cnnbench.optim import is_kernel
+
+
+class Lars(keras.optimizers.SGD):
+    """Layer-wise adaptive rate scaling (You et al. 2017, "Large Batch Training", algorithm 1).
+
+    For a kernel w with gradient g,
+
+        ratio = trust * |w| / (|g| + decay * |w|)
+        v <- momentum * v + lr * ratio * (g + decay * w)
+        w <- w - v
+
+    with ratio 1 where |w| or |g| is 0, which the paper leaves open. Biases and norms have ratio 1
+    and decay 0: SGD with momentum.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        momentum: float = 0.0,
+        *,
+        trust: float,
+        decay: float = 0.0,
+        **options: Any,
+    ):
+        super().__init__(learning_rate, momentum, **options)
+        self.trust, self.decay = trust, decay
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Creates the momenta, and notes which variables are kernels."""
+        super().build(variables)
+        self._kernels = [is_kernel(variable) for variable in variables]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Updates one variable."""
+        if self._kernels[self._get_variable_index(variable)]:
+            gradient = self._adapted(gradient, variable)
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return super().get_config() | {"trust": self.trust, "decay": self.decay}
+
+    def _adapted(self, gradient: Any, kernel: Any) -> Any:
+        """Returns ratio * (g + decay * w)."""
+        g, w = tf.norm(gradient), tf.norm(kernel)
+        ratio = tf.math.divide_no_nan(self.trust * w, g + self.decay * w)
+        ratio = tf.where((g > 0) & (w > 0), ratio, 1.0)
+        return ratio * (gradient + self.decay * kernel)

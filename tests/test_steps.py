@@ -1,0 +1,338 @@
+"""What goes on around the optimizer, against its formulas: on a network of one layer, mostly."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL
+
+from cnnbench import load_recipe
+from cnnbench.errors import RecipeError
+from cnnbench.lazy import keras, tf
+from cnnbench.optim import build_optimizer
+from cnnbench.smoke import smoke
+from cnnbench.steps import slow_weights, training_steps
+
+FEATURES, CLASSES, BATCH, LR = 5, 3, 12, 0.5
+PLAIN = ("optimizer={name: sgd, lr: 0.5}", f"data.batch_size={BATCH}", "regularization.l2=0.0")
+TECHNIQUES = {
+    "clip": "train.gradient_clip={norm: 0.1}",
+    "accumulate": "train.accumulate=3",
+    "sam": "train.sam={rho: 0.1}",
+    "lookahead": "train.lookahead={every: 2}",
+    "groups": "train.groups=[{match: bias, lr_scale: 4.0}]",
+}
+
+
+@pytest.fixture
+def recipe(small):
+    """A function of settings to a recipe whose loss is plain cross-entropy."""
+
+    def load(*settings):
+        return load_recipe(small, (*PLAIN, *settings))
+
+    return load
+
+
+def linear():
+    """Softmax regression with known weights."""
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, keras.layers.Dense(CLASSES, name="logits")(inputs))
+    rng = np.random.default_rng(5)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def deep(dropout=0.5):
+    """A network with the state that is no weight: statistics and a random generator."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((FEATURES,))
+    x = keras.layers.Dense(8, name="stem_dense")(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.5, name="stem_norm")(x)
+    x = keras.layers.Dropout(dropout, seed=3, name="stem_dropout")(x)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES, name="logits")(x))
+
+
+def batches(count):
+    rng = np.random.default_rng(2)
+    images = rng.normal(size=(count, BATCH, FEATURES)).astype(np.float32)
+    return images, rng.integers(0, CLASSES, (count, BATCH))
+
+
+def train(recipe, model, images, labels, *, calls=None, xla=False, strategy=None):
+    """Trains a model on batches; returns what the steps returned, (3, steps)."""
+    strategy, variables = strategy or tf.distribute.get_strategy(), model.trainable_variables
+    with strategy.scope():
+        optimizer = build_optimizer(recipe.optimizer, recipe.train, variables)
+        slow = slow_weights(variables) if recipe.train.lookahead else ()
+    steps = training_steps(
+        recipe, model, optimizer, strategy, lambda images: images, CLASSES, slow=slow, xla=xla
+    )
+    flat = tf.data.Dataset.from_tensor_slices((np.concatenate(images), np.concatenate(labels)))
+    iterator = iter(strategy.experimental_distribute_dataset(flat.batch(BATCH)))
+    found = [steps(iterator, tf.fill((n,), LR), tf.constant(n)) for n in calls or [len(images)]]
+    return np.concatenate([np.array(each) for each in found], axis=1)
+
+
+def gradient(weights, images, labels, l2=0.0):
+    """Of the mean cross-entropy of softmax(x W + b), and l2 / 2 * |W|^2, in float64."""
+    kernel, bias = weights
+    logits = images.astype(np.float64) @ kernel + bias
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    error = (shares - np.eye(CLASSES)[labels]) / len(images)
+    return [images.T.astype(np.float64) @ error + l2 * kernel, error.sum(axis=0)]
+
+
+def sam_gradient(weights, images, labels, rho, l2=0.0):
+    """Foret et al. 2021, equations 2 and 3."""
+    first = gradient(weights, images, labels, l2)
+    length = np.sqrt(sum((g**2).sum() for g in first))
+    raised = [w + rho * g / length for w, g in zip(weights, first, strict=True)]
+    return gradient(raised, images, labels, l2)
+
+
+def descend(weights, gradients):
+    return [w - LR * g for w, g in zip(weights, gradients, strict=True)]
+
+
+def float64(model):
+    return [w.astype(np.float64) for w in model.get_weights()]
+
+
+def assert_close(model, weights):
+    for found, expected in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("xla", [False, True])
+def test_the_parts_of_a_batch_make_the_step_of_the_whole(recipe, parts, xla):
+    images, labels = batches(3)
+    model, l2 = linear(), 0.1
+    expected = float64(model)
+    found = train(
+        recipe(f"train.accumulate={parts}", f"regularization.l2={l2}"),
+        model, images, labels, xla=xla,
+    )  # fmt: skip
+    for step in range(3):
+        logits = images[step] @ expected[0] + expected[1]
+        losses = np.log(np.exp(logits).sum(axis=1)) - logits[range(BATCH), labels[step]]
+        assert found[0][step] == pytest.approx(losses.sum(), rel=1e-5)
+        assert found[1][step] == (logits.argmax(axis=1) == labels[step]).sum()
+        expected = descend(expected, gradient(expected, images[step], labels[step], l2))
+    assert_close(model, expected)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_sam_descends_by_the_gradient_above(recipe, xla):
+    images, labels = batches(3)
+    model, l2 = linear(), 0.1
+    expected = float64(model)
+    train(recipe("train.sam={rho: 0.5}", f"regularization.l2={l2}"), model, images, labels, xla=xla)
+    plain = expected
+    for x, y in zip(images, labels, strict=True):
+        plain = descend(plain, gradient(plain, x, y, l2))
+        expected = descend(expected, sam_gradient(expected, x, y, 0.5, l2))
+    assert_close(model, expected)
+    assert not np.allclose(plain[0], expected[0], atol=1e-2)
+
+
+def test_sam_raises_each_part_by_its_own_gradient(recipe):
+    images, labels = batches(1)
+    model = linear()
+    start = float64(model)
+    train(recipe("train.sam={rho: 0.5}", "train.accumulate=3"), model, images, labels)
+    parts = [
+        sam_gradient(start, x, y, 0.5)
+        for x, y in zip(np.split(images[0], 3), np.split(labels[0], 3), strict=True)
+    ]
+    mean = [sum(each) / 3 for each in zip(*parts, strict=True)]
+    assert_close(model, descend(start, mean))
+
+
+def test_sams_second_pass_drops_the_same_units_and_moves_no_statistics(recipe):
+    images, labels = batches(2)
+    plain, sharp, large = deep(), deep(), deep()
+    train(recipe(), plain, images, labels)
+    train(recipe("train.sam={rho: 1.0e-6}"), sharp, images, labels)
+    train(recipe("train.sam={rho: 1.0}"), large, images[:1], labels[:1])
+    # Other units dropped would be another gradient.
+    assert_close(sharp, plain.get_weights())
+    train(recipe(), plain := deep(), images[:1], labels[:1])
+    states = (plain.non_trainable_variables, large.non_trainable_variables)
+    assert len(states[0]) == 3  # of which the last is the generator's
+    for one, other in zip(*states, strict=True):
+        assert np.array_equal(one.numpy(), other.numpy())
+    assert not np.allclose(plain.get_weights()[0], large.get_weights()[0], atol=1e-3)
+
+
+def test_sam_stands_where_there_is_no_slope(recipe):
+    images, _ = batches(1)
+    model = linear()
+    start = model.get_weights()
+    start[0][:] = start[1][:] = 0
+    model.set_weights(start)
+    # As many of each class, on images of nothing: the gradient is 0.
+    train(recipe("train.sam={}"), model, 0 * images, np.arange(BATCH)[None] % CLASSES)
+    assert_close(model, start)
+
+
+@pytest.mark.parametrize("calls", [[7], [1, 2, 4]])
+def test_the_slow_weights_follow_every_few_updates(recipe, calls):
+    images, labels = batches(7)
+    model = linear()
+    fast = slow = float64(model)
+    found = recipe("train.lookahead={every: 3, share: 0.25}")
+    train(found, model, images, labels, calls=calls)
+    for step, (x, y) in enumerate(zip(images, labels, strict=True), start=1):
+        fast = descend(fast, gradient(fast, x, y))
+        if step % 3 == 0:
+            slow = [s + 0.25 * (f - s) for s, f in zip(slow, fast, strict=True)]
+            fast = slow
+    assert_close(model, fast)
+
+
+def test_the_gradient_that_is_clipped_is_that_of_the_whole_batch(recipe):
+    images, labels = batches(1)
+    model = linear()
+    start = float64(model)
+    train(recipe("train.gradient_clip={norm: 0.1}", "train.accumulate=4"), model, images, labels)
+    whole = gradient(start, images[0], labels[0])
+    length = np.sqrt(sum((g**2).sum() for g in whole))
+    assert length > 0.2
+    assert_close(model, descend(start, [0.1 * g / length for g in whole]))
+
+
+@pytest.mark.parametrize("names", list(itertools.combinations(TECHNIQUES, 2)), ids="+".join)
+def test_techniques_go_together(recipe, names):
+    images, labels = batches(4)
+    one, other = deep(), deep()
+    found = train(recipe(*(TECHNIQUES[name] for name in names)), one, images, labels)
+    train(recipe(TECHNIQUES[names[0]]), other, images, labels)
+    assert np.isfinite(found).all()
+    # The second has its say.
+    assert not np.allclose(one.get_weights()[0], other.get_weights()[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_techniques_go_with_every_precision(recipe, precision):
+    images, labels = batches(4)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = deep(dropout=0.0)  # which would drop others
+    finally:
+        keras.config.set_dtype_policy(before)
+    start, low = model.get_weights(), recipe(*TECHNIQUES.values(), f"train.precision={precision}")
+    assert np.isfinite(train(low, model, images, labels)).all()
+    exact = deep(dropout=0.0)
+    train(recipe(*TECHNIQUES.values()), exact, images, labels)
+    for found, expected, first in zip(model.get_weights(), exact.get_weights(), start, strict=True):
+        assert np.abs(found - expected).max() < 0.1 * np.abs(expected - first).max() + 1e-3
+
+
+REPLICAS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_steps import *
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for settings in (
+    ("train.sam={rho: 0.5}", TECHNIQUES["lookahead"], TECHNIQUES["groups"]),
+    ("train.gradient_clip={norm: 0.1}", "train.accumulate=2"),
+    ("train.gradient_clip={value: 0.02}", "train.layer_decay=0.5"),
+    ("train.gradient_clip={norm: 0.1}", "train.precision=mixed_float16"),
+):
+    recipe = load_recipe(sys.argv[2], (*PLAIN, *settings))
+    one = linear()
+    with mirrored.scope():
+        two = linear()
+    train(recipe, one, *batches(4))
+    train(recipe, two, *batches(4), strategy=mirrored)
+    assert_close(two, one.get_weights())
+    print("same")
+"""
+
+
+def test_two_replicas_take_the_steps_of_one_device(small):
+    command = [sys.executable, "-c", REPLICAS, str(Path(__file__).parent), str(small)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["same"] * 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("train.gradient_clip={}", "exactly one of norm and value"),
+        ("train.gradient_clip={norm: 1.0, value: 1.0}", "exactly one of norm and value"),
+        ("train.gradient_clip={norm: 0}", "greater than 0"),
+        ("train.gradient_clip={value: -1.0}", "greater than 0"),
+        ("train.gradient_clip={size: 1.0}", "unknown key 'train.gradient_clip.size'"),
+        ("train.accumulate=0", "greater than or equal to 1"),
+        ("train.accumulate=1.5", "valid integer"),
+        ("train.accumulate=3", "3 parts of a batch of 16; a divisor of data.batch_size"),
+        ("train.sam={rho: 0}", "greater than 0"),
+        ("train.sam={rho: .inf}", "finite"),
+        ("train.sam=true", "section"),
+        ("train.lookahead={every: 0}", "greater than or equal to 1"),
+        ("train.lookahead={share: 1.1}", "less than or equal to 1"),
+        ("train.lookahead={share: 0}", "greater than 0"),
+        ("train.layer_decay=0", "greater than 0"),
+        ("train.layer_decay=1.1", "less than or equal to 1"),
+        ("train.groups=[{match: '('}]", "not a regular expression"),
+        ("train.groups=[{match: ''}]", "at least 1 character"),
+        ("train.groups=[{lr_scale: 2.0}]", "'train.groups.0.match' is missing"),
+        ("train.groups=[{match: a, lr_scale: -1.0}]", "greater than or equal to 0"),
+        ("train.groups=[{match: a, weight_decay_scale: 0.0}]", "set optimizer.weight_decay"),
+        ("train.groups=[{match: a, scale: 1.0}]", "unknown key 'train.groups.0.scale'"),
+    ],
+)
+def test_bad_settings_are_refused(small, setting, told):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(small, (setting,))
+    assert told in str(caught.value)
+
+
+def test_the_decay_of_lars_cannot_be_scaled(small):
+    settings = (
+        "optimizer={name: lars, lr: 1.0, weight_decay: 0.1}",
+        "train.groups=[{match: a, weight_decay_scale: 0.0}]",
+    )
+    with pytest.raises(RecipeError, match="whose decay is in its trust ratio"):
+        load_recipe(small, settings)
+
+
+def test_a_refusal_has_its_place(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        SMALL.replace("train: {", "train: {\n  accumulate: 5,\n  sam: {rho: -1.0},\n  ")
+    )
+    line = next(
+        i for i, text in enumerate(path.read_text().splitlines(), start=1) if "sam:" in text
+    )
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line}: train\.sam\.rho"):
+        load_recipe(path)
+    path.write_text(path.read_text().replace("-1.0", "1.0"))
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml:{line - 1}: train\.accumulate: 5 parts"):
+        load_recipe(path)
+
+
+def test_the_resolved_recipe_reads_back(recipe, tmp_path):
+    whole = recipe(*TECHNIQUES.values(), "train.layer_decay=0.5")
+    (tmp_path / "resolved.yaml").write_text(whole.dump())
+    assert load_recipe(tmp_path / "resolved.yaml") == whole
+
+
+@pytest.mark.parametrize(("parts", "left"), [(1, 1), (2, 2), (4, 2), (8, 2), (16, 2)])
+def test_a_smoke_run_keeps_its_parts(small, parts, left):
+    from cnnbench.data.datasets import Access
+
+    found, _ = smoke(load_recipe(small, (f"train.accumulate={parts}",)), Access())
+    assert found.train.accumulate == left and found.data.batch_size % left == 0
