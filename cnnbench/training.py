@@ -26,7 +26,8 @@ from cnnbench.data.pipeline import (
     training_splits,
 )
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
-from cnnbench.lazy import tensorflow_errors, tf
+from cnnbench.events import Events
+from cnnbench.lazy import tf
 from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer
@@ -65,7 +66,7 @@ class _Session:
 
     run: Run
     rate: LearningRate
-    events: Any  # TensorBoard's writer
+    events: Events
     listener: Listener
     writer: checkpoint.Writer
     interrupted: Callable[[], bool]
@@ -258,8 +259,7 @@ class Trainer:
         if self.averaged is not None and progress.step == 0:
             self.averaged.set_weights(self.model.get_weights())
         run.write_metrics(progress.rows)
-        with tensorflow_errors(run.path / "tensorboard"):
-            events = tf.summary.create_file_writer(str(run.path / "tensorboard"))
+        events = Events(run.path / "tensorboard")
         listener.started(run, self.total_steps, progress.step, notes)
         with signals.caught() as interrupted, checkpoint.Writer() as writer:
             session = _Session(run, rate, events, listener, writer, interrupted)
@@ -406,8 +406,7 @@ class Trainer:
             session.writer.submit(checkpoint.save, session.run.best, best)
         progress.sums, progress.seconds = {}, 0.0
         session.writer.submit(session.run.write_metrics, list(progress.rows))
-        with tensorflow_errors(session.run.path / "tensorboard"):
-            _write_events(session.events, row)
+        session.events.write(row)
         session.listener.epoch_ended(row)
 
     def _judge(self, validation: dict[str, float], progress: Progress) -> bool:
@@ -491,17 +490,3 @@ def _diverged(what: str) -> DivergedError:
     return DivergedError(
         what, allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help"
     )
-
-
-def _write_events(events: Any, row: dict[str, Any]) -> None:
-    """Writes an epoch's scalars for TensorBoard, in its format but without its package."""
-    scalars = {"lr": row["lr"]}
-    for split in ("train", "validation"):
-        scalars |= {f"{split}/{key}": value for key, value in row.get(split, {}).items()}
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
-    )
-    with events.as_default(step=row["step"]):
-        for tag, value in scalars.items():
-            tf.summary.write(tag, tf.constant(value, tf.float32), metadata=metadata)
-    events.flush()

@@ -19,7 +19,7 @@ FLOORS = (
     {"parts", "presets", "checkpoint"},
     {"recipe", "schedules", "optim", "lars", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights", "listener"},
-    {"network", "steps", "tta", "robustness"},
+    {"events", "network", "steps", "tta", "robustness"},
     {
         "training",
         "importing",

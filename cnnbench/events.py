@@ -1,0 +1,35 @@
+"""Events of a training for TensorBoard, in its format but without its package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnnbench.lazy import tensorflow_errors, tf
+
+
+class Events:
+    """Writes the scalars of epochs into a folder.
+
+    Raises:
+        RunError: they cannot be written; from `write` too.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        with tensorflow_errors(folder):
+            self._writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a row of metrics.jsonl."""
+        scalars = {"lr": row["lr"]}
+        for split in ("train", "validation"):
+            scalars |= {f"{split}/{key}": value for key, value in row.get(split, {}).items()}
+        metadata = tf.compat.v1.SummaryMetadata(
+            plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR"
+        )
+        with tensorflow_errors(self._folder):
+            with self._writer.as_default(step=row["step"]):
+                for tag, value in scalars.items():
+                    tf.summary.write(tag, tf.constant(value, tf.float32), metadata=metadata)
+            self._writer.flush()
