@@ -88,7 +88,7 @@ def families() -> dict[str, ModuleType]:
     found = {}
     for name in MODELS.names():
         family = MODELS.get(name).facts["family"]
-        if family not in found and family != "lenet":
+        if family not in found and family not in ("airbench", "lenet"):
             found[family] = weights.names_of(name)
     return found
 

@@ -63,7 +63,15 @@ def test_macs_of_lenet_are_the_connections_published():
     assert macs == pytest.approx(LENET5 + LENET5_MORE, rel=TOLERANCE)
 
 
+def test_macs_of_airbench_are_those_of_the_published_training():
+    # Jordan 2024, section 1: 3.6e14 operations in 9.9 epochs, forward and twice as many backward.
+    images = 9.9 * 50_000
+    assert 2 * 3 * images * MODELS.get("airbench94").facts["macs"] == pytest.approx(
+        3.6e14, rel=0.03
+    )
+
+
 def test_every_family_is_among_them():
-    tested = {name for name, _, _ in PUBLISHED} | {"resnet50v2", "lenet5"}
+    tested = {name for name, _, _ in PUBLISHED} | {"resnet50v2", "lenet5", "airbench94"}
     families = {MODELS.get(name).facts["family"] for name in MODELS.names()}
     assert families == {MODELS.get(name).facts["family"] for name in tested}
