@@ -191,15 +191,18 @@ class Run:
         """Keeps every other process from writing here; the kernel frees the lock of a dead one.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or took the folder away.
         """
         with contextlib.ExitStack() as stack:
             with files.storage_errors(self.path):
-                # Not through a link, which could lead to any file of the user.
-                flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                handle = os.open(self.path / "lock", flags, 0o644)
-                stack.callback(os.close, handle)
-                _hold(handle, self.path)
+                while True:
+                    handle = _open_lock(self.path / "lock")
+                    stack.callback(os.close, handle)
+                    _hold(handle, self.path)
+                    # A run that could not begin takes its lock away, maybe after it was opened
+                    # here; a later process would lock a new file.
+                    if _is_at(handle, self.path / "lock"):
+                        break
             yield
 
 
@@ -222,12 +225,13 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
             path = _new_folder(RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         else:
             path.mkdir(parents=True, exist_ok=True)
-    before = {entry.name for entry in path.iterdir()}
+        before = {entry.name for entry in path.iterdir()}
     run = Run(path, recipe)
     with run.locked():
         try:
-            # A process killed at its very start leaves no more than these.
-            if before - {"lock", "environment.json"}:
+            # Now, for another process may have begun a run here before the lock was held. One that
+            # was killed at its very start leaves no more than these.
+            if {entry.name for entry in path.iterdir()} - {"lock", "environment.json"}:
                 raise RunError(
                     "the run directory is not empty",
                     where=str(path),
@@ -239,7 +243,8 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
                 for name in {"environment.json", "lock"} - before:
                     (path / name).unlink(missing_ok=True)
                 if made:
-                    path.rmdir()
+                    with contextlib.suppress(OSError):  # another process has begun in it by now
+                        path.rmdir()
 
 
 def begin(run: Run, data: DataFacts, runtime: Mapping[str, Any]) -> None:
@@ -291,6 +296,20 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
             return open_run(file.parent)
     kind = "finished run" if finished else f"unfinished run of {name!r}"
     raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory")
+
+
+def _open_lock(file: Path) -> int:
+    # Not through a link, which could lead to any file of the user.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(file, flags, 0o644)
+
+
+def _is_at(handle: int, file: Path) -> bool:
+    """Tells whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), file.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _hold(lock: int, path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import io
 import os
+import shutil
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -287,6 +290,39 @@ def test_a_validation_folder_goes_before_a_share_of_training(folder):
     assert len(splits.train) == 10 and len(splits.validation) == 6
 
 
+def folder_fingerprint(path):
+    return open_dataset(folder_spec(path), Access()).fingerprint
+
+
+@pytest.mark.parametrize("place", [0, 4095, -4096, -1])
+def test_a_changed_end_of_a_large_image_is_another_data_set(folder, place):
+    file = folder / "train/red/0.jpg"
+    data = bytearray(RANDOM.bytes(100_000))
+    file.write_bytes(data)
+    before = folder_fingerprint(folder)
+    data[place] ^= 1
+    file.write_bytes(data)
+    assert folder_fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 8192])
+def test_any_changed_byte_of_a_small_image_is_another_data_set(folder, size):
+    file = folder / "test/blue/0.jpg"
+    data = bytearray(RANDOM.bytes(size))
+    file.write_bytes(data)
+    before = folder_fingerprint(folder)
+    for place in {0, size // 3, size // 2, min(4096, size - 1), size - 1}:
+        changed = data.copy()
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        assert folder_fingerprint(folder) != before
+
+
+def test_a_copied_folder_is_the_same_data_set(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")  # with other times, for one
+    assert folder_fingerprint(copied) == folder_fingerprint(folder)
+
+
 def test_resize_short_holds_for_images_of_the_right_size_too():
     image = np.zeros((16, 16, 3), np.uint8)
     image[4:12, 4:12] = 255
@@ -326,12 +362,30 @@ def test_a_folder_that_is_wrong_is_explained(folder, spoiled):
 
 
 def test_a_missing_data_set_is_answered_within_ten_seconds(tmp_path):
-    import time
-
     start = time.perf_counter()
     with pytest.raises(DataError, match=r"cifar-100-binary\.tar\.gz.*--data-dir"):
         open_dataset(DATASETS.spec("cifar100"), Access(tmp_path))
     assert time.perf_counter() - start < 10
+
+
+def test_one_process_prepares_a_data_set_and_the_others_wait(tmp_path, capsys):
+    from cnnbench.data.tfds_source import _alone
+
+    order = []
+
+    def prepare():
+        with _alone(tmp_path / "data/.x.lock", "x"):
+            order.append("the other")
+
+    other = threading.Thread(target=prepare)
+    with _alone(tmp_path / "data/.x.lock", "x"):
+        other.start()
+        while "prepares data set 'x': waiting" not in capsys.readouterr().err:
+            assert other.is_alive()
+            time.sleep(0.01)
+        order.append("the first")
+    other.join()
+    assert order == ["the first", "the other"]
 
 
 def test_any_classification_set_of_the_catalogue(cifar10):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import cnnbench, resign
+from PIL import Image
 
 from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.data.datasets import Access
@@ -164,6 +165,28 @@ def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, small, tmp_pa
         resume(run)
     resign(run, environment)
     with pytest.raises(RunError, match="the data set changed"):
+        resume(run)
+
+
+def test_images_exchanged_for_others_of_their_size_are_not_trained_on(tmp_path):
+    for place in ("train/a", "train/b", "test/a"):
+        for i in range(8):
+            file = tmp_path / "images" / place / f"{i}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(file)
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: f\nmodel: {{name: lenet5}}\ndata: {{name: image_folder, "
+        f"path: {tmp_path / 'images'}, batch_size: 4, image_size: 16}}\n"
+        "optimizer: {name: sgd, lr: 0.1}\ntrain: {epochs: 1}\n"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    with new_run(tmp_path / "run", recipe) as run:
+        trainer = Trainer(recipe, Access(), Settings())
+        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about() | {"replicas": 1})
+    size = file.stat().st_size
+    Image.new("RGB", (16, 16), (i, 0, 1)).save(file)
+    assert file.stat().st_size == size
+    with pytest.raises(RunError, match="the data set changed: fingerprint was"):
         resume(run)
 
 

@@ -107,7 +107,8 @@ class Dataset:
     """A data set: its classes, and its splits, each loaded when first asked for.
 
     shape: (height, width, channels) as stored; height and width are None where images differ.
-    identity: names, versions, counts and sizes of files; None of one that is not at hand.
+    identity: names, versions, counts, sizes and checksums, as far as a look at the data set tells
+        them cheaply; None of one that is not at hand.
     mean, std: published statistics per channel of values in 0-1, if there are any.
     """
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import socket
 import struct
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,14 +146,8 @@ def dataset(
 def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
     import tensorflow_datasets as tfds
 
-    try:
-        with _offline_catalogue():
-            builder = tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
-    except tfds.core.registered.DatasetNotFoundError:
-        raise DataError(f"TFDS has no data set {name!r}", allowed=CATALOGUE) from None
-    except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
-        raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
-    if builder.info.splits and Path(builder.data_path).is_dir():
+    builder = _builder(name, data_dir)
+    if _is_prepared(builder):
         return builder
     root = Path(builder.data_path).parents[len(Path(builder.info.full_name).parts) - 1]
     manual = root / "downloads" / "manual"
@@ -163,9 +159,13 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
     if not _at_hand(builder, manual) and not (download and _reachable(builder)):
         raise missing
     try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=str(manual))
-        )
+        with _alone(root / f".{builder.name}.lock", builder.name):
+            # Anew, for another process may have prepared it meanwhile.
+            builder = _builder(name, data_dir)
+            if not _is_prepared(builder):
+                config = tfds.download.DownloadConfig(manual_dir=str(manual))
+                with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                    builder.download_and_prepare(download_config=config)
     except Exception as error:  # TFDS raises whatever its builders do
         raise DataError(
             f"data set {builder.name!r} could not be prepared: {str(error).strip()[:500]}",
@@ -173,6 +173,39 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
             allowed=_how_to_get(builder, manual),
         ) from error
     return builder
+
+
+def _builder(name: str, data_dir: Path | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        with _offline_catalogue():
+            return tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise DataError(f"TFDS has no data set {name!r}", allowed=CATALOGUE) from None
+    except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
+        raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def _is_prepared(builder: Any) -> bool:
+    return bool(builder.info.splits) and Path(builder.data_path).is_dir()
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, name: str) -> Iterator[None]:
+    """Keeps other processes from preparing a data set, and waits for one that already does.
+
+    TFDS would do all the work in each of them, and fail in all but the first that is ready.
+    The kernel frees the lock of a dead process; its file stays, so that all lock the same one.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"another process prepares data set {name!r}: waiting for it\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

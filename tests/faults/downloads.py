@@ -1,4 +1,4 @@
-"""Downloads that are cut off, wrong, offline, or made twice at once."""
+"""Downloads and preparations that are cut off, wrong, offline, or made twice at once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .checks import ROOT, as_command, check, check_error, child, flipped, run_child, spread
 from .harness import Try, read_all, row
@@ -116,7 +119,6 @@ def _status(code: int, location: str = "") -> Answer:
 
 ANSWERS: dict[str, Answer] = {
     "cut at once": _cut(0),
-    "cut after a byte": _cut(1),
     "cut in the middle": _cut(HALF),
     "cut before the last byte": _cut(len(CONTENT) - 1),
     "cut without a length": _without_length(CONTENT[:HALF]),
@@ -124,7 +126,6 @@ ANSWERS: dict[str, Answer] = {
     "length too small": _says(1000),
     "length no number": _says("many", CONTENT[:-1]),
     "a bit flipped": _says(len(CONTENT), flipped(CONTENT, HALF)),
-    "a page to log in": _without_length(b"<html>log in</html>"),
     "stalled": stalled,
     "no HTTP": nonsense,
     "closed": closed,
@@ -240,14 +241,171 @@ def killed_half_way(folder: Path, _: random.Random) -> None:
     check(done.returncode == 0 and found == CONTENT, f"not fetched: {done.stderr[-600:]}")
 
 
+# Of a data set's splits, and the archive that they are prepared from.
+EXAMPLES = {"train": 12, "test": 8}
+ARCHIVE = "archive.npz"
+
+
+def prepare() -> None:
+    """Opens a data set of TFDS, preparing it first if it is not, and tells what it holds.
+
+    The preparation tells when it is half-way, and stays there until it may go on.
+    """
+    from cnnbench.lazy import load
+
+    load()
+    import tensorflow_datasets as tfds
+
+    from cnnbench.data.datasets import Access, open_dataset
+    from cnnbench.parts import DATASETS
+
+    folder = Path(sys.argv[1])
+
+    class Archived(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = ARCHIVE
+
+        def _info(self) -> Any:
+            features = tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(names=list("wxyz")),
+                }
+            )
+            keys = ("image", "label")
+            return self.dataset_info_from_configs(features=features, supervised_keys=keys)
+
+        def _split_generators(self, manager: Any) -> Any:
+            archive = np.load(manager.manual_dir / ARCHIVE)
+            return {split: self._generate_examples(archive[split]) for split in archive}
+
+        def _generate_examples(self, images: np.ndarray) -> Any:
+            for i, image in enumerate(images):
+                if i == len(images) // 2:
+                    (folder / f"half-way.{os.getpid()}").touch()
+                    while not (folder / "go on").exists():
+                        time.sleep(0.01)
+                yield i, {"image": image, "label": i % 4}
+
+    def work() -> None:
+        spec: Any = DATASETS.spec("tfds", builder="archived")
+        dataset = open_dataset(spec, Access(folder / "data", download=False))
+        splits = {split: dataset.split(split).source for split in EXAMPLES}
+        sys.stdout.write(_held({k: (s.images, s.labels) for k, s in splits.items()}))
+
+    as_command(work)
+
+
+def _held(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Returns a digest of splits of images and labels, whatever their order."""
+    digest = hashlib.sha256()
+    for split, (images, labels) in sorted(splits.items()):
+        pairs = zip(images, labels, strict=True)
+        examples = sorted(image.tobytes() + bytes([label]) for image, label in pairs)
+        digest.update(split.encode() + b"".join(examples))
+    return digest.hexdigest()
+
+
+class Preparation:
+    """Processes that prepare a data set of their own in a try's folder.
+
+    held: what each has to tell.
+    """
+
+    def __init__(self, folder: Path, random: random.Random):
+        self.folder, self._started = folder, 0
+        draw = np.random.default_rng(random.getrandbits(32))
+        images = {k: draw.integers(0, 255, (n, 8, 8, 3), np.uint8) for k, n in EXAMPLES.items()}
+        manual = folder / "data/downloads/manual"
+        manual.mkdir(parents=True)
+        np.savez(manual / ARCHIVE, **images)
+        self.held = _held({k: (x, np.arange(len(x)) % 4) for k, x in images.items()})
+
+    def start(self) -> tuple[subprocess.Popen, Path]:
+        """Starts a process; returns it and the file that it tells people something in."""
+        self._started += 1
+        told = self.folder / f"told.{self._started}"
+        with told.open("w") as file:
+            process = subprocess.Popen(
+                child(prepare, self.folder),
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                cwd=ROOT,
+                env=os.environ | {"XDG_CACHE_HOME": str(self.folder / "cache")},
+            )
+        return process, told
+
+    def half_way(self) -> list[int]:
+        """Returns the processes that got half-way."""
+        return [int(path.suffix[1:]) for path in self.folder.glob("half-way.*")]
+
+    def go_on(self) -> None:
+        """Lets those that are half-way, and all later ones, prepare the rest."""
+        (self.folder / "go on").touch()
+
+    def check_whole(self, process: subprocess.Popen, told: Path) -> None:
+        """Raises unless a process ends well and tells of the whole data set."""
+        held, _ = process.communicate(timeout=120)
+        check(process.returncode == 0, f"exit code {process.returncode}: {told.read_text()[-600:]}")
+        check(held == self.held, "the data set is not what was in the archive")
+
+
+def _until(holds: Callable[[], object], what: str) -> None:
+    """Waits until something holds."""
+    end = time.monotonic() + 120
+    while not holds():
+        check(time.monotonic() < end, what)
+        time.sleep(0.01)
+
+
+def two_prepare(folder: Path, random: random.Random) -> None:
+    """Two processes prepare the same data set: one does, the other waits, both have it whole."""
+    made = Preparation(folder, random)
+    both = [made.start(), made.start()]
+
+    def met() -> bool:
+        waiting = any("waiting for it" in told.read_text() for _, told in both)
+        return len(made.half_way()) + waiting == 2
+
+    try:
+        _until(met, f"they do not meet: {[told.read_text()[-300:] for _, told in both]}")
+        made.go_on()
+        for process, told in both:
+            made.check_whole(process, told)
+    finally:
+        for process, _ in both:
+            process.kill()
+            process.wait()
+    check(len(made.half_way()) == 1, "both did the work")
+    made.check_whole(*made.start())
+
+
+def killed_in_preparation(folder: Path, random: random.Random) -> None:
+    """A process that is killed while it prepares leaves nothing that is taken for the data set."""
+    made = Preparation(folder, random)
+    process, told = made.start()
+    try:
+        _until(made.half_way, f"not half-way: {told.read_text()[-300:]}")
+    finally:
+        process.kill()
+        process.wait()
+    check(not (folder / "data/archived/1.0.0").exists(), "the half is taken for the data set")
+    made.go_on()
+    made.check_whole(*made.start())
+    check(len(made.half_way()) == 2, "nothing was prepared anew")
+
+
 @row(16, "downloads cut, wrong, offline, two at once: nothing partial is accepted", full=20)
 def downloads(count: int) -> Iterator[Try]:
-    """Servers that fail and lie, no server, and two processes at once."""
+    """Servers that fail and lie, no server, two processes at once; preparations likewise."""
     tries: list[Try] = [functools.partial(bad_download, answer) for answer in ANSWERS.values()]
     tries += [
         offline_with_a_damaged_copy,
         killed_half_way,
         functools.partial(two_at_once, (slow, slow)),
         functools.partial(two_at_once, (_cut(HALF), slow)),
+        two_prepare,
+        killed_in_preparation,
     ]
     yield from spread(tries, count)

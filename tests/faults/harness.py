@@ -6,6 +6,7 @@ TensorFlow and done nothing with it, which saves seconds a try.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -41,6 +42,7 @@ optimizer: {name: adam, lr: 2.0e-3}
 schedule: {name: cosine, warmup_epochs: 1}
 train: {epochs: 10, steps_per_call: 3, checkpoint_every: 7}
 """
+STEPS_PER_EPOCH, STEPS_PER_CALL = 20, 3
 SHORT = "train.epochs=2"  # 40 steps
 TIMEOUT_S = 120.0
 
@@ -129,6 +131,15 @@ class Command:
         """Sends a signal, if the process still runs."""
         if self._process.is_alive():
             os.kill(self._process.pid, number)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stops the process for as long as the context lasts."""
+        self.send(signal.SIGSTOP)
+        state = Path(f"/proc/{self._process.pid}/stat")
+        self.until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        yield
+        self.send(signal.SIGCONT)
 
     def wait(self) -> int:
         """Waits for the end; returns the exit code, or the negative number of a signal."""

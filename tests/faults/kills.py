@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -19,10 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, open_run
+from cnnbench import checkpoint, open_run, signals
 
 from .harness import (
     SHORT,
+    STEPS_PER_CALL,
+    STEPS_PER_EPOCH,
     Command,
     Training,
     Try,
@@ -40,6 +43,8 @@ from .harness import (
 LAST_SIGNAL = 180
 # What saving writes below a run directory.
 SAVED = ("checkpoints", "best", ".best", "metrics.jsonl", ".metrics.jsonl")
+# Until a checkpoint is under its name, and that on the disk.
+OPERATIONS_OF_A_SAVE = 14
 # What eval and export write.
 MADE = ("eval.json", ".eval.json", "exports", "saved_model", ".saved_model")
 COMMANDS = (("eval",), ("export", "--tflite"), ("export", "--saved-model"))
@@ -96,8 +101,13 @@ def killed_ten_times(count: int) -> Iterator[Try]:
 
 def _killed_ten_times(folder: Path, random: random.Random) -> None:
     training = Training(folder)
-    for step in sorted(random.sample(range(1, LAST_SIGNAL), 10)):
-        training.kill(step, random)
+    for number, step in enumerate(sorted(random.sample(range(1, LAST_SIGNAL), 10))):
+        if number % 2:
+            command = training.start(harms=[partial(die_after_a_row, training.run)])
+            code = command.wait()
+            assert code == -signal.SIGKILL, f"exit code {code}: {command.output}"
+        else:
+            training.kill(step, random)
         epochs = [each["epoch"] for each in open_run(training.run).metrics()]
         assert epochs == list(range(1, len(epochs) + 1)), f"metrics.jsonl has epochs {epochs}"
     training.finish()
@@ -105,29 +115,75 @@ def _killed_ten_times(folder: Path, random: random.Random) -> None:
     must_equal(outcome(training.run), uninterrupted())
 
 
+def die_after_a_row(run: Path) -> None:
+    """Harm: has the process killed between an epoch's row of metrics and its checkpoint."""
+    written = 0
+
+    def act(_: int, kind: str, path: str) -> None:
+        nonlocal written
+        if written == 2:  # the first time, it was written for the start
+            os.kill(os.getpid(), signal.SIGKILL)
+        written += kind == "os.rename" and Path(path).name == "metrics.jsonl"
+
+    watch(run, SAVED, act)
+
+
 @row(5, "SIGTERM: saved at that step, exit code 75; a second one corrupts nothing", full=20)
 def terminated(count: int) -> Iterator[Try]:
-    yield from itertools.repeat(_terminated, count)
+    for number in range(count):
+        yield partial(_terminated, operation=number % OPERATIONS_OF_A_SAVE)
 
 
-def _terminated(folder: Path, random: random.Random) -> None:
-    training = Training(folder)
+def _terminated(folder: Path, random: random.Random, *, operation: int) -> None:
+    """Terminates twice: with one signal, and with a second at an operation of the save."""
+    # Without the saves in between, one of which may be due at the same step.
+    training = Training(folder, f"train.checkpoint_every={10 * LAST_SIGNAL}")
     first, second = sorted(random.sample(range(1, LAST_SIGNAL), 2))
-    output = training.interrupt(first)
+    command = training.reach(first)
+    with command.stopped():
+        before = training.step
+        command.send(signal.SIGTERM)
+    code, output = command.wait(), command.output
+    assert code == 75, f"exit code {code}: {output}"
     told = re.search(r"interrupted and saved at step (\d+) of 200", output.replace("\n", " "))
     assert told, output
     step = int(told[1])
     saved = checkpoint.last(training.run / "checkpoints").state["step"]
-    # The call that ran is finished, and no other begun.
     assert training.step == step == saved, f"told {training.step}, said {step}, saved {saved}"
-    command = training.reach(max(second, step + 1))
+    # The call that ran, if one did, is finished, and no other begun.
+    epoch_end = before - before % STEPS_PER_EPOCH + STEPS_PER_EPOCH
+    after = min(before + STEPS_PER_CALL, epoch_end)
+    assert step in (before, after), f"a signal after step {before} was heeded at step {step}"
+    again = partial(terminate_again, training.run, operation)
+    command = training.reach(max(second, step + 1), harms=[again])
     command.send(signal.SIGTERM)
-    time.sleep(random.uniform(0, 0.05))
-    command.send(signal.SIGTERM)
-    command.wait()
+    code = command.wait()
+    # 75 where the first came when the checkpoint of an epoch was all but saved.
+    assert code in (75, 130), f"exit code {code}: {command.output}"
     output = training.finish()
     assert "damaged" not in output, output
     must_equal(outcome(training.run), uninterrupted())
+
+
+def terminate_again(run: Path, number: int) -> None:
+    """Harm: has a SIGTERM followed by another, before an operation of that number of its save."""
+    came, left = [], number
+
+    @contextlib.contextmanager
+    def caught() -> Iterator[Callable[[], bool]]:
+        with real() as interrupted:
+            came.append(interrupted)
+            yield interrupted
+
+    def act(*_: object) -> None:
+        nonlocal left
+        if came and came[0]():
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            left -= 1
+
+    real, signals.caught = signals.caught, caught
+    watch(run, SAVED, act)
 
 
 @row(19, "Export and eval killed: never a partial artifact or eval.json", full=20)

@@ -169,11 +169,15 @@ def _of_images(folder: Path) -> Training:
         for kind, number in itertools.product("ab", range(count)):
             file = folder / "images" / split / kind / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(file)
+            _noise(pixels).save(file, compress_level=0)
     data = f"{{name: image_folder, path: '{folder / 'images'}', image_size: 16, batch_size: 4}}"
     training = Training(folder, recipe=re.sub("(?m)^data: .*", f"data: {data}", RECIPE))
     training.interrupt(10)
     return training
+
+
+def _noise(random: np.random.Generator) -> Image.Image:
+    return Image.fromarray(random.integers(256, size=(16, 16, 3), dtype=np.uint8))
 
 
 def _other_recipe(training: Training, before: str, after: str) -> tuple[list[str], list[Harm]]:
@@ -194,7 +198,11 @@ def _one_image_more(training: Training) -> tuple[list[str], list[Harm]]:
 
 
 def _another_image(training: Training) -> tuple[list[str], list[Harm]]:
-    Image.new("RGB", (16, 16)).save(training.folder / "images" / "train" / "a" / "0.png")
+    """Of the same size in bytes."""
+    file = training.folder / "images" / "train" / "a" / "0.png"
+    size = file.stat().st_size
+    _noise(np.random.default_rng(1)).save(file, compress_level=0)
+    assert file.stat().st_size == size
     return [], []
 
 
