@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +147,13 @@ class Group(Section):
     )
 
 
+class ImageSize(Section):
+    """What training images are scaled to in its first epochs (Tan & Le 2021, section 4)."""
+
+    until: Annotated[int, Field(ge=1)] = Field(description="the epoch that ends it")
+    size: Annotated[int, Field(ge=1, le=4096)] = Field(description="height and width in pixels")
+
+
 class Train(Section):
     """How long to train, in which arithmetic, and what goes on around the optimizer.
 
@@ -185,6 +193,9 @@ class Train(Section):
         1.0,
         description="of the learning rate from each stage to the one before it (Bao et al. 2022); "
         "the head has the whole",
+    )
+    image_sizes: list[ImageSize] = Field(
+        [], description="smaller images at first, each entry up to its epoch; then the whole size"
     )
     on_nan: Literal["stop", "rollback"] = Field(
         "stop",
@@ -335,6 +346,10 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
     if data.image_size or None not in stored:
         shape = input_shape(data, stored)
         least = min_size(recipe.model)
+        for i, small in enumerate(train.image_sizes):
+            if not least <= small.size <= min(shape[:2]):
+                what, allowed = f"{small.size} pixels", f"{least} to {min(shape[:2])}"
+                yield problem(f"train.image_sizes.{i}.size", what, allowed)
         if min(shape[:2]) < least:
             yield problem(
                 "data.image_size",
@@ -363,6 +378,10 @@ def _mismatches(recipe: Recipe, tree: Located) -> Any:
     elif scaled and not recipe.optimizer.options().get("weight_decay"):
         what = "weight_decay_scale without a weight decay of the optimizer"
         yield problem("train.groups", what, "set optimizer.weight_decay above 0")
+    for i, (one, other) in enumerate(itertools.pairwise(train.image_sizes), start=1):
+        if other.until <= one.until:
+            what = f"{other.until} after {one.until}"
+            yield problem(f"train.image_sizes.{i}.until", what, "a later epoch each")
     if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
         yield problem(
             "schedule.warmup_epochs",

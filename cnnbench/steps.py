@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cnnbench.errors import UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.optim import penalty
 from cnnbench.parts import LOSSES
@@ -25,6 +26,7 @@ def training_steps(
     *,
     averaged: Any = None,
     slow: Sequence[Any] = (),
+    size: int | None = None,
     xla: bool,
 ) -> Callable[..., tuple[Any, ...]]:
     """Compiles several training steps into one call.
@@ -37,6 +39,7 @@ def training_steps(
         prepare: uint8 pixels to the images that the model takes.
         classes: how many logits there are.
         averaged: a model like the first, which is given the moving average of its weights.
+        size: height and width that images are scaled to; None: they are not.
         slow: Lookahead's slow weights, one for each trainable variable; none without it.
         xla: whether XLA compiles a step.
 
@@ -48,7 +51,14 @@ def training_steps(
     """
     variables, lookahead = model.trainable_variables, recipe.train.lookahead
     replicas = strategy.num_replicas_in_sync
-    differentiate = _differentiation(recipe, model, optimizer, prepare, classes, replicas)
+    seen = model if size is None else at_size(model, size)
+
+    def look(images: Any) -> Any:
+        if size is not None:
+            images = tf.image.resize(images, (size, size), antialias=True)
+        return seen(prepare(images), training=True)
+
+    differentiate = _differentiation(recipe, model, look, optimizer, classes, replicas)
 
     def step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
         gradients, loss, right = differentiate(images, labels)
@@ -88,8 +98,8 @@ def training_steps(
 def _differentiation(
     recipe: Recipe,
     model: Any,
+    look: Callable[[Any], Any],
     optimizer: Any,
-    prepare: Callable[[Any], Any],
     classes: int,
     replicas: int,
 ) -> Callable[[Any, Any], Pass]:
@@ -103,7 +113,7 @@ def _differentiation(
     weight = recipe.model.options().get("auxiliary_weight", 0.0)
 
     def forward(images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        outputs = tf.nest.flatten(model(prepare(images), training=True))
+        outputs = tf.nest.flatten(look(images))
         logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
         # Where images are mixed, labels are shares of the classes already.
         hot = labels if labels.dtype.is_floating else tf.one_hot(labels, classes)
@@ -172,6 +182,22 @@ def _in_parts(differentiate: Callable[[Any, Any], Pass], parts: int) -> Callable
         return total
 
     return one_by_one
+
+
+def at_size(model: Any, size: int) -> Any:
+    """Returns a model of the same layers, and so of the same weights, for images of another size.
+
+    Raises:
+        UsageError: the network has a layer that takes one size alone.
+    """
+    images = keras.Input((size, size, model.input_shape[-1]), name="images")
+    try:
+        return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
+    except ValueError as error:  # as a dense layer after images as they are
+        raise UsageError(
+            f"train.image_sizes: {model.name} cannot take {size}x{size} pixels with the weights "
+            f"of {model.input_shape[1]}x{model.input_shape[2]}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _over_replicas(gradients: list[Any]) -> list[Any]:

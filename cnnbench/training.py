@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from cnnbench.listener import Listener, Silence
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.optim import build_optimizer
 from cnnbench.parts import MODELS, SCHEDULES
-from cnnbench.recipe import Recipe, Train, input_shape
+from cnnbench.recipe import Recipe, input_shape
 from cnnbench.run import DataFacts, Run, begin, new_run
 from cnnbench.runtime import Choice, Settings
-from cnnbench.schedules import LearningRate
+from cnnbench.schedules import LearningRate, total_steps
 
 KEPT_CHECKPOINTS = 2
 # What a network's first weights are computed from, where they come from images.
@@ -196,7 +197,8 @@ class Trainer:
             self.averaged = None
             if recipe.train.ema is not None:
                 self.averaged = build_model(recipe.model, self.shape, classes, auxiliary=True)
-        self.train_steps = steps.training_steps(
+        compiled = partial(
+            steps.training_steps,
             recipe,
             self.model,
             self.optimizer,
@@ -207,6 +209,12 @@ class Trainer:
             slow=self.slow,
             xla=settings.xla,
         )
+        self.train_steps = compiled()
+        # Of those that come before, the step that ends them and what they run.
+        self._on_small_images = [
+            (each.until * self.stream.steps_per_epoch, compiled(size=each.size))
+            for each in recipe.train.image_sizes
+        ]
         network = self.network if self.averaged is None else without_auxiliary(self.averaged)
         self._evaluate_batch = steps.evaluation_step(recipe, network, self.preprocess, classes)
 
@@ -346,7 +354,9 @@ class Trainer:
         rates = np.zeros(self.recipe.train.steps_per_call, np.float32)
         rates[:count] = [_rate(session.rate, progress, progress.step + i) for i in range(count)]
         try:
-            found = self.train_steps(iterator, tf.constant(rates), tf.constant(count))
+            small = (run for end, run in self._on_small_images if progress.step < end)
+            run_steps = next(small, self.train_steps)
+            found = run_steps(iterator, tf.constant(rates), tf.constant(count))
         except tf.errors.OpError:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
@@ -469,16 +479,6 @@ class Trainer:
             saved = Checkpoint(self._arrays(progress.step), asdict(progress))
         session.writer.submit(checkpoint.save, folder, saved)
         session.writer.submit(checkpoint.keep_last, folder.parent, KEPT_CHECKPOINTS)
-
-
-def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
-    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
-    if train.steps is not None:
-        return train.steps
-    if train.examples is not None:
-        return max(1, train.examples // batch_size)
-    assert train.epochs is not None
-    return max(1, round(train.epochs * steps_per_epoch))
 
 
 def _rate(rate: LearningRate, progress: Progress, step: int) -> float:

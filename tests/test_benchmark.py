@@ -71,6 +71,7 @@ def test_reading_is_measured_by_augmentation(bench):
     (row,) = bench("--mode", "data", "--json")["rows"]
     assert row["throughput_images_per_s"] > 0
     assert set(row["augmentation_us_per_image"]) == {"random_crop", "random_flip"}
+    assert row["training_images_per_s"] > 0 and 0 <= row["waiting_for_data"] <= 1
 
 
 def test_a_profile_names_the_dearest_operations(bench, tmp_path):

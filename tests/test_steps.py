@@ -10,11 +10,17 @@ import pytest
 from conftest import SMALL
 
 from cnnbench import load_recipe
-from cnnbench.errors import RecipeError
+from cnnbench.data.datasets import Access
+from cnnbench.errors import RecipeError, UsageError
 from cnnbench.lazy import keras, tf
+from cnnbench.listener import Silence
+from cnnbench.models import build_model
 from cnnbench.optim import build_optimizer
+from cnnbench.run import begin, new_run
+from cnnbench.runtime import Choice, Settings
 from cnnbench.smoke import smoke
-from cnnbench.steps import slow_weights, training_steps
+from cnnbench.steps import at_size, slow_weights, training_steps
+from cnnbench.training import Trainer
 
 FEATURES, CLASSES, BATCH, LR = 5, 3, 12, 0.5
 PLAIN = ("optimizer={name: sgd, lr: 0.5}", f"data.batch_size={BATCH}", "regularization.l2=0.0")
@@ -336,3 +342,68 @@ def test_a_smoke_run_keeps_its_parts(small, parts, left):
 
     found, _ = smoke(load_recipe(small, (f"train.accumulate={parts}",)), Access())
     assert found.train.accumulate == left and found.data.batch_size % left == 0
+
+
+@pytest.mark.parametrize("size", [8, 13])
+def test_at_another_size_a_network_has_the_same_weights(small, size):
+    spec = load_recipe(small, ("model.dropout=0.0",)).model
+    model, other = (build_model(spec, (side, side, 3), CLASSES) for side in (16, size))
+    resized = at_size(model, size)
+    assert [id(v) for v in resized.trainable_variables] == [
+        id(v) for v in model.trainable_variables
+    ]
+    other.set_weights(model.get_weights())
+    images = np.random.default_rng(0).normal(size=(4, size, size, 3)).astype(np.float32)
+    for training in (False, True):
+        np.testing.assert_allclose(
+            resized(images, training=training), other(images, training=training), atol=1e-5
+        )
+    for one, two in zip(model.variables, other.variables, strict=True):  # statistics were moved too
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_a_network_of_one_size_alone_is_refused(small):
+    model = build_model(load_recipe(small, ("model={name: lenet5}",)).model, (32, 32, 3), CLASSES)
+    with pytest.raises(UsageError, match="cannot take 28x28 pixels"):
+        at_size(model, 28)
+
+
+def test_images_are_small_up_to_their_epoch(small, tmp_path):
+    sizes = "train.image_sizes=[{until: 1, size: 8}, {until: 2, size: 12}]"
+    recipe = load_recipe(small, (sizes, "model.dropout=0.0", "train.steps_per_call=1"))
+    trainer = Trainer(recipe, Access(), Settings())
+    images, labels = next(iter(trainer.stream.dataset(0)))
+    resized = trainer.preprocess(tf.image.resize(images, (8, 8), antialias=True))
+    logits = keras.models.clone_model(at_size(trainer.model, 8))
+    logits.set_weights(trainer.model.get_weights())
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+    expected = entropy(labels, logits(resized, training=True))
+    seen, losses = [], []
+
+    def watched(size, run):
+        def steps(*arguments):
+            found = run(*arguments)
+            seen.append(size)
+            losses.append(float(found[0][0]))
+            return found
+
+        return steps
+
+    small_steps = zip((8, 12), trainer._on_small_images, strict=True)
+    trainer._on_small_images = [(end, watched(size, run)) for size, (end, run) in small_steps]
+    trainer.train_steps = watched(16, trainer.train_steps)
+    with new_run(tmp_path / "run", recipe) as run:
+        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
+        trainer.fit(run, Silence())
+    assert seen == [8] * 5 + [12] * 5 + [16] * 5
+    assert losses[0] == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("sizes", "words"), [
+    ("[{until: 1, size: 17}]", "17 pixels; 4 to 16"),
+    ("[{until: 2, size: 8}, {until: 2, size: 12}]", "a later epoch each"),
+])  # fmt: skip
+def test_sizes_that_make_no_sense_are_refused(small, sizes, words):
+    with pytest.raises(RecipeError, match=words):
+        data = "data={name: digits, image_size: 16, batch_size: 16}"
+        load_recipe(small, (data, f"train.image_sizes={sizes}"))

@@ -289,6 +289,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     ("settings", "kind"),
     [
         (("train.ema=0.9",), "average/"),
+        (("train.image_sizes=[{until: 2, size: 8}]",), "model/"),
         (("train.lookahead={every: 3}", "train.groups=[{match: beta, lr_scale: 9.0}]"), "slow/"),
     ],
 )

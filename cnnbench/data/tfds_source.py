@@ -117,6 +117,7 @@ def dataset(
     counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
 
     def load(split: str) -> Source:
+        _places(builder, split)  # raises where a file is cut off, or has more than it should
         one_size = None not in (height, width)
         if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
             try:
