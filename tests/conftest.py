@@ -20,7 +20,7 @@ RECIPES = ROOT / "recipes"
 SMALL = """
 name: small
 seed: 3
-model: {name: resnet20, dropout: 0.1}
+model: {name: resnet8, dropout: 0.1}
 data: {name: synthetic, batch_size: 16, examples: 96, shape: [16, 16, 3], validation: 16}
 augment: [{name: random_crop, padding: 2}, {name: random_flip}]
 regularization: {l2: 1.0e-4}

@@ -41,6 +41,7 @@ def test_the_stem_counts(tmp_path):
     assert macs("cifar") > 8 * macs("imagenet")
 
 
+@pytest.mark.slow
 def test_training_is_compared_with_stock_keras(bench):
     result = bench("--no-tune", "--compare-stock", "--json")
     assert result["peak_gflops_per_s"] > 1 and result["machine"]["cores"] > 0
@@ -74,6 +75,7 @@ def test_reading_is_measured_by_augmentation(bench):
     assert row["training_images_per_s"] > 0 and 0 <= row["waiting_for_data"] <= 1
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_dearest_operations(bench, tmp_path):
     result = bench("--profile", tmp_path / "trace", "--json")
     names = [row["operation"] for row in result["operations"]]

@@ -445,6 +445,7 @@ def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatc
     done = cnnbench(
         "train", "resnet50_imagenet", "--smoke", "--data-dir", data_dir,
         "--set", "data.image_size=64", "--set", "data.resize_short=72",
+        "--set", "model={name: lenet5}",
         "--set", "train.precision=float32", "--set", "data.validation=4",
         "--run-dir", tmp_path / "run",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from cnnbench.lazy import tf
 from cnnbench.recipe import Target
 from cnnbench.robustness import robustness
 
-LENET = SMALL.replace("resnet20", "lenet5")
+LENET = SMALL.replace("resnet8", "lenet5")
 ONE_EPOCH = ("train.epochs=1", "schedule.warmup_epochs=0")
 
 

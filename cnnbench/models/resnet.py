@@ -43,8 +43,8 @@ BOTTLENECK = {
     "resnet101": Bottlenecks((3, 4, 23, 3)),
     "resnet152": Bottlenecks((3, 8, 36, 3)),
 }
-# Section 4.2: 6n + 2 layers in three stages of n blocks.
-CIFAR = {f"resnet{6 * n + 2}": (n, n, n) for n in (3, 5, 7, 9, 18)}
+# Section 4.2: 6n + 2 layers in three stages of n blocks; the paper's n are those from 3 on.
+CIFAR = {f"resnet{6 * n + 2}": (n, n, n) for n in (1, 2, 3, 5, 7, 9, 18)}
 # Trainable weights, and multiply-accumulates of one native image.
 COUNTS = {
     "resnet18": (11_689_512, 1_814_073_344),
@@ -52,6 +52,8 @@ COUNTS = {
     "resnet50": (25_557_032, 4_089_184_256),
     "resnet101": (44_549_160, 7_801_405_440),
     "resnet152": (60_192_808, 11_513_626_624),
+    "resnet8": (75_290, 12_239_488),
+    "resnet14": (172_506, 26_395_264),
     "resnet20": (269_722, 40_551_040),
     "resnet32": (464_154, 68_862_592),
     "resnet44": (658_586, 97_174_144),
