@@ -68,6 +68,7 @@ def test_inference_is_measured_by_batch(bench):
     assert all(0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"] for row in rows)
 
 
+@pytest.mark.slow
 def test_reading_is_measured_by_augmentation(bench):
     (row,) = bench("--mode", "data", "--json")["rows"]
     assert row["throughput_images_per_s"] > 0
@@ -75,7 +76,6 @@ def test_reading_is_measured_by_augmentation(bench):
     assert row["training_images_per_s"] > 0 and 0 <= row["waiting_for_data"] <= 1
 
 
-@pytest.mark.slow
 def test_a_profile_names_the_dearest_operations(bench, tmp_path):
     result = bench("--profile", tmp_path / "trace", "--json")
     names = [row["operation"] for row in result["operations"]]

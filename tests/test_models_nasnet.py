@@ -94,6 +94,7 @@ def test_the_auxiliary_classifier_wants_larger_images(name, least):
     assert build_model(spec, (least, least, 3), 10).output_shape == (None, 10)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_auxiliary_classifier_is_weighted_and_its_weights_are_kept(
     tmp_path, monkeypatch
 ):

@@ -445,7 +445,9 @@ train(load_recipe(sys.argv[1], settings), run_dir=__import__("pathlib").Path(sys
 """
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_two_replicas_equal_one_device(small, tmp_path, precision):
     runs = []
     for strategy in ("one_device", "mirrored"):

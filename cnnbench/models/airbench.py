@@ -24,6 +24,7 @@ def airbench(
     *,
     width: Annotated[float, Field(gt=0, le=16)] = 1.0,
     activation: Activation = "gelu",
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> keras.Model:
     """A whitening convolution, and three stages of two convolutions, the first of them pooled.
 
@@ -47,6 +48,8 @@ def airbench(
             x = activate(x, activation, f"stage{stage}_act{i}")
     x = keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
     x = keras.layers.Rescaling(1 / 9, name="head_scale")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, name="head_dropout")(x)
     x = keras.layers.Dense(classes, use_bias=False, dtype="float32", name="logits")(x)
     return keras.Model(inputs, x, name=name)
 
