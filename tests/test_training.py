@@ -370,6 +370,7 @@ def test_a_damaged_environment_is_refused(whole, tmp_path, harm):
         open_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_take_two_directories(small, tmp_path):
     def start(*options):
         command = [sys.executable, "-m", "cnnbench", "train", str(small), *options]

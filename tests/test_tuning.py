@@ -32,6 +32,7 @@ def no_measurement(*_):
     raise AssertionError("nothing is to be measured")
 
 
+@pytest.mark.slow
 def test_every_candidate_is_measured_and_the_fastest_is_remembered(recipe, monkeypatch):
     told = []
     choice = tuning.choose(recipe, seconds=LONG, tell=told.append)

@@ -20,7 +20,14 @@ SMALLEST = [
 ]
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+# The smallest of these two families take as long as all others together.
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("nasnet_mobile", "vgg16") else name
+    for name in SMALLEST
+]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_logits_equal_those_of_keras_applications(name):
     inference, training = parity.compare_keras(name)
     assert inference < parity.TOLERANCE
