@@ -117,21 +117,20 @@ def dataset(
     counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
 
     def load(split: str) -> Source:
-        _places(builder, split)  # raises where a file is cut off, or has more than it should
+        found = _places(builder, split)  # raises where a file is cut off, or has too much
         one_size = None not in (height, width)
         if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
             try:
                 return _arrays(builder, split, image_key, label_key, counts[split])
             except DataError:
-                source = records(split)
+                source = records(*found)
                 for index in range(len(source)):
                     source.read(index)  # raises at the record that is damaged, by its name
                 raise
-        return records(split)
+        return records(*found)
 
-    def records(split: str) -> RecordSource:
+    def records(files: tuple[str, ...], places: np.ndarray) -> RecordSource:
         load_tensorflow()  # here, for the threads that read would import it at the same time
-        files, places = _places(builder, split)
         return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
 
     return Dataset(
@@ -316,17 +315,19 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     damaged = (OSError, ValueError, KeyError, zipfile.BadZipFile)
     with contextlib.suppress(*damaged), np.load(cache, allow_pickle=False) as archive:
         known = dict(archive)
-    places = []
+    places, new = [], False
     for number, (file, instruction) in enumerate(zip(files, instructions, strict=True)):
         name = Path(file).name
         if name not in known:
-            known[name] = _index(Path(file))
+            known[name], new = _index(Path(file)), True
         if len(known[name]) != instruction.examples_in_shard:
             what = f"{len(known[name])} records of {instruction.examples_in_shard}"
             raise DataError(f"the file holds {what}", where=file)
         part = known[name][instruction.skip :]
         part = part[: instruction.take] if instruction.take >= 0 else part
         places.append(np.column_stack([np.full(len(part), number), part]))
+    if not new:
+        return files, np.concatenate(places)
     with contextlib.suppress(OSError):  # without a cache, the next process looks again
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}.npz")
