@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # A signal that leaves nothing to resume; the shells' number for it.
 INTERRUPTED = 130
 ROBUST_EXAMPLES = 1000
+PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 LISTS = (
     "models",
     "presets",
@@ -171,6 +172,16 @@ def import_weights(
     help=f"To corrupt, at most. [default: {ROBUST_EXAMPLES}]",
 )
 @click.option("--require-target", is_flag=True, help="Exit with 5 if the target is missed.")
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="Measure this export instead; RUN is by default the one it lies in.",
+)
+@click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Open an artifact that cnnbench did not write: it can run any code.",
+)
 @data_dir
 @as_json
 def evaluate(
@@ -181,6 +192,8 @@ def evaluate(
     robust: bool,
     robust_examples: int | None,
     require_target: bool,
+    artifact: Path | None,
+    trust_model: bool,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -189,27 +202,38 @@ def evaluate(
         raise click.UsageError("--robust-examples is for --robust.")
     if require_target and split != "test":
         raise click.UsageError("--require-target is for --split test.")
-    opened = _run(run)
+    if artifact and (tta or robust or weights != "best"):
+        raise click.UsageError("--tta, --robust and --weights are not for --artifact.")
+    if trust_model and not artifact:
+        raise click.UsageError("--trust-model is for --artifact.")
+    opened = _run(run) if run or not artifact else _run_around(artifact)
     if require_target and opened.recipe.target is None:
         raise UsageError(
             "--require-target, but the recipe has no target",
             where=str(opened.path),
             allowed="a recipe with target.top1",
         )
-    from cnnbench import tables
-    from cnnbench.evaluation import evaluate as measure
+    from cnnbench import evaluation, tables
 
-    corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
-    if corrupted:
-        _say(f"robustness: at most {corrupted} images, each corrupted in 75 ways; takes a while")
-    result = measure(
-        opened,
-        split=split,
-        weights=weights,
-        tta=tta,
-        robust_examples=corrupted,
-        access=_access(data_dir),
-    )
+    access = _access(data_dir)
+    if artifact:
+        result = evaluation.evaluate_artifact(
+            opened, artifact, split=split, trust=trust_model, access=access
+        )
+    else:
+        corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
+        if corrupted:
+            _say(
+                f"robustness: at most {corrupted} images, each corrupted in 75 ways; it takes long"
+            )
+        result = evaluation.evaluate(
+            opened,
+            split=split,
+            weights=weights,
+            tta=tta,
+            robust_examples=corrupted,
+            access=access,
+        )
     _answer(result, as_json, tables.evaluation)
     if require_target and not result["target"]["reached"]:
         raise VerificationError(
@@ -220,33 +244,96 @@ def evaluate(
 
 @cli.command()
 @run_argument
-@click.option("--saved-model", is_flag=True, help="TensorFlow SavedModel.")
-@click.option("--tflite", is_flag=True, help="TFLite, float32.")
+@click.option("--saved-model", is_flag=True, help="TensorFlow SavedModel: float32.")
+@click.option("--keras", is_flag=True, help="Keras's own file: float32.")
+@click.option("--tflite", is_flag=True, help="TFLite, in any precision.")
+@click.option("--onnx", is_flag=True, help="ONNX: float32 or int8.")
+@click.option("--openvino", is_flag=True, help="OpenVINO: float32.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Of every format named; may be given several times. [default: float32]",
+)
+@click.option("--no-preprocessing", is_flag=True, help="Artifacts take normalised images.")
 @click.option("--verify/--no-verify", default=True, help="Run each artifact and compare.")
-@click.option("--examples", type=click.IntRange(1), default=1000, help="Test images to compare on.")
+@click.option(
+    "--examples",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Test images to compare on.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    help="Share of images: float32 and float16 may name another class for so many, the others be "
+    "right on so many fewer. [default: 0.001, 0.005; 0.01]",
+)
+@click.option(
+    "--calibration-examples",
+    type=int,
+    default=200,
+    show_default=True,
+    help="Training images for int8 and int16x8.",
+)
+@click.option("--explain", is_flag=True, help="Tell what each layer of TFLite int8 loses.")
+@click.option(
+    "--keep-float",
+    type=click.IntRange(0),
+    default=0,
+    metavar="K",
+    help="Keep the K layers that lose most in float32.",
+)
 @data_dir
 @as_json
 def export(
     run: Path | None,
     saved_model: bool,
+    keras: bool,
     tflite: bool,
+    onnx: bool,
+    openvino: bool,
+    precisions: Sequence[str],
+    no_preprocessing: bool,
     verify: bool,
     examples: int,
+    tolerance: float | None,
+    calibration_examples: int,
+    explain: bool,
+    keep_float: int,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a RUN's best weights as artifacts, proven on real images; by default, all formats."""
+    """Write a RUN's best weights as artifacts, proven on real images.
+
+    By default, as SavedModel and TFLite.
+    """
+    flags = {
+        "saved_model": saved_model,
+        "keras": keras,
+        "tflite": tflite,
+        "onnx": onnx,
+        "openvino": openvino,
+    }
+    if tolerance is not None and not verify:
+        raise click.UsageError("--tolerance is for --verify.")
     opened = _run(run)
     from cnnbench import tables
-    from cnnbench.exports import FORMATS
     from cnnbench.exports import export as write
 
-    asked = [name for name, wanted in zip(FORMATS, (saved_model, tflite), strict=True) if wanted]
     rows = write(
         opened,
-        asked or FORMATS,
+        [name for name, is_wanted in flags.items() if is_wanted],
+        precisions or ("float32",),
+        preprocessing=not no_preprocessing,
         verify=verify,
         examples=examples,
+        tolerance=tolerance,
+        calibration_examples=calibration_examples,
+        explain=explain,
+        keep_float=keep_float,
         access=_access(data_dir),
     )
     _answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
@@ -454,6 +541,20 @@ def _run(path: Path | None) -> Run:
     run = newest_run(finished=True)
     _say(f"run: {run.path}")
     return run
+
+
+def _run_around(artifact: Path) -> Run:
+    """Opens the run that an artifact lies in."""
+    from cnnbench.run import open_run
+
+    for folder in artifact.absolute().parents:
+        if (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file():
+            return open_run(folder)
+    raise UsageError(
+        "the artifact lies in no run directory",
+        where=str(artifact),
+        allowed="name the RUN whose data and recipe it is for",
+    )
 
 
 def _say(text: str) -> None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnbench import files, network
+from cnnbench.artifacts import files_of, format_of, require
+from cnnbench.artifacts.process import Artifact
 from cnnbench.data.datasets import Access
 from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
+from cnnbench.errors import UsageError
 from cnnbench.lazy import tf
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.network import Network
 from cnnbench.parts import LOSSES
-from cnnbench.recipe import Target
+from cnnbench.recipe import Recipe, Target
 from cnnbench.run import Run
-from cnnbench.tasks.classification import calibration_error, confusion, in_top_k, probabilities
+from cnnbench.tasks.classification import (
+    calibration_error,
+    confusion,
+    first_in_top_k,
+    in_top_k,
+    probabilities,
+)
 from cnnbench.tta import TTA
-from cnnbench.workers import peak_memory_mb
-
-LATENCY_CALLS = 50
+from cnnbench.workers import WorkerError, latency_ms, peak_memory_mb
 
 
 def evaluate(
@@ -63,16 +72,7 @@ def evaluate(
 
     @tf.function(autograph=False)
     def measure(images: Any, labels: Any) -> dict[str, Any]:
-        out = answer(images)
-        hot = tf.one_hot(labels, len(net.classes))
-        own = tf.gather(out["probabilities"], labels, batch_dims=1)
-        return {
-            "loss": LOSSES.build(recipe.loss, out["logits"], hot),
-            "nll": -tf.math.log(tf.maximum(own, 1e-30)),
-            "top1": in_top_k(out["logits"], labels, 1),
-            "top5": in_top_k(out["logits"], labels, min(5, len(net.classes))),
-            "probabilities": out["probabilities"],
-        }
+        return _scores(answer(images)["logits"], labels, recipe)
 
     rows: list[dict[str, np.ndarray]] = []
     truth: list[np.ndarray] = []
@@ -87,33 +87,22 @@ def evaluate(
             row["top1_without_tta"] = hits.numpy()[:count]
         rows.append(row)
         truth.append(labels[:count])
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    labels = np.concatenate(truth)
-    matrix = confusion(found["probabilities"].argmax(axis=1), labels, len(net.classes))
-    top1 = float(found["top1"].mean())
-    result = {
+    about = {
         "recipe": recipe.name,
         "run": str(run.path),
         "split": split,
         "weights": weights,
-        "examples": len(labels),
         "skipped_images": list(skipped),
         "tta": tta,
-        "loss": float(found["loss"].mean(dtype=np.float64)),
-        "top1": top1,
-        "top5": float(found["top5"].mean()),
-        "nll": float(found["nll"].mean(dtype=np.float64)),
-        "ece": calibration_error(found["probabilities"], labels),
-        "per_class": _per_class(net.classes, matrix),
-        "confusion": matrix.tolist(),
-        "params": count_params(net.model),
-        "macs": count_macs(net.model),
-        # The first batch pays for tracing; where there is no other, there is nothing to tell.
+    }
+    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    result = about | _summary(found, np.concatenate(truth), net, recipe.target, split)
+    # The first batch pays for tracing; where there is no other, there is nothing to tell.
+    result |= {
         "throughput_images_per_s": _throughput(seconds[1:], batch_size),
         "batch_size": batch_size,
         "latency_ms": latency_ms(_one_image_call(answer, images[:1])),
         "peak_memory_mb": round(peak_memory_mb(), 1),
-        "target": _reached(recipe.target, top1) if split == "test" else None,
     }
     if plain:
         result["top1_without_tta"] = float(found["top1_without_tta"].mean())
@@ -128,15 +117,148 @@ def evaluate(
     return result
 
 
-def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
-    """Returns the median and the 95th percentile, in ms, of so many calls after two unmeasured."""
-    times = []
-    for _ in range(calls + 2):
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    p50, p95 = np.percentile(times[2:], (50, 95))
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+def evaluate_artifact(
+    run: Run,
+    artifact: Path,
+    *,
+    split: str = "test",
+    trust: bool = False,
+    access: Access | None = None,
+) -> dict[str, Any]:
+    """Measures an artifact on a run's data, in a process of its own; writes eval.json beside it.
+
+    Loss, probabilities and what is made of them are computed from its logits; of equal ones, the
+    first goes first.
+
+    Args:
+        run: whose data, recipe and preprocessing.
+        artifact: a file or a folder.
+        split: "test" or "validation".
+        trust: whether to open one that this run did not write.
+        access: where data sets lie; None: where the training found them.
+
+    Returns:
+        What the file says; its keys are those of `evaluate`, "artifact" in place of "weights".
+
+    Raises:
+        UsageError: it is no artifact, cannot be run, or cnnbench did not write it.
+        RunError, DataError: as for `evaluate`.
+    """
+    form, file = format_of(artifact)
+    require(form)
+    if not trust:
+        must_be_written_by(run, file)
+    net = network.restore(run)
+    dataset = network.open_data(run, access or Access())
+    examples, skipped = evaluation_examples(dataset, run.recipe.data, split)
+    batch_size = min(run.recipe.data.batch_size, len(examples))
+    size = net.pixel_shape[:2]
+    rows, truth = [], []
+    try:
+        with Artifact(form, file) as opened:
+            speed: dict[str, Any] = {}
+            for images, labels, count in evaluation_batches(
+                examples, run.recipe.data, size, batch_size
+            ):
+                images, labels = images[:count], labels[:count]
+                inputs = images if opened.takes_pixels else net.preprocess(images).numpy()
+                speed = speed or opened.speed(inputs)
+                logits = opened.logits(inputs)
+                if logits.shape != (count, len(net.classes)):
+                    raise UsageError(
+                        f"its outputs are {logits.shape} for {count} images",
+                        where=str(artifact),
+                        allowed=f"{len(net.classes)} classes, as the run has",
+                    )
+                row = {k: v.numpy() for k, v in _scores(logits, labels, run.recipe).items()}
+                row |= {f"top{k}": first_in_top_k(logits, labels, k) for k in (1, 5)}
+                rows.append(row)
+                truth.append(labels)
+            fastest = opened.best_batch(inputs)
+    except WorkerError as error:
+        raise UsageError(f"cannot be run: {error}", where=str(artifact)) from None
+    about = {
+        "recipe": run.recipe.name,
+        "run": str(run.path),
+        "artifact": str(artifact),
+        "format": form,
+        "split": split,
+        "skipped_images": list(skipped),
+        "tta": "none",
+    }
+    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    result = about | _summary(found, np.concatenate(truth), net, run.recipe.target, split) | speed
+    result["throughput_images_per_s"] = fastest["images_per_s"]
+    result["batch_size"] = fastest["batch_size"]
+    folder = file if file.is_dir() else file.parent
+    files.write_json(folder / f"eval{'' if split == 'test' else f'-{split}'}.json", result)
+    return result
+
+
+def must_be_written_by(run: Run, artifact: Path) -> None:
+    """Refuses an artifact that does not lie in a run as `export` put it there.
+
+    Args:
+        run: the run.
+        artifact: what its run-time opens.
+
+    Raises:
+        UsageError: it lies elsewhere, or metadata.json beside it has not the SHA-256 of its files.
+    """
+    folder = artifact if artifact.is_dir() else artifact.parent
+    try:
+        written = dict(json.loads((folder / "metadata.json").read_text())["files"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        written = {}
+    is_inside = folder.resolve().is_relative_to(run.path.resolve())
+    if not (is_inside and written) or written != {
+        str(path.relative_to(folder)): files.sha256(path) for path in files_of(folder)
+    }:
+        raise UsageError(
+            "cnnbench did not write this file into the run; to open an artifact is to run the "
+            "program in it",
+            where=str(artifact),
+            allowed="--trust-model opens it if you trust who made it",
+        )
+
+
+def _scores(logits: Any, labels: Any, recipe: Recipe) -> dict[str, Any]:
+    """Returns what each example scores, of (batch, classes) logits and (batch,) labels."""
+    classes = logits.shape[-1]
+    shares = probabilities(logits, recipe.loss.name)
+    own = tf.gather(shares, labels, batch_dims=1)
+    return {
+        "loss": LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes)),
+        "nll": -tf.math.log(tf.maximum(own, 1e-30)),
+        "top1": in_top_k(logits, labels, 1),
+        "top5": in_top_k(logits, labels, min(5, classes)),
+        "probabilities": shares,
+    }
+
+
+def _summary(
+    found: dict[str, np.ndarray],
+    labels: np.ndarray,
+    net: Network,
+    target: Target | None,
+    split: str,
+) -> dict[str, Any]:
+    """Returns what eval.json says of the scores of all examples."""
+    matrix = confusion(found["probabilities"].argmax(axis=1), labels, len(net.classes))
+    top1 = float(found["top1"].mean())
+    return {
+        "examples": len(labels),
+        "loss": float(found["loss"].mean(dtype=np.float64)),
+        "top1": top1,
+        "top5": float(found["top5"].mean()),
+        "nll": float(found["nll"].mean(dtype=np.float64)),
+        "ece": calibration_error(found["probabilities"], labels),
+        "per_class": _per_class(net.classes, matrix),
+        "confusion": matrix.tolist(),
+        "params": count_params(net.model),
+        "macs": count_macs(net.model),
+        "target": _reached(target, top1) if split == "test" else None,
+    }
 
 
 def _answering(net: Network, tta: str) -> Callable[[Any], dict[str, Any]]:

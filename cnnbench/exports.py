@@ -1,4 +1,4 @@
-"""Exports: artifacts that carry their own preprocessing, each proven on real images."""
+"""Exports: a run's network as artifacts of other tools, each proven on real images."""
 
 from __future__ import annotations
 
@@ -6,239 +6,252 @@ import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cnnbench import files, network
+from cnnbench import calibration, files, network
+from cnnbench.artifacts import (
+    CALIBRATED,
+    FORMATS,
+    PRECISIONS,
+    Request,
+    files_of,
+    module_of,
+    require,
+)
 from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.errors import VerificationError
-from cnnbench.evaluation import latency_ms
-from cnnbench.lazy import keras, tensorflow_errors, tf
-from cnnbench.network import Network
+from cnnbench.errors import UsageError
+from cnnbench.lazy import quiet, tensorflow_errors
 from cnnbench.run import Run
+from cnnbench.verification import Reference, refusal
 
-# A float32 artifact passes if it names the same class for so many images,
-MIN_AGREEMENT = 0.999
-# and no logit differs by more than this share of the largest one.
-MAX_LOGIT_DIFFERENCE = 1e-2
 EXAMPLES = 1000
-FORMATS = ("saved_model", "tflite")
+DEFAULT_FORMATS = ("saved_model", "tflite")
 
 
 def export(
     run: Run,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = (),
+    precisions: Sequence[str] = ("float32",),
     *,
+    preprocessing: bool = True,
     verify: bool = True,
     examples: int = EXAMPLES,
+    tolerance: float | None = None,
+    calibration_examples: int = calibration.EXAMPLES,
+    explain: bool = False,
+    keep_float: int = 0,
     access: Access | None = None,
 ) -> list[dict[str, Any]]:
     """Writes artifacts of a run's best weights, and proves each on images of the test split.
 
-    An artifact lies in `folder_of(run, format)` with metadata.json and, verified, verify.json. One
-    that fails lies in a folder named *.failed instead.
+    An artifact lies in `folder_of(run, …)` with metadata.json and, verified, verify.json. One that
+    fails lies in a folder named *.failed instead.
 
     Args:
         run: a run with weights.
-        formats: some of FORMATS.
+        formats: names in FORMATS, each of which is written in every precision; none:
+            DEFAULT_FORMATS, each in those that it has.
+        precisions: names in PRECISIONS.
+        preprocessing: whether artifacts take uint8 pixels, or normalised images.
         verify: whether each artifact is run by its own run-time and compared with Keras.
         examples: how many test images to compare on, at the most.
+        tolerance: a share, 0-1, of the images: of a float artifact how many may be named otherwise,
+            of one with integers how much less may be right; None: what is usual for the precision.
+        calibration_examples: how many training images give integer artifacts their ranges.
+        explain: whether explain.json tells what each layer of the TFLite int8 file loses.
+        keep_float: how many of the layers that lose most stay in float32 there.
         access: where data sets lie; None: where the training found them.
 
     Returns:
-        A row a format, as verify.json has it; without verification only format, precision and
-        size.
+        A row an artifact, as verify.json has it; without verification only format, precision, size
+        and whether its bytes are the same each time. "layers" has the rows of explain.json.
 
     Raises:
+        UsageError: a format lacks a precision, a package or an operation, or an option fits none.
         VerificationError: an artifact differs from the network beyond tolerance.
         RunError: the run has no weights, or its folder cannot be written.
-        DataError: the test images are not there.
+        DataError: the images are not there.
     """
     from cnnbench.models.fast_layers import plain  # imports Keras
 
+    wanted = plan(formats, precisions)
+    if (explain or keep_float) and ("tflite", "int8") not in wanted:
+        raise UsageError("--explain and --keep-float are for TFLite int8, which is not exported")
+    access = access or Access()
+    is_calibrated = any(precision in CALIBRATED for _, precision in wanted)
+    if is_calibrated:
+        calibration.check(calibration_examples)
     net = network.restore(run)
-    reference = _Reference(run, net, examples, access or Access()) if verify else None
-    exported = replace(net, model=plain(net.model))
+    images = calibration.images(run, calibration_examples, access) if is_calibrated else None
+    reference = Reference(run, net, examples, access) if verify else None
+    request = Request(replace(net, model=plain(net.model)), preprocessing=preprocessing)
     rows, failed = [], []
-    for form in formats:
-        folder = folder_of(run, form)
-        with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
-            artifact = Path(scratch) / form
-            with files.storage_errors(artifact), tensorflow_errors(artifact):
-                _WRITERS[form](exported, artifact)
-            files.write_json(artifact / "metadata.json", _metadata(run, net, form))
-            row = {"format": form, "precision": "float32", "size_bytes": _size(artifact)}
-            if reference is not None:
-                row["zip_bytes"] = _zipped(artifact)
-                row |= reference.compare(_RUNNERS[form](artifact))
-                files.write_json(artifact / "verify.json", {"rows": [row]})
-                if not row["passed"]:
-                    folder = folder.with_name(f"{folder.name}.failed")
-                    failed.append((form, row, folder))
-            files.recover(folder)
-            with files.new_folder(folder) as partial:
-                shutil.copytree(artifact, partial, dirs_exist_ok=True)
-            other = folder_of(run, form).with_name(f"{folder_of(run, form).name}.failed")
-            shutil.rmtree(other if folder != other else folder_of(run, form), ignore_errors=True)
-        rows.append(row | {"path": str(folder)})
-    if failed:
-        form, row, folder = failed[0]
-        raise VerificationError(
-            f"{form} agrees with Keras on {row['agreement']:.2%} of {row['examples']} images; "
-            f"largest difference of a logit: {row['max_abs_logit_diff'] or 'NaN or infinite'}",
-            where=str(folder),
-            allowed=f"at least {MIN_AGREEMENT:.1%}, and {MAX_LOGIT_DIFFERENCE:.0%} of the largest "
-            f"logit, {row['max_abs_logit']:.3g}",
+    for form, precision in wanted:
+        row = _export(
+            run,
+            form,
+            replace(
+                request,
+                precision=precision,
+                calibration=images if precision in CALIBRATED else None,
+            ),
+            reference,
+            tolerance,
+            explained=(explain, keep_float) if (form, precision) == ("tflite", "int8") else None,
         )
+        rows.append(row)
+        if not row.get("passed", True):
+            failed.append(refusal(row, Path(row["path"])))
+    if failed:
+        raise failed[0]
     return rows
 
 
-def folder_of(run: Run, form: str) -> Path:
-    """Returns where a run keeps its artifact of a format."""
-    return run.path / "saved_model" if form == "saved_model" else run.path / "exports" / form
+def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns which format is to be written in which precision.
 
-
-class _Reference:
-    """The network's own answers on test images, which artifacts are compared with."""
-
-    def __init__(self, run: Run, net: Network, examples: int, access: Access):
-        dataset = network.open_data(run, access)
-        chosen, _ = evaluation_examples(dataset, run.recipe.data, "test")
-        chosen = chosen.take(slice(examples))
-        answer = tf.function(net, autograph=False)
-        batch_size = min(run.recipe.data.batch_size, len(chosen))
-        pixels, truth, logits = [], [], []
-        for images, labels, count in evaluation_batches(
-            chosen, run.recipe.data, net.pixel_shape[:2], batch_size
-        ):
-            pixels.append(images[:count])
-            truth.append(labels[:count])
-            logits.append(answer(images)["logits"].numpy()[:count])
-        self.images, self.labels = np.concatenate(pixels), np.concatenate(truth)
-        self.logits = np.concatenate(logits)
-
-    def compare(self, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-        """Runs an artifact, a function from one image to its logits, on every image."""
-        logits = np.concatenate([run(image[None]) for image in self.images])
-        own, theirs = self.logits.argmax(axis=1), logits.argmax(axis=1)
-        agreement = float((own == theirs).mean())
-        difference = float(np.abs(self.logits - logits).max())
-        largest = float(np.abs(self.logits).max())
-        if not np.isfinite(largest):
-            raise VerificationError("the network's own logits are not finite")
-        # A NaN compares false, and so fails.
-        passed = agreement >= MIN_AGREEMENT and difference <= MAX_LOGIT_DIFFERENCE * largest
-        return {
-            "examples": len(self.labels),
-            "top1": float((theirs == self.labels).mean()),
-            "reference_top1": float((own == self.labels).mean()),
-            "agreement": agreement,
-            "max_abs_logit_diff": difference if np.isfinite(difference) else None,
-            "max_abs_logit": largest,
-            "latency_ms": latency_ms(lambda: run(self.images[:1])),
-            "passed": passed,
-        }
-
-
-def _write_saved_model(net: Network, folder: Path) -> None:
-    """Writes a SavedModel for images of any size, uint8 (0-255) or float32 (0-1).
-
-    Images of another size than the network's are treated as `predict` does: the short side is
-    scaled, bilinear with antialiasing, and the centre cut out.
+    Raises:
+        UsageError: there is no such format or precision, a format lacks one that is asked for, or
+            it needs a package that is not installed.
     """
-    height, width, channels = net.pixel_shape
-
-    def scaled(images: Any) -> Any:
-        size = tf.shape(images)[1:3]
-        scale = net.short_side / tf.reduce_min(size)
-        target = tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32)
-        target = tf.maximum(target, (height, width))
-        pixels = tf.image.resize(tf.cast(images, tf.float32), target, antialias=True)
-        top, left = tf.unstack((target - (height, width)) // 2)
-        return pixels[:, top : top + height, left : left + width]
-
-    def serve(images: Any) -> dict[str, Any]:
-        as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
-        as_it_is = tf.logical_and(as_it_is, net.short_side == max(height, width))
-        pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
-        pixels.set_shape((None, height, width, channels))
-        out = net(pixels)
-        return out | {"classes": tf.constant(net.classes)}
-
-    any_size = (None, None, None, channels)
-    archive = keras.export.ExportArchive()
-    archive.track(net.model)
-    archive.add_endpoint("serve", serve, [tf.TensorSpec(any_size, tf.uint8, name="images")])
-    archive.add_endpoint(
-        "serve_float",
-        lambda images: serve(images * 255),
-        [tf.TensorSpec(any_size, tf.float32, name="images")],
-    )
-    archive.write_out(str(folder), verbose=False)
+    for kind, names, known in (
+        ("format", formats, tuple(FORMATS)),
+        ("precision", precisions, PRECISIONS),
+    ):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"there is no {kind} {name!r}", allowed=", ".join(known))
+    wanted = [
+        (form, precision)
+        for form in formats or DEFAULT_FORMATS
+        for precision in dict.fromkeys(precisions)
+        if formats or precision in FORMATS[form].precisions
+    ]
+    for form, precision in wanted:
+        if precision not in FORMATS[form].precisions:
+            raise UsageError(
+                f"{FORMATS[form].title} has no precision {precision}",
+                allowed=f"it has {', '.join(FORMATS[form].precisions)}",
+            )
+        require(form)
+    return wanted
 
 
-def _write_tflite(net: Network, folder: Path) -> None:
-    """Writes model.tflite: (1, height, width, channels) uint8 to "probabilities" and "logits"."""
-    spec = tf.TensorSpec((1, *net.pixel_shape), tf.uint8, name="images")
-    folder.mkdir()
-    with tempfile.TemporaryDirectory(prefix="cnnbench-") as saved_model:
-        archive = keras.export.ExportArchive()
-        archive.track(net.model)
-        archive.add_endpoint("serve", lambda images: net(images), [spec])
-        archive.write_out(saved_model, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
-        (folder / "model.tflite").write_bytes(converter.convert())
+def folder_of(
+    run: Run, form: str, precision: str = "float32", *, preprocessing: bool = True
+) -> Path:
+    """Returns where a run keeps an artifact."""
+    if (form, precision, preprocessing) == ("saved_model", "float32", True):
+        return run.path / "saved_model"
+    parts = [form, *[precision] * (precision != "float32"), *["normalised"] * (not preprocessing)]
+    return run.path / "exports" / "-".join(parts)
 
 
-def _run_saved_model(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    loaded = tf.saved_model.load(str(folder))
-    serve = loaded.signatures["serving_default"]
-    return lambda images: serve(images=tf.constant(images))["logits"].numpy()
+def _export(
+    run: Run,
+    form: str,
+    request: Request,
+    reference: Reference | None,
+    tolerance: float | None,
+    explained: tuple[bool, int] | None,
+) -> dict[str, Any]:
+    """Writes one artifact, measures it, and puts it in its place; returns its row."""
+    folder = folder_of(run, form, request.precision, preprocessing=request.preprocessing)
+    failed = folder.with_name(f"{folder.name}.failed")
+    about = FORMATS[form]
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
+        artifact = Path(scratch) / "artifact"
+        layers: list[dict[str, Any]] = []
+        with files.storage_errors(artifact), tensorflow_errors(artifact), quiet():
+            if explained and any(explained):
+                request, layers = _explained(request, explained[1])
+            module_of(form).write(request, artifact)
+        row: dict[str, Any] = {
+            "format": form,
+            "precision": request.precision,
+            "preprocessing": request.preprocessing,
+            "size_bytes": sum(path.stat().st_size for path in files_of(artifact)),
+            "zip_bytes": _zipped(artifact),
+            "deterministic": about.varies is None,
+        }
+        if about.varies:
+            row["reason"] = about.varies
+        files.write_json(
+            artifact / "metadata.json", _metadata(run, form, request, artifact, layers)
+        )
+        if layers:
+            files.write_json(artifact / "explain.json", {"layers": layers})
+        if reference is not None:
+            row |= reference.verify(artifact, request.precision, tolerance)
+            files.write_json(artifact / "verify.json", {"rows": [row]})
+        place, other = (folder, failed) if row.get("passed", True) else (failed, folder)
+        files.recover(place)
+        with files.new_folder(place) as partial:
+            shutil.copytree(artifact, partial, dirs_exist_ok=True)
+        shutil.rmtree(other, ignore_errors=True)
+    return row | {"path": str(place)} | ({"layers": layers} if layers else {})
 
 
-def _run_tflite(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter
+def _explained(request: Request, keep_float: int) -> tuple[Request, list[dict[str, Any]]]:
+    """Measures what each layer loses by int8, and asks that the worst ones be kept in float32.
 
-    runner = Interpreter(str(folder / "model.tflite")).get_signature_runner()
-    return lambda images: runner(images=images)["logits"]
+    Raises:
+        UsageError: there are not so many layers.
+    """
+    from cnnbench.artifacts.explain import layer_errors  # a debugger that few need
+
+    errors = layer_errors(request)
+    if keep_float > len(errors):
+        raise UsageError(
+            f"--keep-float {keep_float}, of {len(errors)} layers", allowed=f"0 to {len(errors)}"
+        )
+    kept = tuple(error.tensor for error in errors[:keep_float])
+    layers = [asdict(error) | {"kept_float": error.tensor in kept} for error in errors]
+    return replace(request, keep_float=kept), layers
 
 
-_WRITERS = {"saved_model": _write_saved_model, "tflite": _write_tflite}
-_RUNNERS = {"saved_model": _run_saved_model, "tflite": _run_tflite}
-
-
-def _metadata(run: Run, net: Network, form: str) -> dict[str, Any]:
-    height, width, channels = net.pixel_shape
+def _metadata(
+    run: Run, form: str, request: Request, artifact: Path, layers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what a user of an artifact has to know, and what tells that it is cnnbench's own."""
+    net, (height, width, channels) = request.net, request.input_shape
+    writers = ("cnnbench", "tensorflow", "keras", *FORMATS[form].packages)
     return {
         "format": form,
+        "precision": request.precision,
         "recipe": run.recipe.name,
         "recipe_sha256": files.sha256(run.path / "recipe.yaml"),
         "classes": list(net.classes),
-        "input": {"height": height, "width": width, "channels": channels},
-        "preprocessing": "inside: the artifact takes pixels",
+        "input": {"height": height, "width": width, "channels": channels}
+        | _input_type(form, request, artifact),
+        "preprocessing": "inside: the artifact takes pixels"
+        if request.preprocessing
+        else "outside: the artifact takes (value / 255 in `color` - mean) / std",
         "color": net.preprocess.color,
         "mean": list(net.preprocess.mean),
         "std": list(net.preprocess.std),
+        "float_layers": [row["layer"] for row in layers if row["kept_float"]],
+        "versions": {name: metadata.version(name) for name in writers},
+        "files": {str(p.relative_to(artifact)): files.sha256(p) for p in files_of(artifact)},
     }
 
 
-def _files(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "metadata.json"]
+def _input_type(form: str, request: Request, artifact: Path) -> dict[str, Any]:
+    if (form, request.precision) == ("tflite", "int8"):
+        from cnnbench.artifacts import tflite
 
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _files(folder))
+        return tflite.input_type((artifact / FORMATS[form].file).read_bytes())
+    return {"dtype": request.input_dtype}
 
 
 def _zipped(folder: Path) -> int:
     """Returns the bytes of a zip of an artifact."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _files(folder):
+        for path in files_of(folder):
             archive.write(path, path.relative_to(folder))
     return packed.getbuffer().nbytes

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.errors import RunError
+from cnnbench.errors import CnnbenchError, RunError
 
 
 class _LazyModule(ModuleType):
@@ -28,23 +28,32 @@ class _LazyModule(ModuleType):
 def load(name: str = "tensorflow") -> ModuleType:
     """Imports TensorFlow or Keras without the messages that its libraries print as they load.
 
-    No setting silences those; they go to a file, which is shown if the import fails. From then on
-    TensorFlow and TFDS log errors alone.
+    From then on TensorFlow and TFDS log errors alone.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if name in sys.modules:
         return sys.modules[name]
+    with quiet():
+        module = importlib.import_module(name)
+        tensorflow = importlib.import_module("tensorflow")
+        tensorflow.config.list_physical_devices()
+        tensorflow.get_logger().setLevel("ERROR")
+        importlib.import_module("absl.logging").set_verbosity("error")
+    return module
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps from stderr what libraries print there and no setting silences, unless they fail."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as messages:
         os.dup2(messages.fileno(), 2)
         try:
-            module = importlib.import_module(name)
-            tensorflow = importlib.import_module("tensorflow")
-            tensorflow.config.list_physical_devices()
-            tensorflow.get_logger().setLevel("ERROR")
-            importlib.import_module("absl.logging").set_verbosity("error")
+            yield
+        except CnnbenchError:  # says by itself what went wrong
+            raise
         except BaseException:  # Ctrl-C too: cleaned up, and raised again
             messages.seek(0)
             os.write(stderr, messages.read())
@@ -52,7 +61,6 @@ def load(name: str = "tensorflow") -> ModuleType:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-    return module
 
 
 @contextlib.contextmanager
@@ -72,4 +80,4 @@ else:
     keras = _LazyModule("keras")
     tf = _LazyModule("tensorflow")
 
-__all__ = ["keras", "tensorflow_errors", "tf"]
+__all__ = ["keras", "quiet", "tensorflow_errors", "tf"]

@@ -43,7 +43,11 @@ class Network:
         Args:
             images: (batch, *pixel_shape) uint8, or float in 0-255.
         """
-        logits = tf.cast(self.model(self.preprocess(images), training=False), tf.float32)
+        return self.of_normalised(self.preprocess(images))
+
+    def of_normalised(self, images: Any) -> dict[str, Any]:
+        """Returns what a call does, of images that are preprocessed already."""
+        logits = tf.cast(self.model(images, training=False), tf.float32)
         return {"probabilities": probabilities(logits, self.loss), "logits": logits}
 
 

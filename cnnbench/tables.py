@@ -15,6 +15,8 @@ from cnnbench.errors import printable
 
 # Classes beyond so many are in eval.json alone.
 MAX_CLASSES = 20
+# Layers beyond so many are in explain.json alone.
+MAX_LAYERS = 20
 
 
 def evaluation(result: dict[str, Any]) -> Any:
@@ -22,6 +24,7 @@ def evaluation(result: dict[str, Any]) -> Any:
     latency = result["latency_ms"]
     rows = [
         ("run", result["run"]),
+        *([("artifact", result["artifact"])] if "artifact" in result else []),
         ("split", f"{result['split']}, {result['examples']} examples"),
         ("top-1", f"{result['top1']:.4f}{_augmented(result)}"),
         ("top-5", f"{result['top5']:.4f}"),
@@ -76,31 +79,51 @@ def exports(result: dict[str, Any]) -> Any:
     """What `export` wrote and how it was proven."""
     columns = (
         "format",
+        "precision",
         "size",
-        "zip",
         "top-1",
         "Keras top-1",
         "agreement",
         "logit diff",
         "p50",
+        "images/s",
+        "memory",
     )
-    rows = []
+    rows, paths, parts = [], [], []
     for row in result["rows"]:
-        cells = [row["format"], _megabytes(row["size_bytes"])]
+        cells = [row["format"], row["precision"]]
+        paths.append((*cells, row["path"]))
+        cells.append(_megabytes(row["size_bytes"]))
         if "agreement" in row:
             cells += [
-                _megabytes(row["zip_bytes"]),
                 f"{row['top1']:.4f}",
                 f"{row['reference_top1']:.4f}",
                 f"{row['agreement']:.2%} of {row['examples']}",
                 f"{row['max_abs_logit_diff']:.2g}",
                 f"{row['latency_ms']['p50']:.2f} ms",
+                f"{row['best_batch']['images_per_s']:.0f}",
+                f"{row['peak_memory_mb']:.0f} MB",
             ]
         else:
-            cells += ["", "not verified"] + [""] * 4
+            cells += ["not verified"] + [""] * 6
         rows.append(cells)
-    paths = _table(("format", "where"), [(row["format"], row["path"]) for row in result["rows"]])
-    return Group(_table(columns, rows), paths)
+        if layers := row.get("layers"):
+            parts.append(_layers(layers))
+    return Group(_table(columns, rows), *parts, _table(("format", "precision", "where"), paths))
+
+
+def _layers(layers: Sequence[dict[str, Any]]) -> Table:
+    """What layers lose by int8, the worst of them."""
+    rows = [
+        (
+            row["layer"],
+            row["operation"],
+            f"{row['relative_error']:.2%}",
+            "yes" if row["kept_float"] else "",
+        )
+        for row in layers[:MAX_LAYERS]
+    ]
+    return _table(("layer", "operation", "int8 error", "kept in float32"), rows)
 
 
 def predictions(result: dict[str, Any]) -> Any:

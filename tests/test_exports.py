@@ -1,19 +1,38 @@
 """Evaluation and exports: numbers that agree, and artifacts that are refused when they do not."""
 
-import importlib
+import io
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
-from cnnbench import evaluate, export, network, open_run, predict, train
+from cnnbench import (
+    calibration,
+    evaluate,
+    export,
+    files,
+    network,
+    open_run,
+    predict,
+    tables,
+    train,
+)
+from cnnbench.artifacts import FORMATS, module_of
+from cnnbench.cli import cli
 from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.errors import RunError, VerificationError
+from cnnbench.data.pipeline import evaluation_batches, evaluation_examples, fit
+from cnnbench.errors import RunError, UsageError, VerificationError
+from cnnbench.evaluation import evaluate_artifact
+from cnnbench.exports import folder_of, plan
 from cnnbench.lazy import tf
 from cnnbench.recipe import load_recipe
 
-export_module = importlib.import_module("cnnbench.exports")
+FLOAT = [(form, "float32") for form in FORMATS]
+OTHERS = [(f, p) for f, about in FORMATS.items() for p in about.precisions if p != "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +69,282 @@ def test_the_validation_split_is_evaluated_apart(digits_run):
     assert (digits_run.path / "eval-validation.json").is_file()
 
 
+@pytest.fixture
+def run(digits_run, tmp_path):
+    """A copy of the digits' run, in whose folder nobody else writes."""
+    left = shutil.ignore_patterns("exports", "saved_model", "eval*.json")
+    shutil.copytree(digits_run.path, tmp_path / "digits", ignore=left)
+    return open_run(tmp_path / "digits")
+
+
 def test_every_format_is_verified(digits_run):
-    rows = export(digits_run)
-    assert [row["format"] for row in rows] == list(export_module.FORMATS)
+    rows = export(digits_run, list(FORMATS))
+    assert [(row["format"], row["precision"]) for row in rows] == FLOAT
     for row in rows:
         assert row["passed"] and row["agreement"] == 1.0 and row["examples"] == 360
-        assert row["top1"] == row["reference_top1"]
-        assert row["max_abs_logit_diff"] < 1e-3
-        folder = export_module.folder_of(digits_run, row["format"])
+        assert row["top1"] == row["reference_top1"] and row["top5"] == row["reference_top5"]
+        assert row["mean_abs_logit_diff"] <= row["max_abs_logit_diff"] < 1e-3
+        assert row["tolerance"] == 0.001
+        assert row["latency_ms"]["p95"] >= row["latency_ms"]["p50"] > 0
+        assert row["best_batch"]["batch_size"] >= 1 and row["best_batch"]["images_per_s"] > 0
+        assert row["peak_memory_mb"] > (300 if row["format"] in ("saved_model", "keras") else 10)
+        assert row["deterministic"] is ("reason" not in row)
+        folder = folder_of(digits_run, row["format"])
         (written,) = json.loads((folder / "verify.json").read_text())["rows"]
         assert written.items() <= row.items()
-        metadata = json.loads((folder / "metadata.json").read_text())
-        assert metadata["classes"] == list("0123456789")
+        _check_metadata(digits_run, folder)
+
+
+def _check_metadata(run, folder):
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["classes"] == list("0123456789")
+    assert metadata["recipe"] == "lenet5_digits"
+    assert metadata["recipe_sha256"] == files.sha256(run.path / "recipe.yaml")
+    assert metadata["mean"] == run.data().mean and metadata["std"] == run.data().std
+    assert metadata["preprocessing"].startswith("inside") and metadata["color"] == "grey"
+    assert metadata["input"] == {"height": 32, "width": 32, "channels": 1, "dtype": "uint8"}
+    assert metadata["versions"]["tensorflow"] == tf.__version__
+    about = {"metadata.json", "verify.json", "eval.json"}
+    found = {p for p in folder.rglob("*") if p.is_file() and p.name not in about}
+    assert metadata["files"] == {str(p.relative_to(folder)): files.sha256(p) for p in found}
+
+
+def test_every_other_precision_is_verified(run):
+    rows = export(run, ["tflite"], ["float16", "dynamic", "int8", "int16x8"])
+    rows += export(run, ["onnx"], ["int8"])
+    assert [(row["format"], row["precision"]) for row in rows] == OTHERS
+    for row in rows:
+        assert row["passed"] and row["reference_top1"] - row["top1"] <= 0.01
+        assert 0 < row["max_abs_logit_diff"] < 1 and row["deterministic"] is True
+    int8 = json.loads((run.path / "exports/tflite-int8/metadata.json").read_text())
+    assert int8["input"] | {"dtype": "uint8", "scale": 1.0, "zero_point": 0} == int8["input"]
+    console = Console(width=120, file=io.StringIO())
+    console.print(tables.exports({"rows": rows}))
+    printed = console.file.getvalue()
+    assert "int16x8" in printed and str(run.path / "exports/onnx-int8") in printed
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_preprocessing_can_be_left_to_the_user(run):
+    from ai_edge_litert.interpreter import Interpreter
+
+    rows = export(run, ["tflite"], ["float32", "int8"], preprocessing=False)
+    assert [row["passed"] for row in rows] == [True, True]
+    assert not (run.path / "exports/tflite").exists()
+    folder = run.path / "exports/tflite-int8-normalised"
+    told = json.loads((folder / "metadata.json").read_text())["input"]
+    (given,) = Interpreter(str(folder / "model.tflite")).get_input_details()
+    assert (told["scale"], told["zero_point"]) == pytest.approx(given["quantization"])
+    assert told["dtype"] == "int8" and given["dtype"] == np.int8
+    data = run.data()  # the scale has room for black and white, and for no more
+    ends = [(edge - data.mean[0]) / data.std[0] for edge in (0, 1)]
+    assert told["scale"] == pytest.approx((ends[1] - ends[0]) / 255, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("harm", "cases"),
+    [
+        ("weights", FLOAT),
+        ("weights", OTHERS),
+        # SavedModel and Keras, whose processes take long to begin, with this harm too.
+        pytest.param("normalisation", FLOAT[:2], marks=pytest.mark.slow),
+        ("normalisation", FLOAT[2:]),
+        ("normalisation", OTHERS),
+    ],
+)
+def test_a_damaged_artifact_is_not_let_through_in_any_format(run, monkeypatch, harm, cases):
+    for form in FORMATS:
+        monkeypatch.setattr(module_of(form), "write", harming(module_of(form).write, harm))
+    for form in dict.fromkeys(form for form, _ in cases):
+        with pytest.raises(VerificationError, match=f"{form} .* agrees with Keras on") as caught:
+            export(run, [form], [p for f, p in cases if f == form], examples=60)
+        assert caught.value.exit_code == 5
+    for form, precision in cases:
+        folder = folder_of(run, form, precision)
+        assert not folder.exists()
+        failed = folder.with_name(f"{folder.name}.failed")
+        (row,) = json.loads((failed / "verify.json").read_text())["rows"]
+        assert row["passed"] is False and row["top1"] < row["reference_top1"]
+
+
+def harming(write, harm):
+    """Returns a writer that writes something else than the network it is given."""
+
+    def harmed(request, folder):
+        net = request.net
+        if harm == "normalisation":
+            prepare = replace(net.preprocess, mean=(3.0,))
+            return write(replace(request, net=replace(net, preprocess=prepare)), folder)
+        kernel = net.model.get_layer("logits").kernel
+        before = kernel.numpy()
+        kernel.assign(before * np.nan if harm == "nan" else np.roll(before, 1, axis=1))
+        write(request, folder)
+        kernel.assign(before)
+        return None
+
+    return harmed
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_nan_is_not_let_through_by_any_tolerance(run, monkeypatch, precision):
+    tflite = module_of("tflite")
+    monkeypatch.setattr(tflite, "write", harming(tflite.write, "nan"))
+    with pytest.raises(VerificationError, match="NaN or infinite"):
+        export(run, ["tflite"], [precision], examples=20, tolerance=1.0)
+
+
+def test_an_artifact_that_does_not_run_is_not_let_through(run, monkeypatch):
+    def cut(request, folder):
+        folder.mkdir()
+        (folder / "model.tflite").write_bytes(b"TFL3")
+
+    monkeypatch.setattr(module_of("tflite"), "write", cut)
+    with pytest.raises(VerificationError, match="tflite float32 does not run: "):
+        export(run, ["tflite"], examples=20)
+    assert (run.path / "exports/tflite.failed").is_dir()
+
+
+def test_a_failed_artifact_replaces_the_one_before_and_a_good_one_it(run, monkeypatch):
+    tflite = module_of("tflite")
+    export(run, ["tflite"], verify=False)
+    with monkeypatch.context() as patched, pytest.raises(VerificationError):
+        patched.setattr(tflite, "write", harming(tflite.write, "weights"))
+        export(run, ["tflite"], examples=20)
+    assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite.failed"}
+    export(run, ["tflite"], examples=20)
+    assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite"}
+
+
+def test_two_exports_have_the_same_bytes(run):
+    written = []
+    for _ in range(2):
+        for form in ("tflite", "onnx", "openvino"):
+            export(run, [form], FORMATS[form].precisions, verify=False)
+        paths = list((run.path / "exports").rglob("model.*"))
+        written.append({p.relative_to(run.path): p.read_bytes() for p in paths})
+    assert len(written[0]) == 5 + 2 + 2  # OpenVINO has two files
+    assert written[0] == written[1]
+
+
+def test_calibration_sees_training_images_alone(digits_run):
+    images = calibration.images(digits_run, 100, Access())
+    assert images.shape == (101, 32, 32, 1) and images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 255
+    assert (images[-1].min(), images[-1].max()) == (0, 255)
+    assert (images == calibration.images(digits_run, 100, Access())).all()
+    assert (images[:50] == calibration.images(digits_run, 50, Access())[:50]).all()
+    dataset = network.open_data(digits_run, Access())
+    seen = {}
+    for split in ("train", "test"):
+        source = dataset.split(split).source
+        read = (source.read(i)[0] for i in range(len(source)))
+        seen[split] = {fit(x, digits_run.recipe.data, (32, 32)).tobytes() for x in read}
+    validation, _ = evaluation_examples(dataset, digits_run.recipe.data, "validation")
+    (held_out,) = evaluation_batches(validation, digits_run.recipe.data, (32, 32), 100)
+    own = {image.tobytes() for image in images[:-1]}
+    assert own <= seen["train"] - seen["test"]
+    assert not own & {image.tobytes() for image in held_out[0]}
+
+
+def test_explain_and_keep_float_say_which_layers(run):
+    (row,) = export(run, ["tflite"], ["int8"], explain=True, keep_float=2)
+    folder = run.path / "exports/tflite-int8"
+    layers = json.loads((folder / "explain.json").read_text())["layers"]
+    assert layers == row["layers"]
+    assert [layer["kept_float"] for layer in layers] == [True] * 2 + [False] * (len(layers) - 2)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["float_layers"] == [layer["layer"] for layer in layers[:2]]
+    assert metadata["files"].keys() == {"model.tflite"}
+    console = Console(width=120, file=io.StringIO())
+    console.print(tables.exports({"rows": [row]}))
+    assert "kept in float32" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("formats", "precisions", "wanted"),
+    [
+        ((), ("float32",), [("saved_model", "float32"), ("tflite", "float32")]),
+        ((), ("int8", "float16"), [("tflite", "int8"), ("tflite", "float16")]),
+        (("tflite", "onnx"), ("int8",), [("tflite", "int8"), ("onnx", "int8")]),
+        (("onnx",), ("int8", "int8"), [("onnx", "int8")]),
+    ],
+)
+def test_what_is_written(formats, precisions, wanted):
+    assert plan(formats, precisions) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--keras", "--precision", "int8"), "Keras has no precision int8; it has float32"),
+        (
+            ("--onnx", "--precision", "float16"),
+            "ONNX has no precision float16; it has float32, int8",
+        ),
+        (("--tflite", "--explain"), "--explain and --keep-float are for TFLite int8"),
+        (("--onnx", "--precision", "int8", "--keep-float", "1"), "are for TFLite int8"),
+        (("--precision", "int8", "--calibration-examples", "9"), "too few to tell the ranges"),
+        (("--no-verify", "--tolerance", "0.1"), "--tolerance is for --verify"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(run, options, what):
+    shutil.rmtree(run.path / "best")  # no weights: work would fail otherwise
+    refused = CliRunner().invoke(cli, ["export", str(run.path), *options])
+    said = refused.output + str(refused.exception)
+    assert what in said and getattr(refused.exception, "exit_code", refused.exit_code) in (1, 2)
+    assert not (run.path / "exports").exists()
+
+
+def test_more_layers_than_there_are_cannot_be_kept(run):
+    with pytest.raises(UsageError, match="--keep-float 99, of"):
+        export(run, ["tflite"], ["int8"], verify=False, keep_float=99)
+
+
+def test_eval_of_an_artifact_equals_eval(run):
+    export(run, ["tflite"], ["float32", "int8"], verify=False)
+    ours = evaluate(run)
+    artifact = run.path / "exports/tflite/model.tflite"
+    asked = CliRunner().invoke(cli, ["eval", "--artifact", str(artifact), "--json"])
+    assert asked.exit_code == 0, asked.output
+    theirs = json.loads((artifact.parent / "eval.json").read_text())
+    assert json.loads(asked.stdout) == theirs
+    assert ours.keys() - {"weights"} == theirs.keys() - {"artifact", "format"}
+    measured = {"throughput_images_per_s", "latency_ms", "peak_memory_mb", "batch_size"}
+    about = {"weights", "loss", "nll", "ece"}
+    for key in ours.keys() - measured - about:
+        assert theirs[key] == ours[key], key
+    for key in ("loss", "nll", "ece"):
+        assert theirs[key] == pytest.approx(ours[key], rel=1e-3)
+    int8 = evaluate_artifact(run, run.path / "exports/tflite-int8")
+    assert ours["top1"] - int8["top1"] <= 0.01 and int8["loss"] != theirs["loss"]
+
+
+@pytest.mark.parametrize("where", ["changed", "elsewhere", "added", "unlisted"])
+def test_a_strangers_file_is_refused(run, tmp_path, where):
+    export(run, ["tflite"], verify=False)
+    folder = run.path / "exports/tflite"
+    artifact = folder / "model.tflite"
+    if where == "changed":
+        content = bytearray(artifact.read_bytes())
+        content[-1] ^= 1
+        artifact.write_bytes(content)
+    elif where == "elsewhere":
+        artifact = shutil.copytree(folder, tmp_path / "there") / "model.tflite"
+    elif where == "added":
+        artifact = shutil.copy(artifact, folder / "other.tflite")
+    else:
+        (folder / "metadata.json").unlink()
+    with pytest.raises(UsageError, match=r"run the program in it; --trust-model"):
+        evaluate_artifact(run, artifact)
+    if where in ("elsewhere", "unlisted"):
+        trusted = evaluate_artifact(run, artifact, trust=True)
+        assert trusted["top1"] == evaluate(run)["top1"]
+
+
+def test_an_artifact_that_lies_in_no_run_needs_one(tmp_path):
+    (tmp_path / "a.tflite").touch()
+    refused = CliRunner().invoke(cli, ["eval", "--artifact", str(tmp_path / "a.tflite")])
+    assert "lies in no run directory; name the RUN" in str(refused.exception)
 
 
 def test_the_saved_model_takes_bytes_floats_and_other_sizes(digits_run, images):
@@ -92,35 +375,6 @@ def test_the_tflite_file_takes_bytes(digits_run, images):
     assert out["probabilities"].sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("harm", ["weights", "normalisation", "nan"])
-def test_a_damaged_artifact_is_not_let_through(digits_run, tmp_path, monkeypatch, harm):
-    import shutil
-    from dataclasses import replace
-
-    shutil.copytree(digits_run.path, tmp_path / "run")
-    run = open_run(tmp_path / "run")
-    write = export_module._WRITERS["tflite"]
-
-    def harmed(net, folder):
-        if harm == "normalisation":
-            net = replace(net, preprocess=replace(net.preprocess, mean=(0.9,)))
-            return write(net, folder)
-        kernel = net.model.get_layer("logits").kernel
-        before = kernel.numpy()
-        kernel.assign(np.nan * before if harm == "nan" else np.roll(before, 1, axis=1))
-        write(net, folder)
-        kernel.assign(before)
-        return None
-
-    monkeypatch.setitem(export_module._WRITERS, "tflite", harmed)
-    shutil.rmtree(run.path / "exports", ignore_errors=True)
-    with pytest.raises(VerificationError, match="tflite agrees with Keras on"):
-        export(run, ["tflite"])
-    assert not (run.path / "exports/tflite").exists()
-    (row,) = json.loads((run.path / "exports/tflite.failed/verify.json").read_text())["rows"]
-    assert row["passed"] is False
-
-
 def test_predict_equals_the_network(digits_run, images, tmp_path):
     from PIL import Image
 
@@ -149,8 +403,6 @@ def test_predict_and_the_saved_model_treat_other_sizes_alike(digits_run, tmp_pat
 
 
 def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
-    import shutil
-
     shutil.copytree(digits_run.path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "best")
     with pytest.raises(RunError, match="best"):
@@ -163,7 +415,7 @@ def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
     settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
-    for row in export(run, examples=50):
+    for row in export(run, ["tflite", "onnx"], examples=50):
         assert row["passed"] and row["agreement"] == 1.0
 
 

@@ -19,10 +19,12 @@ FLOORS = (
     {"parts", "presets", "checkpoint"},
     {"recipe", "schedules", "optim", "lars", "models", "tasks", "runtime", "weight_names"},
     {"data", "run", "weights", "listener"},
-    {"events", "network", "steps", "tta", "robustness"},
+    {"events", "network", "artifacts", "steps", "tta", "robustness"},
     {
         "training",
         "importing",
+        "calibration",
+        "verification",
         "evaluation",
         "prediction",
         "show",
@@ -73,6 +75,7 @@ def modules_after(code: str) -> set[str]:
         f"import cnnbench; cnnbench.load_recipe({str(PACKAGE.parent)!r} + "
         "'/recipes/resnet20_cifar10.yaml')",
         "import cnnbench.training, cnnbench.exports, cnnbench.tables",
+        "import cnnbench.artifacts.__main__, cnnbench.artifacts.tflite, cnnbench.artifacts.onnx",
     ],
 )
 def test_tensorflow_is_not_imported(code):

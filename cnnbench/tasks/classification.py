@@ -84,6 +84,16 @@ def in_top_k(logits: Any, labels: Any, k: int) -> Any:
     return tf.logical_and(as_high <= k, tf.math.is_finite(own[:, 0]))
 
 
+def first_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Tells, (batch,) bool, whether the label is among the k classes that a device would name.
+
+    Of equal logits, which integers often are, the first goes first, as argmax has it. A row that is
+    not finite is never right.
+    """
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    return (order == labels[:, None]).any(axis=1) & np.isfinite(logits).all(axis=1)
+
+
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error of the top class (Guo et al. 2017, equation 3), 0-1.
 

@@ -1,0 +1,126 @@
+"""ONNX, float32 and int8."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnbench.artifacts import Loaded, Request, as_logits, output_name
+from cnnbench.lazy import tf
+
+OPSET = 18
+# What takes time on integers; the rest, as softmax and the arithmetic of shapes, stays as it is.
+QUANTIZED = (
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Gemm",
+    "GlobalAveragePool",
+    "HardSigmoid",
+    "LeakyRelu",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Relu",
+    "Sigmoid",
+)
+
+
+def write(request: Request, folder: Path) -> None:
+    """Writes model.onnx, which takes any batch."""
+    folder.mkdir()
+    file = folder / "model.onnx"
+    _write(_converted(request), file)
+    if request.precision == "int8":
+        _quantize(request, file)
+
+
+def _converted(request: Request) -> Any:
+    import tf2onnx
+
+    spec = tf.TensorSpec((None, *request.input_shape), request.input_dtype, name="images")
+    serve = tf.function(request.serve, autograph=False)
+    model, _ = tf2onnx.convert.from_function(serve, input_signature=[spec], opset=OPSET)
+    model.graph.doc_string = ""  # the name of a function, with a number
+    return _renumbered(model)
+
+
+def _renumbered(model: Any) -> Any:
+    """Numbers what tf2onnx made by its place, not by a counter of the process."""
+    graph = model.graph
+    names: dict[str, str] = {}
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def named(old: str) -> str:
+        stem, number = re.subn(r"__\d+", "", old)
+        if not number:
+            return old
+        kind = "constant" if old in constants else stem
+        return names.setdefault(old, f"{kind}__{len(names)}")
+
+    for node in graph.node:
+        # Nodes that read the same constant may call it by either of two purposes.
+        node.input[:] = [named(name) for name in node.input]
+        node.output[:] = [named(name) for name in node.output]
+        node.name = named(f"{node.name}__0") if re.search(r"__\d+", node.name) else node.name
+    for tensor in (*graph.initializer, *graph.value_info):
+        tensor.name = named(tensor.name)
+    for tensor in (*graph.input, *graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+    ordered = sorted(graph.initializer, key=lambda tensor: tensor.name)
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)
+    return model
+
+
+def _quantize(request: Request, file: Path) -> None:
+    """Quantizes a file statically, per channel, with the ranges of the calibration images."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    dtype = request.input_dtype
+    images = iter([{"images": x[None].astype(dtype)} for x in request.calibration_inputs()])
+
+    class Images(quantization.CalibrationDataReader):
+        def get_next(self) -> Any:
+            return next(images, None)
+
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
+        folded = Path(scratch) / "folded.onnx"
+        quant_pre_process(file, folded, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            folded,
+            file,
+            Images(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=list(QUANTIZED),
+        )
+    import onnx
+
+    _write(onnx.load(file), file)
+
+
+def _write(model: Any, file: Path) -> None:
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def load(path: Path) -> Loaded:
+    """Opens a file in ONNX Runtime, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    name = output_name([output.name for output in session.get_outputs()])
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return as_logits(name, session.run([name], {images.name: batch})[0])
+
+    only = images.shape[0] if isinstance(images.shape[0], int) else None
+    return Loaded(run, images.type == "tensor(uint8)", only, lambda size: run)

@@ -1,0 +1,48 @@
+"""OpenVINO's intermediate representation."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
+
+
+def write(request: Request, folder: Path) -> None:
+    """Writes model.xml and model.bin, float32."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
+        start = Path(scratch)
+        saved_model.write_function(request, start, None, request.input_dtype, request.serve)
+        # Not by `convert_model`, which tells a server of OpenVINO's makers that it was used.
+        model = openvino.Core().read_model(start)
+        file = folder / "model.xml"
+        openvino.save_model(model, file, compress_to_fp16=False)
+    # Operations that OpenVINO adds are numbered by a counter of the process.
+    by_place = re.sub(
+        r'(<layer id="(\d+)" name="[A-Za-z]+_)\d+"', r'\1\2"', file.read_text(encoding="utf-8")
+    )
+    file.write_text(by_place, encoding="utf-8")
+
+
+def load(path: Path) -> Loaded:
+    """Compiles a model for the CPU, in float32 on processors too that have less precise types."""
+    import openvino
+
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (images,) = model.inputs
+    names = [output.any_name for output in model.outputs]
+    name = output_name(names)
+    place = names.index(name)
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return as_logits(name, model(batch)[place])
+
+    size = images.partial_shape[0]
+    only = size.get_length() if size.is_static else None
+    takes_pixels = images.element_type == openvino.Type.u8
+    return Loaded(run, takes_pixels, only, lambda size: run)

@@ -1,0 +1,91 @@
+"""TensorFlow's SavedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cnnbench.artifacts import Loaded, Request, as_logits, output_name
+from cnnbench.lazy import keras, tf
+
+
+def write(request: Request, folder: Path) -> None:
+    """Writes a SavedModel whose `serving_default` takes what the request says, in any batch.
+
+    With preprocessing inside, that is uint8 (0-255) images of any size, and `serve_float` takes
+    float32 ones (0-1). Images of another size than the network's are treated as `predict` does: the
+    short side is scaled, bilinear with antialiasing, and the centre cut out.
+    """
+    archive = keras.export.ExportArchive()
+    archive.track(request.net.model)
+    if request.preprocessing:
+        _add_endpoints_of_any_size(archive, request)
+    else:
+        shape = (None, *request.input_shape)
+        spec = tf.TensorSpec(shape, request.input_dtype, name="images")
+        names = tf.constant(request.net.classes)
+        archive.add_endpoint("serve", lambda x: request.serve(x) | {"classes": names}, [spec])
+    archive.write_out(str(folder), verbose=False)
+
+
+def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
+    net = request.net
+    height, width, channels = net.pixel_shape
+
+    def scaled(images: Any) -> Any:
+        size = tf.shape(images)[1:3]
+        scale = net.short_side / tf.reduce_min(size)
+        target = tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32)
+        target = tf.maximum(target, (height, width))
+        pixels = tf.image.resize(tf.cast(images, tf.float32), target, antialias=True)
+        top, left = tf.unstack((target - (height, width)) // 2)
+        return pixels[:, top : top + height, left : left + width]
+
+    def serve(images: Any) -> dict[str, Any]:
+        as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
+        as_it_is = tf.logical_and(as_it_is, net.short_side == max(height, width))
+        pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
+        pixels.set_shape((None, height, width, channels))
+        out = net(pixels)
+        return out | {"classes": tf.constant(net.classes)}
+
+    any_size = (None, None, None, channels)
+    archive.add_endpoint("serve", serve, [tf.TensorSpec(any_size, tf.uint8, name="images")])
+    archive.add_endpoint(
+        "serve_float",
+        lambda images: serve(images * 255),
+        [tf.TensorSpec(any_size, tf.float32, name="images")],
+    )
+
+
+def write_function(
+    request: Request, folder: Path, batch: int | None, dtype: str, serve: Callable[[Any], Any]
+) -> None:
+    """Writes a SavedModel of one function of the network, for a converter to begin with.
+
+    Args:
+        request: whose network the function is of, and whose input shape it takes.
+        folder: where to.
+        batch: the batch size; None: any.
+        dtype: of the images.
+        serve: from images to "probabilities" and "logits".
+    """
+    archive = keras.export.ExportArchive()
+    archive.track(request.net.model)
+    spec = tf.TensorSpec((batch, *request.input_shape), dtype, name="images")
+    archive.add_endpoint("serve", serve, [spec])
+    archive.write_out(str(folder), verbose=False)
+
+
+def load(path: Path) -> Loaded:
+    """Opens a SavedModel in TensorFlow."""
+    loaded = tf.saved_model.load(str(path))  # it has to outlive the function
+    serve = loaded.signatures["serving_default"]
+    ((key, spec),) = serve.structured_input_signature[1].items()
+    name = output_name(sorted(set(serve.structured_outputs) - {"classes"}))
+
+    def run(images: Any, model: Any = loaded) -> Any:
+        return as_logits(name, serve(**{key: tf.constant(images)})[name].numpy())
+
+    return Loaded(run, spec.dtype == tf.uint8, spec.shape[0], lambda size: run)

@@ -1,0 +1,282 @@
+"""TFLite, in every precision that its converter has.
+
+- float32, float16 (weights) and dynamic (int8 weights, ranges of activations found as it runs):
+  float in their middle, so uint8 pixels in and float32 probabilities and logits out.
+- int8: every operation on integers, as integer-only devices need. Pixels go in as they are, uint8
+  of scale 1, and uint8 comes out; normalised images, int8 of their scale, and int8 comes out.
+- int16x8: int16 activations and int8 weights; in and out as the float ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.lazy import tf
+
+
+def write(request: Request, folder: Path) -> None:
+    """Writes model.tflite, for one image.
+
+    Raises:
+        UsageError: an operation of the network does not exist in the precision.
+        VerificationError: pixels would not go into an int8 file as they are, or another layer is in
+            float32 than those that are to be kept so.
+    """
+    folder.mkdir()
+    content = convert(request)
+    if request.precision == "int8":
+        _check_int8(content, request)
+    (folder / "model.tflite").write_bytes(content)
+
+
+def convert(request: Request) -> bytes:
+    """Converts a network; see `write`."""
+    # The integer converters begin with float inputs, for there is no integer cast from pixels.
+    is_integer = request.precision in ("int8", "int16x8")
+    dtype = "float32" if is_integer else request.input_dtype
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
+        serve = _serve_in_ranges if carries_ranges(request.net.model) else Request.serve
+        saved_model.write_function(
+            request, Path(scratch), 1, dtype, lambda images: serve(request, images)
+        )
+        converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
+        with converter_errors(request.precision), warnings.catch_warnings():
+            # Calibration runs TensorFlow's own interpreter, which tells that it is deprecated.
+            warnings.simplefilter("ignore", UserWarning)
+            return CONVERT[request.precision](converter, request)
+
+
+def _float32(converter: Any, request: Request) -> bytes:
+    return converter.convert()
+
+
+def _float16(converter: Any, request: Request) -> bytes:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    return converter.convert()
+
+
+def _dynamic(converter: Any, request: Request) -> bytes:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return converter.convert()
+
+
+def _int8(converter: Any, request: Request) -> bytes:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    dtype = tf.uint8 if request.preprocessing else tf.int8
+    converter.inference_input_type = converter.inference_output_type = dtype
+    if carries_ranges(request.net.model):
+        return converter.convert()
+    converter.representative_dataset = lambda: images_of(request)
+    if not request.keep_float:
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return converter.convert()
+    # The converter has no option for layers in float; its quantizer, as the debugger uses it, has.
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    converter._experimental_calibrate_only = True
+    kept = list(request.keep_float)
+    calibrated = converter.convert()
+    return bytes(
+        mlir_quantize(
+            calibrated, input_data_type=dtype, output_data_type=dtype, denylisted_nodes=kept
+        )
+    )
+
+
+def _int16x8(converter: Any, request: Request) -> bytes:
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: images_of(request)
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    ]
+    content = converter.convert()
+    return _with_pixels_in(content) if request.preprocessing else content
+
+
+CONVERT = {
+    "float32": _float32,
+    "float16": _float16,
+    "dynamic": _dynamic,
+    "int8": _int8,
+    "int16x8": _int16x8,
+}
+
+
+def carries_ranges(model: Any) -> bool:
+    """Tells whether a model was trained with quantization: its layers then say so by a flag.
+
+    Such a model has fake-quantize operations around its layers. Their ranges go into the int8 file,
+    and no image is needed for calibration.
+    """
+    return any(getattr(layer, "carries_ranges", False) for layer in model.layers)
+
+
+def _serve_in_ranges(request: Request, images: Any) -> dict[str, Any]:
+    """Computes what `Request.serve` does, with ranges around each step before the network too.
+
+    Raises:
+        UsageError: the network takes another colour space than the images are stored in.
+    """
+    if not request.preprocessing:
+        return request.serve(images)
+    prepare = request.net.preprocess
+    if prepare.color != {1: "grey", 3: "rgb"}[request.input_shape[2]]:
+        raise UsageError(
+            f"a network of {prepare.color} that was trained with quantization",
+            allowed="export it with --no-preprocessing",
+        )
+    scale = [1 / 255 / std for std in prepare.std]
+    shift = [-mean / std for mean, std in zip(prepare.mean, prepare.std, strict=True)]
+    ends = [255 * a + b for a, b in zip(scale, shift, strict=True)] + shift
+    x = _in_range(images, [255.0])
+    x = _in_range(x * _in_range(tf.constant(scale), scale), [255 * a for a in scale])
+    return request.net.of_normalised(_in_range(x + _in_range(tf.constant(shift), shift), ends))
+
+
+def _in_range(x: Any, values: list[float]) -> Any:
+    """Fakes the quantization of a tensor to the range of some values and 0."""
+    return tf.quantization.fake_quant_with_min_max_args(x, min(0.0, *values), max(0.0, *values))
+
+
+def images_of(request: Request) -> Iterator[list[np.ndarray]]:
+    """Yields the calibration images as converters and debuggers want them."""
+    for image in request.calibration_inputs():
+        yield [image[None]]
+
+
+@contextlib.contextmanager
+def converter_errors(precision: str) -> Iterator[None]:
+    """Turns the converter's pages on what it cannot do into one line."""
+    from tensorflow.lite.python.convert_phase import ConverterError
+
+    try:
+        yield
+    except (ConverterError, RuntimeError) as error:  # the latter from the integer quantizers
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = [x for x in lines if "not yet supported" in x or " op is " in x] or lines
+        what = telling[0].rpartition("error: ")[2][:300]
+        raise UsageError(
+            f"cannot be converted to TFLite {precision}: {what}",
+            allowed="another precision or format",
+        ) from error
+
+
+def _with_pixels_in(content: bytes) -> bytes:
+    """Puts a cast from uint8 before a file's float32 input, which the 16x8 quantizer refuses."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    (graph,) = model.subgraphs
+    (image,) = graph.inputs
+    pixels = copy.copy(graph.tensors[image])
+    pixels.type = schema.TensorType.UINT8
+    pixels.name = b"pixels"
+    graph.tensors.append(pixels)
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CAST
+    code.version = 1
+    model.operatorCodes.append(code)
+    cast = schema.OperatorT()
+    cast.opcodeIndex = len(model.operatorCodes) - 1
+    cast.inputs, cast.outputs = [len(graph.tensors) - 1], [image]
+    cast.builtinOptionsType = schema.BuiltinOptions.CastOptions
+    cast.builtinOptions = schema.CastOptionsT()
+    cast.builtinOptions.inDataType = schema.TensorType.UINT8
+    cast.builtinOptions.outDataType = schema.TensorType.FLOAT32
+    graph.operators.insert(0, cast)
+    graph.inputs = cast.inputs
+    for signature in model.signatureDefs:
+        signature.inputs[0].tensorIndex = cast.inputs[0]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def input_type(content: bytes) -> dict[str, Any]:
+    """Returns the "dtype" of an int8 file's input, its "scale" and its "zero_point"."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    graph = _graph(content)
+    image = graph.tensors[graph.inputs[0]]
+    dtypes = {TensorType.UINT8: "uint8", TensorType.INT8: "int8", TensorType.FLOAT32: "float32"}
+    (scale,), (zero_point,) = image.quantization.scale, image.quantization.zeroPoint
+    return {"dtype": dtypes[image.type], "scale": float(scale), "zero_point": int(zero_point)}
+
+
+def _check_int8(content: bytes, request: Request) -> None:
+    """Refuses a file that does not take pixels as they are, or did not keep what was to be kept."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    found = input_type(content)
+    wanted = {"dtype": "uint8", "scale": 1.0, "zero_point": 0}
+    if request.preprocessing and found | {"scale": round(found["scale"], 6)} != wanted:
+        raise VerificationError(
+            f"int8: the input is {found}", allowed=f"{wanted}, so that pixels go in as they are"
+        )
+    floats = [x.name.decode() for x in _graph(content).tensors if x.type == TensorType.FLOAT32]
+    if floats and not request.keep_float:
+        raise VerificationError(f"int8: the converter left {floats[0]} in float32")
+    for kept in request.keep_float:
+        # An output that is turned into integers after all leaves its name, with a number, behind.
+        if not any(name.startswith(kept) for name in floats):
+            raise VerificationError(f"int8: the converter did not keep {kept} in float32")
+
+
+def _graph(content: bytes) -> Any:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+    return graph
+
+
+def load(path: Path) -> Loaded:
+    """Opens a file in LiteRT's interpreter, on one thread as is its default."""
+    takes_pixels, batch, run = _open(path, None)
+
+    def resized(size: int) -> Any:
+        try:
+            return _open(path, size)[2]
+        except (RuntimeError, ValueError):  # the file has its batch size in an operation
+            return None
+
+    return Loaded(run, takes_pixels, batch, resized)
+
+
+def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    (images,) = interpreter.get_input_details()
+    shape = images["shape"]
+    if size is not None:
+        interpreter.resize_tensor_input(images["index"], [size, *shape[1:]])
+    interpreter.allocate_tensors()
+    outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
+    if interpreter.get_signature_list():
+        outputs = interpreter.get_signature_runner().get_output_details()
+    name = output_name(sorted(outputs))
+    logits = outputs[name]
+    takes_pixels = images["dtype"] == np.uint8
+    scale, zero_point = images["quantization"]
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        if not takes_pixels and scale:
+            ends = np.iinfo(images["dtype"])
+            batch = np.clip(np.round(batch / scale) + zero_point, ends.min, ends.max)
+        interpreter.set_tensor(images["index"], batch.astype(images["dtype"], copy=False))
+        interpreter.invoke()
+        out = interpreter.get_tensor(logits["index"]).astype(np.float32)
+        step, zero = logits["quantization"]
+        return as_logits(name, (out - zero) * step if step else out)
+
+    return takes_pixels, int(shape[0]), run

@@ -1,0 +1,65 @@
+"""Calibration: the training images whose activations give integer artifacts their ranges."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cnnbench import network
+from cnnbench.data.datasets import Access
+from cnnbench.data.pipeline import evaluation_batches, training_splits
+from cnnbench.errors import UsageError
+from cnnbench.run import Run
+
+EXAMPLES = 200
+MIN_EXAMPLES = 10
+
+
+def check(examples: int) -> None:
+    """Refuses too few examples.
+
+    Raises:
+        UsageError: the message says why.
+    """
+    if examples < MIN_EXAMPLES:
+        raise UsageError(
+            f"calibration on {examples} images: too few to tell the ranges of activations",
+            allowed=f"at least {MIN_EXAMPLES}, of the training split",
+        )
+
+
+def images(run: Run, examples: int, access: Access) -> np.ndarray:
+    """Returns training images of a run, always the same ones, and never any it is tested on.
+
+    One more is that with the widest range of values, stretched to 0-255, so that the range of the
+    input is known to be that of all pixels.
+
+    Args:
+        run: the run.
+        examples: how many, of as many as it was trained on.
+        access: where data sets lie.
+
+    Returns:
+        (images + 1, *pixel_shape) uint8, not augmented.
+
+    Raises:
+        UsageError: there are too few.
+        DataError: the training images are not there.
+    """
+    dataset = network.open_data(run, access)
+    chosen = training_splits(dataset, run.recipe.data).train.take(slice(examples))
+    check(len(chosen))
+    height, width, _ = run.data().input_shape
+    batches = evaluation_batches(chosen, run.recipe.data, (height, width), len(chosen))
+    ((pixels, _, _),) = batches
+    return np.concatenate([pixels, _stretched(pixels)[None]])
+
+
+def _stretched(pixels: np.ndarray) -> np.ndarray:
+    """Returns the image with the widest range of values, as if it had all of 0 to 255."""
+    lowest, highest = (f(pixels, axis=(1, 2, 3)).astype(np.float32) for f in (np.min, np.max))
+    i = int((highest - lowest).argmax())
+    span = max(highest[i] - lowest[i], 1)
+    stretched = np.round((pixels[i] - lowest[i]) * (255 / span)).astype(np.uint8)
+    if highest[i] == lowest[i]:  # every image is of one colour
+        stretched.flat[0] = 255
+    return stretched

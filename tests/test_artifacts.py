@@ -1,0 +1,277 @@
+"""Every format in every precision: what its own run-time answers, and what is in the file."""
+
+import functools
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnbench import calibration, network
+from cnnbench.artifacts import (
+    CALIBRATED,
+    FORMATS,
+    Format,
+    Request,
+    as_logits,
+    explain,
+    format_of,
+    module_of,
+    output_name,
+    require,
+    tflite,
+)
+from cnnbench.artifacts.process import Artifact
+from cnnbench.data.datasets import Access
+from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.lazy import keras, tf
+from cnnbench.models.fast_layers import plain
+from cnnbench.network import Network
+from cnnbench.workers import WorkerError
+
+CASES = [(form, precision) for form, about in FORMATS.items() for precision in about.precisions]
+# Of the largest logit, how much may be lost; int8 has 256 steps, and several layers.
+LOST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.02, "int8": 0.05, "int16x8": 0.02}
+
+
+@pytest.fixture(scope="module")
+def net(digits_run):
+    restored = network.restore(digits_run)
+    return replace(restored, model=plain(restored.model))
+
+
+@pytest.fixture(scope="module")
+def images(digits_run):
+    return calibration.images(digits_run, 60, Access())
+
+
+@pytest.fixture(scope="module")
+def written(net, images, tmp_path_factory):
+    """Returns the folder of an artifact of the digits' network; each is written once."""
+
+    @functools.cache
+    def folder(form, precision="float32", inside=True):
+        place = tmp_path_factory.mktemp("artifact") / "a"
+        write(place, net, form, precision, images, preprocessing=inside)
+        return place
+
+    return folder
+
+
+def write(folder, net, form, precision="float32", images=None, **options):
+    wanted = images if precision in CALIBRATED else None
+    request = Request(net, precision, calibration=wanted, **options)
+    module_of(form).write(request, folder)
+
+
+@pytest.mark.parametrize(("form", "precision"), CASES)
+def test_an_artifact_answers_as_the_network(form, precision, net, images, written):
+    reference = net(images)["logits"].numpy()
+    bound = LOST[precision] * np.abs(reference).max()
+    for inside, given in ((True, images), (False, net.preprocess(images).numpy())):
+        found, path = format_of(written(form, precision, inside))
+        loaded = module_of(found).load(path)
+        assert found == form and loaded.takes_pixels is inside
+        answers = [loaded.run(given[i : i + 1]) for i in range(len(given))]
+        assert np.abs(np.concatenate(answers) - reference).max() < bound
+        assert loaded.batch == (1 if form == "tflite" else None)
+        if form != "tflite":
+            assert np.abs(loaded.run(given[:7]) - reference[:7]).max() < bound
+
+
+def tensors_of(folder):
+    return tflite._graph((folder / "model.tflite").read_bytes())
+
+
+@pytest.mark.parametrize(("inside", "dtype"), [(True, "uint8"), (False, "int8")])
+def test_int8_has_integers_alone_and_pixels_go_in_as_they_are(written, inside, dtype):
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    folder = written("tflite", "int8", inside)
+    graph = tensors_of(folder)
+    assert all(t.type not in (TensorType.FLOAT32, TensorType.FLOAT16) for t in graph.tensors)
+    kernels = [
+        t for t in graph.tensors if len(t.shape) == 4 and t.buffer and b"convolution" in t.name
+    ]
+    channels = [
+        len(t.quantization.scale) for t in kernels if t.quantization.quantizedDimension == 0
+    ]
+    assert {6, 16} <= set(channels)  # per channel, as LeNet has them
+    runner = Interpreter(str(folder / "model.tflite")).get_signature_runner()
+    (given,) = runner.get_input_details().values()
+    assert given["dtype"] == np.dtype(dtype)
+    if inside:
+        assert given["quantization"] == (1.0, 0)
+    outputs = runner.get_output_details()
+    assert {detail["dtype"] for detail in outputs.values()} == {np.dtype(dtype).type}
+    assert outputs["probabilities"]["quantization"][0] == 1 / 256
+
+
+def test_an_int8_file_that_would_stretch_pixels_is_refused(net, images, tmp_path):
+    dark = images[images.max(axis=(1, 2, 3)) < 250] // 2
+    with pytest.raises(VerificationError, match="so that pixels go in as they are"):
+        write(tmp_path / "a", net, "tflite", "int8", dark)
+
+
+def test_half_precision_halves_the_file(written):
+    sizes = {
+        precision: (written("tflite", precision) / "model.tflite").stat().st_size
+        for precision in FORMATS["tflite"].precisions
+    }
+    assert sizes["float16"] < 0.55 * sizes["float32"]
+    assert max(sizes[p] for p in ("dynamic", "int8", "int16x8")) < 0.35 * sizes["float32"]
+
+
+@pytest.mark.parametrize(("channels", "color"), [(3, "grey"), (3, "yuv"), (3, "hsv"), (1, "rgb")])
+def test_layers_preprocess_as_the_operations_do(channels, color):
+    from cnnbench.artifacts.keras import preprocessed
+
+    prepare = Preprocess(color, *COLOR_STATISTICS[color])
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 9, channels), np.uint8)
+    pixels[0] = 7  # no hue
+    given = keras.Input((9, 9, channels), dtype="uint8")
+    layers = keras.Model(given, preprocessed(given, prepare))
+    assert np.allclose(layers(pixels), prepare(pixels), atol=1e-5)
+
+
+def test_a_layer_that_keras_does_not_know_is_refused(tmp_path):
+    layer = import_module("cnnbench.models.alexnet")._local_response_normalization()
+    given = keras.Input((8, 8, 3))
+    model = keras.Model(given, keras.layers.GlobalAveragePooling2D()(layer()(given)))
+    with pytest.raises(UsageError, match="LocalResponseNormalization is cnnbench's own"):
+        write(tmp_path / "a", small_net(model), "keras")
+
+
+def small_net(model):
+    prepare = Preprocess("rgb", *COLOR_STATISTICS["rgb"])
+    names = tuple(map(str, range(model.output_shape[-1])))
+    return Network(model, prepare, names, "cross_entropy", (8, 8, 3), 8)
+
+
+@pytest.mark.parametrize(
+    ("precision", "operation"), [("float32", tf.math.erfinv), ("int16x8", tf.math.atan2)]
+)
+def test_an_operation_that_tflite_lacks_is_told_in_a_line(tmp_path, precision, operation):
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(given)
+    two = operation is tf.math.atan2
+    x = keras.layers.Lambda(lambda x: operation(x, x + 1) if two else operation(x))(x)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    with pytest.raises(UsageError, match=f"cannot be converted to TFLite {precision}: ") as caught:
+        write(tmp_path / "a", small_net(keras.Model(given, x)), "tflite", precision, pixels)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_ranges_that_were_trained_need_no_images(tmp_path):
+    class Ranged(keras.layers.Layer):
+        carries_ranges = True
+
+        def __init__(self, low, high, **options):
+            super().__init__(**options)
+            self.ends = low, high
+
+        def call(self, x):
+            return tf.quantization.fake_quant_with_min_max_args(x, *self.ends)
+
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(Ranged(-2.0, 2.0)(given))
+    x = Ranged(0.0, 3.0)(keras.layers.Activation("relu")(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = Ranged(-4.0, 4.0)(keras.layers.Dense(5)(Ranged(0.0, 3.0)(x)))
+    net = small_net(keras.Model(given, x))
+    write(tmp_path / "a", net, "tflite", "int8")
+    loaded = tflite.load(tmp_path / "a/model.tflite")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    answers = np.concatenate([loaded.run(pixels[i : i + 1]) for i in range(5)])
+    assert np.abs(answers - net(pixels)["logits"]).max() < 3 * 8 / 255
+    graph = tensors_of(tmp_path / "a")
+    outputs = [graph.tensors[i].quantization.scale[0] for i in graph.outputs]
+    assert min(abs(scale - 8 / 255) for scale in outputs) < 1e-4  # the trained range
+
+
+def test_explain_names_the_layer_that_loses_most(net, images):
+    # One weight that no image feels makes the steps of all weights of this layer coarse.
+    harmed = replace(net, model=plain(net.model))
+    first, second = (harmed.model.get_layer(name) for name in ("head_dense1", "head_dense2"))
+    kernel, bias = first.get_weights()
+    kernel[:, 0], bias[0] = 0, -1
+    first.set_weights([kernel, bias])
+    kernel, bias = second.get_weights()
+    kernel[0] = 30 * np.abs(kernel).max()
+    second.set_weights([kernel, bias])
+    rows = explain.layer_errors(Request(harmed, "int8", calibration=images))
+    assert [row.relative_error for row in rows] == sorted(
+        (row.relative_error for row in rows), reverse=True
+    )
+    assert rows[0].layer == "head_dense2" and rows[0].relative_error > 0.05
+    known = {layer.name for layer in net.model.layers} | {"probabilities"}
+    assert {row.layer for row in rows} <= known
+    assert {"stage1_conv", "stage2_conv", "head_dense1", "logits"} <= {row.layer for row in rows}
+    (clean,) = (
+        row
+        for row in explain.layer_errors(Request(net, "int8", calibration=images))
+        if row.layer == "head_dense2"
+    )
+    assert clean.relative_error < 0.02
+
+
+def test_layers_that_are_kept_in_float_lose_nothing(net, images, tmp_path):
+    reference = net(images)["logits"].numpy()
+    rows = explain.layer_errors(Request(net, "int8", calibration=images))
+    lost = {}
+    for count in (0, len(rows)):
+        kept = tuple(row.tensor for row in rows[:count])
+        folder = tmp_path / str(count)
+        write(folder, net, "tflite", "int8", images, keep_float=kept)
+        loaded = tflite.load(folder / "model.tflite")
+        answers = [loaded.run(images[i : i + 1]) for i in range(len(images))]
+        lost[count] = np.abs(np.concatenate(answers) - reference).mean()
+    assert lost[len(rows)] < 0.7 * lost[0]
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
+    from cnnbench import artifacts
+
+    lacking = Format("ONNX", "model.onnx", packages=("numpy", "not_installed_package"))
+    monkeypatch.setattr(artifacts, "FORMATS", FORMATS | {"onnx": lacking})
+    with pytest.raises(UsageError, match=r"not_installed_package; pip install 'cnnbench\[onnx\]'"):
+        require("onnx")
+
+
+def test_a_file_is_told_by_its_name(tmp_path):
+    (tmp_path / "a.onnx").touch()
+    assert format_of(tmp_path / "a.onnx")[0] == "onnx"
+    for path, what in ((tmp_path, "no artifact"), (tmp_path / "x.tflite", "no such file")):
+        with pytest.raises(UsageError, match=what):
+            format_of(path)
+
+
+def test_which_output_is_the_logits():
+    assert output_name(["probabilities", "logits"]) == "logits"
+    assert output_name(["Identity"]) == "Identity"
+    with pytest.raises(ValueError, match="none of the outputs a, b"):
+        output_name(["a", "b"])
+    shares = np.array([[0.25, 0.75]], np.float32)
+    assert np.allclose(np.exp(as_logits("Identity", shares)), shares)
+    assert (as_logits("logits", shares) == shares).all()
+
+
+@pytest.mark.parametrize("form", ["tflite", "onnx", "openvino"])
+def test_a_run_time_has_a_process_without_tensorflow(form, net, images, written):
+    with Artifact(*format_of(written(form))) as opened:
+        maps = Path(f"/proc/{opened._process.pid}/maps").read_text()
+        assert "site-packages/tensorflow/" not in maps and "numpy" in maps
+        assert np.allclose(opened.logits(images), net(images)["logits"], atol=1e-4)
+        speed = opened.speed(images)
+        assert speed["latency_ms"]["p95"] >= speed["latency_ms"]["p50"] > 0
+        assert 10 < speed["peak_memory_mb"] < 300
+        assert opened.best_batch(images)["images_per_s"] > 0
+
+
+def test_a_file_that_is_none_is_told(tmp_path):
+    (tmp_path / "a.tflite").write_bytes(b"TFL3 or not")
+    with pytest.raises(WorkerError, match="ValueError"):
+        Artifact("tflite", tmp_path / "a.tflite")

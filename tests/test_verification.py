@@ -1,0 +1,99 @@
+"""Verification: how answers are compared, and what is within tolerance."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnbench.verification import compare, passes, refusal
+
+
+@pytest.fixture
+def answers():
+    """Logits of 1000 images, 200 of them wrong."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 1000)
+    logits = random.normal(size=(1000, 10)).astype(np.float32)
+    logits[np.arange(1000), labels] += 20
+    logits[:200] = np.roll(logits[:200], 1, axis=1)
+    return logits, labels
+
+
+def test_a_comparison_is_a_plain_count(answers):
+    reference, labels = answers
+    theirs = reference + 0.25
+    theirs[200:207] = np.roll(theirs[200:207], 1, axis=1)  # seven right answers become wrong
+    row = compare(reference, theirs, labels)
+    assert row["reference_top1"] == 0.8 and row["top1"] == pytest.approx(0.793)
+    assert row["agreement"] == pytest.approx(0.993)
+    order = np.argsort(-theirs, axis=1)
+    in_five = [label in five for label, five in zip(labels, order[:, :5], strict=True)]
+    assert row["top5"] == np.mean(in_five)
+    assert row["max_abs_logit_diff"] == np.abs(reference - theirs).max()
+    assert row["mean_abs_logit_diff"] == pytest.approx(np.abs(reference - theirs).mean())
+
+
+@pytest.mark.parametrize(
+    ("precision", "changed", "passed"),
+    [
+        ("float32", 1, True),
+        ("float32", 2, False),
+        ("float16", 5, True),
+        ("float16", 6, False),
+        ("dynamic", 10, True),
+        ("dynamic", 11, False),
+        ("int8", 10, True),
+        ("int8", 11, False),
+        ("int16x8", 11, False),
+    ],
+)
+def test_each_precision_has_its_tolerance(answers, precision, changed, passed):
+    from cnnbench.verification import _tolerance
+
+    reference, labels = answers
+    theirs = reference.copy()
+    # The largest logit and the second change places, by little: only the class changes.
+    for row in range(500, 500 + changed):
+        first, second = np.argsort(-theirs[row])[:2]
+        reference[row, second] = reference[row, first] - 1e-3
+        theirs[row] = reference[row]
+        theirs[row, second] += 2e-3
+    row = compare(reference, theirs, labels) | {"tolerance": _tolerance(precision)}
+    assert passes(row, precision) is passed
+    row["tolerance"] = 0.02
+    assert passes(row, precision)
+
+
+def test_integers_may_be_wrong_elsewhere_if_they_are_right_as_often(answers):
+    reference, labels = answers
+    theirs = reference.copy()
+    theirs[:20] = np.roll(reference[:20], -1, axis=1)  # right
+    theirs[500:520] = np.roll(reference[500:520], 1, axis=1)  # wrong
+    row = compare(reference, theirs, labels) | {"tolerance": 0.01}
+    assert row["agreement"] == 0.96
+    assert passes(row, "int8") and not passes(row, "float16")
+
+
+def test_a_logit_of_float32_may_not_wander(answers):
+    reference, labels = answers
+    largest = np.abs(reference).max()
+    for share, passed in ((0.009, True), (0.011, False)):
+        row = compare(reference, reference + share * largest, labels) | {"tolerance": 1.0}
+        assert row["agreement"] == 1.0 and passes(row, "float32") is passed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
+def test_what_is_not_finite_never_passes(answers, precision, value):
+    reference, labels = answers
+    theirs = reference.copy()
+    theirs[3, 4] = value
+    row = compare(reference, theirs, labels) | {"tolerance": 1.0, "format": "f"}
+    assert not passes(row, precision)
+    assert "NaN or infinite" in str(refusal(row | {"precision": precision}, Path("there")))
+
+
+def test_of_equal_logits_the_first_is_named():
+    logits = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    row = compare(logits, logits, np.array([0, 2]))
+    assert row["top1"] == 0.5 and row["agreement"] == 1.0
