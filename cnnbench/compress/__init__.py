@@ -1,0 +1,1 @@
+"""Networks made smaller after or while they learn."""
