@@ -1,1 +1,1 @@
-"""Networks made smaller after or while they learn."""
+"""Making a network smaller and faster."""

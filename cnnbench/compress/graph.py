@@ -1,0 +1,79 @@
+"""Functional models as graphs: who takes whose output, and copies with other layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cnnbench.lazy import keras
+
+
+def inputs_of(layer: Any) -> list[str]:
+    """Returns the names of the layers whose outputs a layer of a model takes, in their order."""
+    if isinstance(layer, keras.layers.InputLayer):
+        return []
+    return _makers(layer.input)
+
+
+def users(model: Any) -> dict[str, list[str | None]]:
+    """Returns, by the name of each layer, the names of those that take its output.
+
+    None stands among them for the world outside, which takes the outputs of the model.
+    """
+    found: dict[str, list[str | None]] = {layer.name: [] for layer in model.layers}
+    for layer in model.layers:
+        for name in inputs_of(layer):
+            found[name].append(layer.name)
+    for name in _makers(model.outputs):
+        found[name].append(None)
+    return found
+
+
+def rebuilt(model: Any, make: Callable[[Any, Any], Any]) -> Any:
+    """Returns a model built anew, layer by layer.
+
+    Args:
+        model: functional, each layer called once.
+        make: from a layer, and the new tensor or list of tensors that it is to take, to its new
+            output. An input layer is given the new input.
+    """
+    images: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            images[layer.name] = taken = keras.Input(
+                batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name
+            )
+        else:
+            taken = [outputs[name] for name in inputs_of(layer)]
+            taken = taken if isinstance(layer.input, list | tuple) else taken[0]
+        outputs[layer.name] = make(layer, taken)
+    ends = [outputs[name] for name in _makers(model.outputs)]
+    return keras.Model(_one_or_all(list(images.values())), _one_or_all(ends), name=model.name)
+
+
+def copied(layer: Any, taken: Any, kind: Any = None, **changes: Any) -> Any:
+    """Returns the output of a copy of a layer with its weights, which train as its own do.
+
+    Args:
+        layer: of a model.
+        taken: the new tensor or list of tensors.
+        kind: the class of the copy; None: the layer's.
+        changes: of its configuration, that leave its weights as they are.
+    """
+    if isinstance(layer, keras.layers.InputLayer):
+        return taken
+    copy = (kind or type(layer)).from_config(layer.get_config() | changes)
+    output = copy(taken)
+    copy.set_weights(layer.get_weights())
+    for own, other in zip(copy.weights, layer.weights, strict=True):
+        own.trainable = other.trainable
+    return output
+
+
+def _one_or_all(tensors: list[Any]) -> Any:
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+def _makers(tensors: Any) -> list[str]:
+    return [tensor._keras_history.operation.name for tensor in keras.tree.flatten(tensors)]

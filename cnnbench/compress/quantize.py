@@ -1,0 +1,442 @@
+"""Networks in 8-bit integers: trained or calibrated as such, and written for TFLite.
+
+Batch norms are folded, kernels and activations rounded as in Jacob et al. 2018, "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", and Krishnamoorthi
+2018, "Quantizing deep convolutional networks for efficient inference". Which tensors have a range,
+and which must share one, is TFLite's 8-bit quantization specification.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from cnnbench.compress.graph import copied, inputs_of, rebuilt, users
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.lazy import keras, tf
+from cnnbench.tasks.classification import probabilities
+
+# Layers by the name of their class. What has a kernel,
+KERNELS = frozenset({"Conv2D", "FastConv2D", "DepthwiseConv2D", "Dense"})
+# what computes numbers that need a range of their own,
+COMPUTES = KERNELS | {"Add", "Multiply", "GlobalAveragePooling2D", "Rescaling"}
+# and what leaves them in the range of its input; of several inputs, in one range for all.
+KEEPS_RANGE = frozenset(
+    {
+        "AveragePooling2D",
+        "Concatenate",
+        "Cropping2D",
+        "Dropout",
+        "Flatten",
+        "GlobalMaxPooling2D",
+        "MaxPooling2D",
+        "Reshape",
+        "UpSampling2D",
+        "ZeroPadding2D",
+    }
+)
+# Activations by Keras's names: part of the operation before, if nothing else takes its output,
+FUSED = frozenset({"relu", "relu6"})
+# with a range that is learned,
+LEARNED = FUSED | {"gelu", "hard_silu", "leaky_relu", "silu"}
+# and with a range that is known.
+KNOWN = frozenset({"hard_sigmoid", "sigmoid", "tanh"})
+
+
+def fold_batch_norms(model: Any) -> Any:
+    """Returns a copy without batch norms, equal in inference.
+
+    One that alone takes the output of a convolution or a dense layer becomes part of its kernel and
+    bias (Jacob et al. 2018, equation 14); any other, of images, a depthwise 1x1 convolution.
+    """
+    norms = _foldable(model)
+    folded = {norm.name for norm in norms.values()}
+
+    def make(layer: Any, x: Any) -> Any:
+        if layer.name in folded:
+            return x
+        if layer.name in norms:
+            config = layer.get_config() | {"use_bias": True}
+            return _with_weights(
+                type(layer).from_config(config), x, _folded(layer, norms[layer.name])
+            )
+        if isinstance(layer, keras.layers.BatchNormalization) and len(x.shape) == 4:
+            scale, shift = _scale_and_shift(layer)
+            kept = {key: layer.get_config()[key] for key in ("name", "trainable", "dtype")}
+            affine = keras.layers.DepthwiseConv2D(1, **kept)
+            return _with_weights(affine, x, [scale.reshape(1, 1, -1, 1), shift])
+        return copied(layer, x)
+
+    return rebuilt(model, make)
+
+
+def quantizable(model: Any) -> list[str]:
+    """Returns what of a model integers cannot compute, each layer by its name and kind."""
+    problems = []
+    after = {norm.name for norm in _foldable(model).values()}
+    for layer in model.layers:
+        kind, function = type(layer).__name__, _function(layer)
+        is_known = isinstance(layer, keras.layers.InputLayer) or kind in COMPUTES | KEEPS_RANGE
+        if isinstance(layer, keras.layers.BatchNormalization):
+            is_known = layer.name in after or len(layer.output.shape) == 4
+        elif kind == "Activation":
+            is_known, kind = function in LEARNED | KNOWN | {"linear"}, function
+        elif kind in KERNELS and function != "linear":
+            is_known, kind = False, f"{kind} with {function}"
+        elif kind == "UpSampling2D" and layer.interpolation != "nearest":
+            is_known, kind = False, f"{kind}, {layer.interpolation}"
+        if not is_known:
+            problems.append(f"{layer.name} ({kind})")
+    if problems:
+        return problems
+    points, _ = _points(model)
+    by_name = {layer.name: layer for layer in model.layers}
+    return [
+        f"{name} ({_function(by_name[name])} in a concatenation)"
+        for name, group in points.items()
+        if len(group) > 1 and _function(by_name[name]) in KNOWN
+    ]
+
+
+def fake_quantized(model: Any, *, bits: int = 8) -> Any:
+    """Returns a copy that computes in float32 what integers will, to be trained or calibrated.
+
+    Batch norms are folded. Kernels are rounded in one symmetric range for each output channel.
+    Activations, and the images, are rounded in a range for each tensor that moves in training; see
+    cnnbench.compress.fake_quant. Gradients pass through the rounding.
+
+    Args:
+        model: normalised images to logits, functional; its values are taken over.
+        bits: of the integers; TFLite's have 8.
+
+    Raises:
+        UsageError: integers cannot compute a layer.
+    """
+    from cnnbench.compress import fake_quant
+
+    if problems := quantizable(model):
+        raise UsageError(f"{model.name} cannot be quantized: {', '.join(problems)}")
+    kinds = {
+        "Conv2D": fake_quant.FakeQuantConv2D,
+        "FastConv2D": fake_quant.FakeQuantConv2D,
+        "DepthwiseConv2D": fake_quant.FakeQuantDepthwiseConv2D,
+        "Dense": fake_quant.FakeQuantDense,
+    }
+    folded = fold_batch_norms(model)
+    points, source = _points(folded)
+    ranges: dict[str, Any] = {}
+
+    def make(layer: Any, x: Any) -> Any:
+        kind, function, name = type(layer).__name__, _function(layer), layer.name
+        if kind in KERNELS:
+            y = copied(layer, x, kinds[kind], bits=bits, dtype="float32")
+        elif kind == "Activation" and function in _IN_PARTS:
+            y = _IN_PARTS[function](x, name, bits)
+        else:
+            y = copied(layer, x, dtype="float32")
+        if kind == "AveragePooling2D":  # a mean is between the values
+            return ranges[source[name]](y)
+        if name not in points:
+            return y
+        if function in KNOWN:
+            ranges[name] = _known_range(function, name, bits)
+            return ranges[name](y)
+        group = points[name]
+        if name not in ranges:
+            options = {"name": f"{group[0]}_range", "bits": bits, "dtype": "float32"}
+            ranges.update(dict.fromkeys(group, fake_quant.MovingRange(len(group), **options)))
+        return ranges[name](y, member=group.index(name))
+
+    return rebuilt(folded, make)
+
+
+def is_fake_quantized(model: Any) -> bool:
+    """Tells whether a model comes from `fake_quantized`."""
+    return bool(_moving_ranges(model))
+
+
+def calibrate(model: Any, batches: Iterable[Any]) -> None:
+    """Sets the ranges to the mean of those of some batches, and leaves the weights as they are.
+
+    Args:
+        model: from `fake_quantized`.
+        batches: of normalised images, (batch, height, width, channels) float32, one at least.
+    """
+    moving = _moving_ranges(model)
+    try:
+        for count, images in enumerate(batches, start=1):
+            for each in moving:
+                each.share = 1 / count
+            model(images, training=False)
+    finally:
+        for each in moving:
+            each.share = None
+
+
+def tflite_int8(
+    model: Any,
+    *,
+    pixel_shape: tuple[int, int, int],
+    preprocess: Any = None,
+    loss: str = "cross_entropy",
+    float_outputs: bool = True,
+) -> bytes:
+    """Returns a TFLite file that computes in integers, with the ranges that the model has.
+
+    Args:
+        model: from `fake_quantized`, of 8 bits, trained or calibrated.
+        pixel_shape: (height, width, channels) of the images that the file takes, one at a time.
+        preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
+            the uint8 pixels; None: the file takes what the model does, as int8 in its range.
+        loss: which says what logits mean.
+        float_outputs: whether "logits" and "probabilities" are float32 and not int8.
+
+    Raises:
+        UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
+            linear in the pixels.
+        VerificationError: something would be computed in floats.
+    """
+    from cnnbench.compress.fake_quant import FixedRange
+
+    frozen = _frozen(model)
+    kernel, bias = _as_convolution(preprocess, pixel_shape[-1]) if preprocess else (None, None)
+
+    def serve(images: Any) -> dict[str, Any]:
+        if preprocess:
+            pixels = FixedRange(0.0, 255.0)(images)
+            images = tf.nn.conv2d(pixels, kernel, 1, "VALID") + bias
+        logits = frozen(images, training=False)
+        return {"probabilities": probabilities(logits, loss), "logits": logits}
+
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(frozen)
+        spec = tf.TensorSpec((1, *pixel_shape), tf.float32, name="images")
+        archive.add_endpoint("serve", serve, [spec])
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        # TFLITE_BUILTINS_INT8 would ask for images to calibrate on, which the ranges are in place
+        # of; what it promises is checked below.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.uint8 if preprocess else tf.int8
+        converter.inference_output_type = tf.float32 if float_outputs else tf.int8
+        content: bytes = converter.convert()
+    content = _compact(content)
+    _check_integers(content)
+    return content
+
+
+def _foldable(model: Any) -> dict[str, Any]:
+    """Returns the batch norms that become part of the layer before, by the name of that layer."""
+    by_name, taken = {layer.name: layer for layer in model.layers}, users(model)
+    found = {}
+    for norm in model.layers:
+        if isinstance(norm, keras.layers.BatchNormalization):
+            (name,) = inputs_of(norm)
+            has_kernel = type(by_name[name]).__name__ in KERNELS
+            if has_kernel and _function(by_name[name]) == "linear" and taken[name] == [norm.name]:
+                found[name] = norm
+    return found
+
+
+def _scale_and_shift(norm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a batch norm does in inference, (channels,) float64 each."""
+    mean, variance, gamma, beta = (
+        np.asarray(weight, np.float64)
+        for weight in (
+            norm.moving_mean,
+            norm.moving_variance,
+            norm.gamma if norm.scale else 1.0,
+            norm.beta if norm.center else 0.0,
+        )
+    )
+    scale = gamma / np.sqrt(variance + norm.epsilon)
+    return scale, beta - mean * scale
+
+
+def _folded(layer: Any, norm: Any) -> list[np.ndarray]:
+    """Returns the kernel and the bias of a layer together with the batch norm after it."""
+    kernel, *bias = layer.get_weights()
+    scale, shift = _scale_and_shift(norm)
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+    outputs = kernel.shape[2:] if is_depthwise else kernel.shape[-1:]
+    return [kernel * scale.reshape(outputs), (bias[0] if bias else 0.0) * scale + shift]
+
+
+def _with_weights(layer: Any, x: Any, weights: list[np.ndarray]) -> Any:
+    """Returns the output of a new layer, which is given weights."""
+    y = layer(x)
+    layer.set_weights(weights)
+    return y
+
+
+def _function(layer: Any) -> str:
+    """Returns Keras's name of the activation that a layer ends with."""
+    function = getattr(layer, "activation", keras.activations.linear)
+    return str(keras.activations.serialize(function))
+
+
+def _points(model: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Finds the layers whose outputs need a range.
+
+    Returns:
+        By the name of each such layer, those that share its range, for their outputs come together
+        in a concatenation; and by the name of any layer, the one that its output has the range of.
+    """
+    by_name, taken = {layer.name: layer for layer in model.layers}, users(model)
+    points: dict[str, list[str]] = {}
+    source: dict[str, str] = {}
+    for layer in model.layers:
+        name, kind = layer.name, type(layer).__name__
+        user = by_name.get(taken[name][0]) if len(taken[name]) == 1 else None
+        is_fused = type(user).__name__ == "Activation" and _function(user) in FUSED
+        if kind in KEEPS_RANGE or (kind == "Activation" and _function(layer) == "linear"):
+            sources = [source[each] for each in inputs_of(layer)]
+            source[name] = sources[0]
+            shared = list(dict.fromkeys(point for each in sources for point in points[each]))
+            points |= dict.fromkeys(shared, shared)
+        elif not (is_fused and kind in KERNELS | {"Add", "Multiply"}):
+            points[name], source[name] = [name], name
+    return points, source
+
+
+def _known_range(function: str, name: str, bits: int) -> Any:
+    """Returns the range of what an activation gives; TFLite prescribes the first two."""
+    from cnnbench.compress.fake_quant import FixedRange
+
+    low, high = {
+        "sigmoid": (0.0, 1 - 2.0**-bits),
+        "tanh": (-1.0, 1 - 2.0 ** (1 - bits)),
+        "hard_sigmoid": (0.0, 1.0),
+        "relu6": (0.0, 6.0),
+    }[function]
+    return FixedRange(low, high, bits=bits, name=f"{name}_range", dtype="float32")
+
+
+def _silu(x: Any, name: str, bits: int) -> Any:
+    gate = keras.layers.Activation("sigmoid", name=f"{name}_gate", dtype="float32")(x)
+    gate = _known_range("sigmoid", f"{name}_gate", bits)(gate)
+    return keras.layers.Multiply(name=name, dtype="float32")([x, gate])
+
+
+def _hard_sigmoid(x: Any, name: str, bits: int) -> Any:
+    x = keras.layers.Rescaling(1.0, 3.0, name=f"{name}_shift", dtype="float32")(x)
+    x = keras.layers.Activation("relu6", name=f"{name}_relu6", dtype="float32")(x)
+    x = _known_range("relu6", f"{name}_relu6", bits)(x)
+    return keras.layers.Rescaling(1 / 6, name=name, dtype="float32")(x)
+
+
+# Activations that TFLite has no integer operation for.
+_IN_PARTS = {"silu": _silu, "hard_sigmoid": _hard_sigmoid}
+
+
+def _moving_ranges(model: Any) -> list[Any]:
+    from cnnbench.compress.fake_quant import MovingRange
+
+    return [layer for layer in model.layers if isinstance(layer, MovingRange)]
+
+
+def _frozen(model: Any) -> Any:
+    """Returns a copy of a fake-quantized model with its kernels as rounded and its ranges fixed."""
+    from cnnbench.compress import fake_quant
+
+    kinds = {
+        fake_quant.FakeQuantConv2D: keras.layers.Conv2D,
+        fake_quant.FakeQuantDepthwiseConv2D: keras.layers.DepthwiseConv2D,
+        fake_quant.FakeQuantDense: keras.layers.Dense,
+    }
+    moving = _moving_ranges(model)
+    if not any(np.any(each.maximum > each.minimum) for each in moving):
+        raise UsageError(f"{model.name} has no ranges yet", allowed="train or calibrate it first")
+    if any(each.bits != 8 for each in moving):
+        raise UsageError(f"{model.name} has {moving[0].bits} bits", allowed="TFLite has 8")
+
+    def clone(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, fake_quant.MovingRange):
+            low, high = (float(end) for end in layer.range())
+            # Where everything is 0, any range will do.
+            high = high if high > low else 1.0
+            return fake_quant.FixedRange(low, high, name=layer.name, dtype="float32")
+        kind = kinds.get(type(layer), type(layer))
+        if kind is not type(layer):
+            del config["bits"]
+        return kind.from_config(config)
+
+    copy = keras.models.clone_model(
+        model,
+        clone_function=clone,
+        # A fixed range does not ask whose it is.
+        call_function=lambda layer, *args, **_: layer(*args),
+    )
+    for layer in model.layers:
+        if type(layer) in kinds:
+            weights = [layer.kernel_on_grid(), *map(_unequal, layer.get_weights()[1:])]
+            copy.get_layer(layer.name).set_weights(weights)
+    return copy
+
+
+def _unequal(bias: np.ndarray) -> np.ndarray:
+    """Returns a bias whose values are not all equal, for the converter gives equal ones one scale.
+
+    It would be the first channel's, where integers have one for each.
+    """
+    return (
+        np.r_[np.nextafter(bias[:1], np.float32(np.inf)), bias[1:]] if np.ptp(bias) == 0 else bias
+    )
+
+
+def _as_convolution(preprocess: Any, channels: int) -> tuple[Any, Any]:
+    """Returns the kernel and the bias of the 1x1 convolution of pixels that preprocessing is."""
+    corners = np.concatenate([np.zeros((1, channels)), 255 * np.eye(channels), [[77.0] * channels]])
+    black, *primaries, grey = preprocess(corners[:, None, None].astype(np.float32)).numpy()[:, 0, 0]
+    kernel = (np.stack(primaries) - black) / 255
+    if not np.allclose(77 * kernel.sum(0) + black, grey, atol=1e-4):
+        raise UsageError("this preprocessing is not linear in the pixels", allowed="not hsv")
+    return tf.constant(kernel[None, None]), tf.constant(black)
+
+
+def _compact(content: bytes) -> bytes:
+    """Returns a TFLite file that is the same in fewer bytes, a twentieth less for a small network.
+
+    Tensors have the names of all the operations that were merged into theirs, of which the first
+    will do. Every channel has a zero point of 0 in 8 bytes, which tensors of as many can share.
+    """
+    import flatbuffers
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    class Builder(flatbuffers.Builder):
+        def __init__(self) -> None:
+            super().__init__(len(content))
+            self.written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - overrides
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.written:
+                self.written[key] = super().CreateNumpyVector(x)
+            return self.written[key]
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = tensor.name.partition(b";")[0]
+    builder = Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _check_integers(content: bytes) -> None:
+    """Raises a VerificationError if a TFLite file has floats in it, other than its outputs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content)
+    ends = {detail["index"] for detail in interpreter.get_output_details()}
+    floats = [
+        detail["name"]
+        for detail in interpreter.get_tensor_details()
+        if np.issubdtype(detail["dtype"], np.floating) and detail["index"] not in ends
+    ]
+    if floats:
+        raise VerificationError(f"TFLite computes in floats: {', '.join(floats[:5])}")
