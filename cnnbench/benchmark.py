@@ -25,8 +25,8 @@ from cnnbench.errors import DataError, UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.models import build_model
 from cnnbench.models.complexity import count_macs
-from cnnbench.parts import OPTIMIZERS, kind_of
-from cnnbench.recipe import Recipe, input_shape, parse_recipe
+from cnnbench.parts import OPTIMIZERS, input_shape, kind_of
+from cnnbench.recipe import Recipe, parse_recipe
 from cnnbench.run import machine, versions
 from cnnbench.runtime import Settings
 from cnnbench.workers import Round, Worker, WorkerError, alternate

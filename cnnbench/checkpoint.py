@@ -28,6 +28,8 @@ ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT = 1
 # What a manifest that is not one leads to.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# How the names of layers begin that guess what a teacher sees.
+HINT = "hint_"
 # What may wait to be written: a checkpoint, the best weights, and what goes with them.
 AHEAD = 4
 
@@ -235,13 +237,17 @@ def variables_by_name(kind: str, variables: Iterable[Any]) -> dict[str, Any]:
 
 
 def kept_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the model's arrays among a checkpoint's; where there are averages, those instead."""
+    """Returns the network's arrays among a checkpoint's; where there are averages, those instead.
+
+    Layers that serve training alone, as the last of the model, are left out.
+    """
+    kept = {name: array for name, array in arrays.items() if f"/{HINT}" not in name}
     averages = {
         name.replace("average/", "model/", 1): array
-        for name, array in arrays.items()
+        for name, array in kept.items()
         if name.startswith("average/")
     }
-    return averages or {name: arrays[name] for name in arrays if name.startswith("model/")}
+    return averages or {name: kept[name] for name in kept if name.startswith("model/")}
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: Path) -> None:

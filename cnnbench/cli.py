@@ -40,6 +40,7 @@ LISTS = (
     "optimizers",
     "schedules",
     "losses",
+    "compressions",
     "recipes",
 )
 
@@ -97,19 +98,16 @@ def train(
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
     access = _access(data_dir)
     if resume:
-        from cnnbench.run import newest_run, open_run
+        from cnnbench import chain
 
-        if run_dir:
-            run = open_run(run_dir)
+        if checked is None:
+            assert run_dir is not None  # refused above
+            folder = run_dir
         else:
-            assert checked is not None  # refused above
-            run = newest_run(finished=False, name=checked.name)
-        if checked is not None:
-            run.must_match(checked)
-        from cnnbench.training import resume as resume_run
-
+            folder = run_dir or chain.unfinished(checked)
+            chain.must_match(folder, checked)
         with progress.shown() as listener:
-            run = resume_run(run, access=access, listener=listener, force=force)
+            run = chain.resume(folder, access=access, listener=listener, force=force)
     else:
         assert checked is not None
         if smoke:
@@ -118,7 +116,7 @@ def train(
             checked, note = cut_down(checked, access)
             _say(note)
         _download_weights(checked)
-        from cnnbench.training import train as train_run
+        from cnnbench.chain import train as train_run
         from cnnbench.tuning import choose
 
         choice = choose(checked, tune=not no_tune, tell=_say)
@@ -254,7 +252,7 @@ def evaluate(
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    help="Of every format named; may be given several times. [default: float32]",
+    help="Of every format named; may be given several times. [default: the network's own]",
 )
 @click.option("--no-preprocessing", is_flag=True, help="Artifacts take normalised images.")
 @click.option("--verify/--no-verify", default=True, help="Run each artifact and compare.")
@@ -326,7 +324,7 @@ def export(
     rows = write(
         opened,
         [name for name, is_wanted in flags.items() if is_wanted],
-        precisions or ("float32",),
+        precisions,
         preprocessing=not no_preprocessing,
         verify=verify,
         examples=examples,
@@ -337,6 +335,29 @@ def export(
         access=_access(data_dir),
     )
     _answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw them all: a .png file.")
+@click.option("--examples", type=click.IntRange(1), default=1000, help="Test images to compare on.")
+@data_dir
+@as_json
+def compare(
+    runs: Sequence[Path], plot: Path | None, examples: int, data_dir: Path | None, as_json: bool
+) -> None:
+    """Compare the networks of RUNS, or of all stages of one: accuracy, size and speed in TFLite."""
+    from cnnbench import tables
+    from cnnbench.comparison import compare as measure
+
+    if plot is not None and plot.suffix != ".png":
+        raise click.UsageError("--plot is for a .png file.")
+    result = measure(runs, examples=examples, access=_access(data_dir))
+    if plot is not None:
+        from cnnbench import plots
+
+        plots.pareto(result, plot)
+    _answer(result, as_json, tables.comparison)
 
 
 @cli.command()

@@ -35,7 +35,7 @@ DEFAULT_FORMATS = ("saved_model", "tflite")
 def export(
     run: Run,
     formats: Sequence[str] = (),
-    precisions: Sequence[str] = ("float32",),
+    precisions: Sequence[str] = (),
     *,
     preprocessing: bool = True,
     verify: bool = True,
@@ -55,7 +55,8 @@ def export(
         run: a run with weights.
         formats: names in FORMATS, each of which is written in every precision; none:
             DEFAULT_FORMATS, each in those that it has.
-        precisions: names in PRECISIONS.
+        precisions: names in PRECISIONS; none: int8 for the TFLite file of a network that was
+            trained for it, else float32.
         preprocessing: whether artifacts take uint8 pixels, or normalised images.
         verify: whether each artifact is run by its own run-time and compared with Keras.
         examples: how many test images to compare on, at the most.
@@ -78,7 +79,7 @@ def export(
     """
     from cnnbench.models.fast_layers import plain  # imports Keras
 
-    wanted = plan(formats, precisions)
+    wanted = plan(formats, precisions, quantized=_is_quantized(run))
     if (explain or keep_float) and ("tflite", "int8") not in wanted:
         raise UsageError("--explain and --keep-float are for TFLite int8, which is not exported")
     access = access or Access()
@@ -111,13 +112,24 @@ def export(
     return rows
 
 
-def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+def plan(
+    formats: Sequence[str], precisions: Sequence[str], *, quantized: bool = False
+) -> list[tuple[str, str]]:
     """Returns which format is to be written in which precision.
+
+    Args:
+        formats: names in FORMATS; none: DEFAULT_FORMATS.
+        precisions: names in PRECISIONS; none: the network's own.
+        quantized: whether the network was trained with quantization.
 
     Raises:
         UsageError: there is no such format or precision, a format lacks one that is asked for, or
-            it needs a package that is not installed.
+            it needs a package that is not installed; or the ranges of a network that was trained
+            with quantization would be lost.
     """
+    if quantized:
+        return _plan_quantized(formats, precisions)
+    precisions = precisions or ("float32",)
     for kind, names, known in (
         ("format", formats, tuple(FORMATS)),
         ("precision", precisions, PRECISIONS),
@@ -139,6 +151,28 @@ def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, s
             )
         require(form)
     return wanted
+
+
+def _plan_quantized(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    own = {"saved_model": "float32", "tflite": "int8"}
+    wanted = [
+        (form, precision)
+        for form in formats or own
+        for precision in precisions or [own.get(form, "float32")]
+        if formats or own[form] == precision
+    ]
+    for form, precision in wanted:
+        if own.get(form) != precision:
+            raise UsageError(
+                f"{form} {precision} of a network that was trained with quantization",
+                allowed="TFLite int8, which has its ranges, and SavedModel, which computes as it "
+                "was trained",
+            )
+    return wanted
+
+
+def _is_quantized(run: Run) -> bool:
+    return any(record["stage"]["name"] == "qat" for record in run.architecture())
 
 
 def folder_of(

@@ -10,7 +10,8 @@ from cnnbench.data.datasets import Access, describe_dataset, open_dataset
 from cnnbench.data.pipeline import preprocess
 from cnnbench.errors import UsageError
 from cnnbench.models import build_model, without_auxiliary
-from cnnbench.recipe import Recipe, input_shape
+from cnnbench.parts import input_shape
+from cnnbench.recipe import Recipe
 from cnnbench.run import DataFacts, Run, begin, new_run
 
 

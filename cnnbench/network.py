@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnbench import checkpoint, runtime
+from cnnbench.compress import Record, rebuild
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
 from cnnbench.data.pipeline import short_side
 from cnnbench.data.preprocess import Preprocess
-from cnnbench.errors import RunError
+from cnnbench.errors import RunError, UsageError
 from cnnbench.lazy import tf
 from cnnbench.models import build_model, without_auxiliary
+from cnnbench.parts import ModelSpec
 from cnnbench.run import Run
 from cnnbench.tasks.classification import probabilities
 
@@ -63,19 +66,78 @@ def restore(run: Run, *, weights: str = "best") -> Network:
     """
     saved = checkpoint.load(run.best) if weights == "best" else checkpoint.last(run.checkpoints)
     runtime.prepare(seed=run.recipe.seed, deterministic=False)
-    data = run.data()
-    classes = tuple(data.classes)
-    height, width, channels = data.input_shape
     with runtime.precision("float32"):
-        model = build_model(
-            run.recipe.model, (height, width, channels), len(classes), auxiliary=True
-        )
+        return _network(run, model_of(run, saved))
+
+
+def build(
+    model: ModelSpec, shape: tuple[int, int, int], classes: int, architecture: Sequence[Record]
+) -> Any:
+    """Builds the model of a recipe as the stages of its compression made it, without their values.
+
+    A classifier that serves training alone is its second output, unless there was such a stage.
+
+    Args:
+        model: what the recipe names.
+        shape: (height, width, channels) of the images.
+        classes: how many logits.
+        architecture: the records of the stages.
+    """
+    return rebuild(build_model(model, shape, classes, auxiliary=not architecture), architecture)
+
+
+def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int]) -> Network:
+    """Returns the network of a run as a teacher, in float32.
+
+    Args:
+        run: a run with weights.
+        classes: those of the student.
+        pixel_shape: (height, width, channels) of the images that the student is given.
+
+    Raises:
+        UsageError: the classes or the images are not the student's.
+        RunError: the run has no weights, or they are damaged.
+    """
+    with runtime.precision("float32"):
+        found = _network(run, model_of(run))
+    where = str(run.path)
+    if found.classes != tuple(classes):
+        what = f"the teacher knows {len(found.classes)} other classes"
+        raise UsageError(what, where=where, allowed=f"the {len(classes)} classes of the data")
+    if found.pixel_shape != pixel_shape:
+        what = f"the teacher takes images of {found.pixel_shape}"
+        raise UsageError(what, where=where, allowed=f"images of {pixel_shape}")
+    return found
+
+
+def model_of(run: Run, saved: checkpoint.Checkpoint | None = None) -> Any:
+    """Builds the model of a run, under the precision policy at the time, with its weights.
+
+    Args:
+        run: with weights.
+        saved: a checkpoint of it; None: the best weights.
+
+    Raises:
+        RunError: the run has no weights, or they are damaged or of another network.
+    """
+    saved = saved or checkpoint.load(run.best)
+    data = run.data()
+    height, width, channels = data.input_shape
+    shape = (height, width, channels)
+    model = build(run.recipe.model, shape, len(data.classes), run.architecture())
     named = checkpoint.variables_by_name("model", model.variables)
     checkpoint.assign(named, checkpoint.kept_weights(saved.arrays), run.path)
+    return model
+
+
+def _network(run: Run, model: Any) -> Network:
+    data = run.data()
+    height, width, _ = data.input_shape
     prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))
     short = short_side(run.recipe.data, (height, width))
     pixels = (height, width, data.stored_channels)
-    return Network(without_auxiliary(model), prepare, classes, run.recipe.loss.name, pixels, short)
+    classes, loss = tuple(data.classes), run.recipe.loss.name
+    return Network(without_auxiliary(model), prepare, classes, loss, pixels, short)
 
 
 def open_data(run: Run, access: Access) -> Dataset:

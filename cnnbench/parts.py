@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cnnbench.errors import UsageError
 from cnnbench.registry import Registry, Spec
 
 WEIGHT_FILES = (".h5", ".safetensors")
@@ -60,6 +61,17 @@ class ScheduleSpec(Spec):
     )
 
 
+class CompressionSpec(Spec):
+    """What every stage of compression takes besides its own options."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="that the stage trains; null: as long as train says"
+    )
+    lr_scale: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of optimizer.lr while the stage trains"
+    )
+
+
 MODELS = Registry("model", "cnnbench.models", ModelSpec)
 DATASETS = Registry("data set", "cnnbench.data.datasets", DataSpec)
 AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
@@ -67,6 +79,7 @@ AugmentationKind = Literal["crop", "image", "batch", "mix"]
 LOSSES = Registry("loss", "cnnbench.tasks.classification")
 OPTIMIZERS = Registry("optimizer", "cnnbench.optim")
 SCHEDULES = Registry("schedule", "cnnbench.schedules", ScheduleSpec)
+COMPRESSIONS = Registry("compression", "cnnbench.compress", CompressionSpec)
 
 
 def add_model(
@@ -120,3 +133,17 @@ def kind_of(augmentation: Spec) -> AugmentationKind:
     """Returns what an augmentation works on; cnnbench.data.augment tells of the kinds."""
     kind: AugmentationKind = AUGMENTATIONS.get(augmentation.name).facts.get("kind", "batch")
     return kind
+
+
+def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:
+    """Returns the (height, width, channels) that the network sees of images stored as `stored`.
+
+    Raises:
+        UsageError: the stored images have no common size and the recipe gives none.
+    """
+    height, width, channels = stored
+    if data.image_size:
+        height = width = data.image_size
+    if height is None or width is None:
+        raise UsageError(f"data set {data.name!r} has images of many sizes: set data.image_size")
+    return height, width, channels if data.color is None else 1 if data.color == "grey" else 3

@@ -13,7 +13,8 @@ from cnnbench import files
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream, training_splits
 from cnnbench.errors import UsageError
-from cnnbench.recipe import Recipe, input_shape
+from cnnbench.parts import input_shape
+from cnnbench.recipe import Recipe
 
 # Of the grid of augmented images: rows, pixels that a cell has at least, and pixels between cells.
 GRID_ROWS, CELL, GAP = 8, 64, 2
@@ -58,6 +59,53 @@ def stages(result: dict[str, Any], path: Path) -> None:
     figure.suptitle(facts.get("recipe") or facts["model"])
     with files.new_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
+
+
+def pareto(result: dict[str, Any], path: Path) -> None:
+    """Draws accuracy against zipped size and against latency, with the best networks joined.
+
+    Args:
+        result: what `cnnbench.comparison.compare` returns.
+        path: of the PNG file.
+
+    Raises:
+        UsageError: the file's name does not end in .png.
+        RunError: it cannot be written.
+    """
+    _must_be_png(path)
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    costs = (
+        ("zipped TFLite file, KB", [row["zip_bytes"] / 1e3 for row in rows]),
+        ("latency of one image, ms (median)", [row["latency_ms"]["p50"] for row in rows]),
+    )
+    top1 = [100 * row["top1"] for row in rows]
+    for axes, (title, values) in zip(panels, costs, strict=True):
+        axes.scatter(values, top1, color="#33527a", zorder=2)
+        for row, x, y in zip(rows, values, top1, strict=True):
+            name = f"{row['name']}, {row['precision']}"
+            axes.annotate(name, (x, y), (5, 5), textcoords="offset points", fontsize=8)
+        front = _front(list(zip(values, top1, strict=True)))
+        axes.plot(*zip(*front, strict=True), color="#c0504d", drawstyle="steps-post", zorder=1)
+        axes.set_xlabel(title)
+        axes.set_xlim(left=0)
+        axes.margins(0.15)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"top-1 of {result['examples']} test images, %")
+    with files.new_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Returns the points that none of less cost is as good as, from the least cost on."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
 
 
 def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -17,21 +15,20 @@ from pydantic import (
     model_validator,
 )
 
-from cnnbench import recipe_yaml
-from cnnbench.errors import Problem, RecipeError, UsageError
+from cnnbench import recipe_checks, recipe_yaml
+from cnnbench.errors import Problem, RecipeError
 from cnnbench.parts import (
     AUGMENTATIONS,
+    COMPRESSIONS,
     DATASETS,
     LOSSES,
     MODELS,
     OPTIMIZERS,
     SCHEDULES,
-    WEIGHT_FILES,
+    CompressionSpec,
     DataSpec,
     ModelSpec,
     ScheduleSpec,
-    kind_of,
-    min_size,
 )
 from cnnbench.presets import PRESETS
 from cnnbench.recipe_yaml import Located
@@ -46,10 +43,11 @@ if TYPE_CHECKING:
     AnyOptimizer: TypeAlias = Spec
     AnyData: TypeAlias = DataSpec
     AnySchedule: TypeAlias = ScheduleSpec
+    AnyCompression: TypeAlias = CompressionSpec
 else:
     AnyModel, AnyData, AnyLoss = MODELS.any_spec(), DATASETS.any_spec(), LOSSES.any_spec()
     AnyAugmentation, AnyOptimizer = AUGMENTATIONS.any_spec(), OPTIMIZERS.any_spec()
-    AnySchedule = SCHEDULES.any_spec()
+    AnySchedule, AnyCompression = SCHEDULES.any_spec(), COMPRESSIONS.any_spec()
 
 
 # Put into words; a recipe that has more is none.
@@ -213,6 +211,14 @@ class Train(Section):
         return self
 
 
+class Init(Section):
+    """What training starts from in place of random weights."""
+
+    run: Annotated[str, Field(min_length=1)] = Field(
+        description="a run directory, or the name of a recipe: its newest finished run below runs/"
+    )
+
+
 class Evaluation(Section):
     """How `cnnbench eval` asks the network; training, exports and `predict` do without."""
 
@@ -237,6 +243,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: AnyModel
+    init: Init | None = None
     data: AnyData
     augment: list[AnyAugmentation] = []
     loss: AnyLoss = LOSSES.spec("cross_entropy")
@@ -244,6 +251,9 @@ class Recipe(Section):
     optimizer: AnyOptimizer
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # is one
     train: Train
+    compress: list[AnyCompression] = Field(
+        [], description="stages, each a training of its own that starts from the one before it"
+    )
     evaluation: Evaluation = Field(default_factory=Evaluation)
     target: Target | None = None
 
@@ -253,13 +263,36 @@ class Recipe(Section):
         for section, key in (("data", "path"), ("model", "weights")):
             part = getattr(self, section)
             if (path := getattr(part, key, None)) and path not in PRESETS:
-                full = str(Path(path).expanduser().absolute())
-                update[section] = part.model_copy(update={key: full})
+                update[section] = part.model_copy(update={key: _absolute(path)})
+        if self.init and "/" in self.init.run:
+            update["init"] = Init(run=_absolute(self.init.run))
+        update["compress"] = [
+            spec.model_copy(update={"teacher": _absolute(teacher)})
+            if (teacher := getattr(spec, "teacher", None)) and "/" in teacher
+            else spec
+            for spec in self.compress
+        ]
+        return self.model_copy(update=update)
+
+    def of_last_stage(self) -> Recipe:
+        """Returns the recipe with the duration and the learning rate of its last stage."""
+        if not self.compress:
+            return self
+        stage, lr = self.compress[-1], self.optimizer.options()["lr"]
+        changed = {"epochs": stage.epochs, "steps": None, "examples": None}
+        update: dict[str, Any] = {
+            "train": self.train.model_copy(update=changed) if stage.epochs else self.train,
+            "optimizer": self.optimizer.model_copy(update={"lr": lr * stage.lr_scale}),
+        }
         return self.model_copy(update=update)
 
     def dump(self) -> str:
         """Returns the recipe as YAML, every default written out; reading it back gives the same."""
         return recipe_yaml.dump(self.model_dump())
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -295,127 +328,9 @@ def check(tree: Located) -> Recipe:
         if more := len(found) - len(problems):
             problems.append(Problem(tree.where, f"{more} more problems"))
         raise RecipeError(_merged(problems)) from None
-    if problems := list(_mismatches(recipe, tree)):
+    if problems := list(recipe_checks.mismatches(recipe, tree)):
         raise RecipeError(problems)
     return recipe
-
-
-def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:
-    """Returns the (height, width, channels) that the network sees of images stored as `stored`.
-
-    Raises:
-        UsageError: the stored images have no common size and the recipe gives none.
-    """
-    height, width, channels = stored
-    if data.image_size:
-        height = width = data.image_size
-    if height is None or width is None:
-        raise UsageError(f"data set {data.name!r} has images of many sizes: set data.image_size")
-    return height, width, channels if data.color is None else 1 if data.color == "grey" else 3
-
-
-def _mismatches(recipe: Recipe, tree: Located) -> Any:
-    """Yields what is wrong between sections that are each right."""
-
-    def problem(path: str, what: str, allowed: str | None = None) -> Problem:
-        keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
-        return Problem(tree.at(keys).where, f"{path}: {what}", allowed)
-
-    data, train = recipe.data, recipe.train
-    if weights := recipe.model.weights:
-        fitting = [name for name, preset in PRESETS.items() if preset.model == recipe.model.name]
-        if weights in PRESETS and weights not in fitting:
-            what = f"{weights!r} are weights of {PRESETS[weights].model}"
-            yield problem("model.weights", what, f"for {recipe.model.name}: {_either(fitting)}")
-        elif weights not in PRESETS and Path(weights).suffix not in WEIGHT_FILES:
-            yield problem("model.weights", repr(weights), _either(fitting))
-    facts = DATASETS.get(data.name).facts
-    known = facts.get("classes")
-    if known and data.classes and known != data.classes:
-        yield problem("data.classes", f"{data.classes}", f"{data.name} has {known} classes")
-    if examples := facts.get("train_examples"):
-        examples = min(examples, data.limit or examples)
-        kept = data.validation
-        kept = kept if isinstance(kept, int) else round(kept * examples)
-        if kept >= examples:
-            yield problem("data.validation", f"{kept} of {examples} examples", "less than all")
-        elif data.batch_size > examples - kept:
-            most = f"at most the {examples - kept} examples there are to train on"
-            yield problem("data.batch_size", f"{data.batch_size}", most)
-    stored = facts.get("shape", (None, None, 3))
-    if data.image_size or None not in stored:
-        shape = input_shape(data, stored)
-        least = min_size(recipe.model)
-        for i, small in enumerate(train.image_sizes):
-            if not least <= small.size <= min(shape[:2]):
-                what, allowed = f"{small.size} pixels", f"{least} to {min(shape[:2])}"
-                yield problem(f"train.image_sizes.{i}.size", what, allowed)
-        if min(shape[:2]) < least:
-            yield problem(
-                "data.image_size",
-                f"{recipe.model.name} cannot take images of {shape[0]}x{shape[1]} pixels",
-                f"at least {least}x{least}",
-            )
-    elif facts.get("shape"):
-        yield problem("data.image_size", f"{data.name} has images of many sizes", "set one")
-    known_channels = facts["shape"][2] if "shape" in facts else None
-    for key in ("mean", "std"):
-        values = getattr(data, key)
-        channels = {"grey": 1, None: known_channels}.get(data.color, 3)
-        if values is not None and channels is not None and len(values) != channels:
-            yield problem(f"data.{key}", f"{len(values)} values", f"one per channel: {channels}")
-    if data.resize_short and data.image_size and data.resize_short < data.image_size:
-        yield problem(
-            "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
-        )
-    if data.batch_size % train.accumulate:
-        what = f"{train.accumulate} parts of a batch of {data.batch_size}"
-        yield problem("train.accumulate", what, "a divisor of data.batch_size")
-    scaled = any(group.weight_decay_scale != 1 for group in train.groups)
-    if scaled and not OPTIMIZERS.get(recipe.optimizer.name).facts.get("decoupled_decay", True):
-        what = f"weight_decay_scale with {recipe.optimizer.name}, whose decay is in its trust ratio"
-        yield problem("train.groups", what, "an optimizer with a decoupled weight decay")
-    elif scaled and not recipe.optimizer.options().get("weight_decay"):
-        what = "weight_decay_scale without a weight decay of the optimizer"
-        yield problem("train.groups", what, "set optimizer.weight_decay above 0")
-    for i, (one, other) in enumerate(itertools.pairwise(train.image_sizes), start=1):
-        if other.until <= one.until:
-            what = f"{other.until} after {one.until}"
-            yield problem(f"train.image_sizes.{i}.until", what, "a later epoch each")
-    if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
-        yield problem(
-            "schedule.warmup_epochs",
-            f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
-            "less than the training takes",
-        )
-    yield from _unfit_augmentations(recipe, problem)
-    if data.resize_short and not data.image_size:
-        yield problem("data.resize_short", "given without data.image_size", "give both or neither")
-    if not data.validation and not facts.get("own_validation"):
-        for path, used in (
-            ("train.early_stopping", train.early_stopping is not None),
-            ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),
-        ):
-            if used:
-                yield problem(path, "needs a validation split", "set data.validation above 0")
-
-
-def _unfit_augmentations(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
-    kinds = [kind_of(spec) for spec in recipe.augment]
-    hard = LOSSES.get(recipe.loss.name).facts.get("hard_labels")
-    for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
-        path = f"augment.{i}"
-        if kind == "crop" and any(before != "crop" for before in kinds[:i]):
-            yield problem(path, f"{spec.name} changes the size", "before all that keep it")
-        if kind == "mix" and hard:
-            what = f"{spec.name} makes shares of classes, which loss {recipe.loss.name} cannot take"
-            soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
-            yield problem(path, what, f"loss {' or '.join(soft)}")
-
-
-def _either(presets: list[str]) -> str:
-    files = f"a file {' or '.join(WEIGHT_FILES)}"
-    return f"a preset, {' or '.join(presets)}, or {files}" if presets else files
 
 
 def _problem(detail: Any, tree: Located) -> Problem:
@@ -464,6 +379,7 @@ def _resolve(loc: tuple[Any, ...], tree: Located) -> tuple[list[Any], type[BaseM
     registries = {
         "model": MODELS, "data": DATASETS, "augment": AUGMENTATIONS, "loss": LOSSES,
         "optimizer": OPTIMIZERS, "schedule": SCHEDULES,
+        "compress": COMPRESSIONS,
     }  # fmt: skip
     for i, step in enumerate(loc):
         parent = tree.at(tuple(path))

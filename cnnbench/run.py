@@ -27,6 +27,9 @@ from cnnbench.recipe import Recipe, load_recipe
 from cnnbench.runtime import Settings
 
 RUNS = Path("runs")
+ARCHITECTURE = "architecture.json"
+# What is written before recipe.yaml makes a folder a run.
+FIRST = {"lock", "environment.json", ARCHITECTURE}
 PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
 
 
@@ -168,6 +171,44 @@ class Run:
                 "environment.json is damaged: runtime", where=str(self.path / "environment.json")
             ) from None
 
+    def architecture(self) -> list[dict[str, Any]]:
+        """Returns the records of the stages that made the network of what the recipe names.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / ARCHITECTURE
+        if not file.is_file():
+            return []
+        try:
+            kept = json.loads(file.read_text())
+            if not files.is_as_signed(kept):
+                raise ValueError("it was changed")
+            return list(kept["stages"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"cannot be read: {error}", where=str(file)) from None
+
+    def weights_sha256(self) -> str:
+        """Returns the SHA-256 of the best weights' manifest, which has that of the arrays."""
+        with files.storage_errors(self.best):
+            return files.sha256(self.best / "manifest.json")
+
+    def others(self) -> dict[str, Run]:
+        """Returns the runs that this one began from or learns from, by what the recipe calls them.
+
+        Raises:
+            RunError: environment.json is damaged, or one of them is gone or has other weights.
+        """
+        found = {}
+        kept: Any = _environment_of(self.path).get("runs") or {}
+        for name, about in kept.items():
+            found[name] = other = open_run(about["path"])
+            if other.weights_sha256() != about["weights_sha256"]:
+                raise RunError(
+                    f"the weights changed since {self.path} began", where=str(other.path)
+                )
+        return found
+
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, an epoch each.
 
@@ -222,7 +263,7 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
     made = path is None or not path.exists()
     with files.storage_errors(path or RUNS):
         if path is None:
-            path = _new_folder(RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            path = new_folder(recipe.name)
         else:
             path.mkdir(parents=True, exist_ok=True)
         before = {entry.name for entry in path.iterdir()}
@@ -231,7 +272,7 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
         try:
             # Now, for another process may have begun a run here before the lock was held. One that
             # was killed at its very start leaves no more than these.
-            if {entry.name for entry in path.iterdir()} - {"lock", "environment.json"}:
+            if {entry.name for entry in path.iterdir()} - FIRST:
                 raise RunError(
                     "the run directory is not empty",
                     where=str(path),
@@ -240,21 +281,43 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
             yield run
         finally:
             if not (path / "recipe.yaml").is_file():
-                for name in {"environment.json", "lock"} - before:
+                for name in FIRST - before:
                     (path / name).unlink(missing_ok=True)
                 if made:
                     with contextlib.suppress(OSError):  # another process has begun in it by now
                         path.rmdir()
 
 
-def begin(run: Run, data: DataFacts, runtime: Mapping[str, Any]) -> None:
-    """Writes environment.json, and last recipe.yaml, which makes the folder a run."""
+def begin(
+    run: Run,
+    data: DataFacts,
+    runtime: Mapping[str, Any],
+    *,
+    architecture: Sequence[Mapping[str, Any]] = (),
+    others: Mapping[str, Run] | None = None,
+) -> None:
+    """Writes environment.json, and last recipe.yaml, which makes the folder a run.
+
+    Args:
+        run: in a folder of its own.
+        data: that is trained on.
+        runtime: how TensorFlow runs.
+        architecture: the records of the stages that made the network of what the recipe names.
+        others: the runs that this one begins or learns from, by what the recipe calls them.
+    """
     text = run.recipe.dump().encode()
     environment = _environment() | {
         "recipe_sha256": hashlib.sha256(text).hexdigest(),
         "data": data.model_dump(),
         "runtime": dict(runtime),
+        "runs": {
+            name: {"path": str(other.path.absolute()), "weights_sha256": other.weights_sha256()}
+            for name, other in (others or {}).items()
+        },
     }
+    if architecture:
+        stages = [dict(record) for record in architecture]
+        files.write_json(run.path / ARCHITECTURE, files.signed({"stages": stages}))
     files.write_json(run.path / "environment.json", files.signed(environment))
     files.write_bytes(run.path / "recipe.yaml", text)
 
@@ -283,19 +346,39 @@ def open_run(path: str | Path) -> Run:
         raise RunError(f"the recipe cannot be read any more:\n{error}") from None
 
 
+def find_run(name: str) -> Run:
+    """Returns the run of that path, or else the newest finished run of the recipe of that name.
+
+    Raises:
+        UsageError: there is none.
+        RunError: the run is damaged.
+    """
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        return open_run(path)
+    if "/" in name:
+        raise UsageError(
+            "there is no run", where=name, allowed="a run directory, or a recipe's name"
+        )
+    return newest_run(finished=True, name=name)
+
+
 def newest_run(*, finished: bool, name: str | None = None) -> Run:
     """Returns the newest run below runs/ that is finished, or is not.
 
     Raises:
         UsageError: there is none.
     """
-    candidates = sorted(RUNS.glob("*/recipe.yaml"), key=lambda file: file.stat().st_mtime_ns)
+    # A recipe of several stages has a run for each, below one folder.
+    found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
+    candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(candidates):
         done = (file.parent / "finished.json").is_file()
         if done == finished and (name is None or open_run(file.parent).recipe.name == name):
             return open_run(file.parent)
-    kind = "finished run" if finished else f"unfinished run of {name!r}"
-    raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory")
+    kind = "finished run" if finished else "unfinished run"
+    kind += f" of {name!r}" if name else ""
+    raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory, or train one")
 
 
 def _open_lock(file: Path) -> int:
@@ -324,8 +407,9 @@ def _hold(lock: int, path: Path) -> None:
         os.write(lock, f"pid {os.getpid()}".encode())
 
 
-def _new_folder(stem: Path) -> Path:
-    """Makes the folder of that name, or of that name with the first free number."""
+def new_folder(name: str) -> Path:
+    """Makes a folder below runs/ of that name and the time, with the first free number."""
+    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")

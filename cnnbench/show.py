@@ -12,14 +12,16 @@ from cnnbench.models import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
 from cnnbench.parts import (
     AUGMENTATIONS,
+    COMPRESSIONS,
     DATASETS,
     LOSSES,
     MODELS,
     OPTIMIZERS,
     SCHEDULES,
+    input_shape,
 )
 from cnnbench.presets import PRESETS
-from cnnbench.recipe import Recipe, input_shape, load_recipe
+from cnnbench.recipe import Recipe, load_recipe
 
 REGISTRIES = {
     "datasets": DATASETS,
@@ -27,6 +29,7 @@ REGISTRIES = {
     "optimizers": OPTIMIZERS,
     "schedules": SCHEDULES,
     "losses": LOSSES,
+    "compressions": COMPRESSIONS,
 }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from cnnbench.data.datasets import Access, open_dataset
-from cnnbench.errors import MissingDataError
-from cnnbench.parts import DATASETS, DataSpec, min_size
-from cnnbench.recipe import Recipe
+from cnnbench.errors import MissingDataError, UsageError
+from cnnbench.parts import DATASETS, CompressionSpec, DataSpec, min_size
+from cnnbench.recipe import Init, Recipe
+from cnnbench.run import find_run
 
 BATCH, EXAMPLES, STEPS = 4, 24, 4
 # Pixels of the largest images, unless the network takes none so small.
@@ -53,7 +54,10 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
             "accumulate": math.gcd(recipe.train.accumulate, 2),
         }
     )
+    init, compress, absent = _stages(recipe)
     update = {
+        "init": init,
+        "compress": compress,
         "data": data,
         "optimizer": optimizer,
         "schedule": schedule,
@@ -61,7 +65,31 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         "target": None,
     }
     size = f"{STEPS} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
-    return recipe.model_copy(update=update), f"smoke run: {size}{mocked}"
+    return recipe.model_copy(update=update), f"smoke run: {size}{mocked}{absent}"
+
+
+def _stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec], str]:
+    """Returns what a recipe starts from and its stages, without the runs that are not at hand."""
+    init, notes = recipe.init, ""
+    if init is not None and not _is_at_hand(init.run):
+        notes = f"; init.run {init.run} is not at hand: random weights"
+        init = None
+    kept = []
+    for spec in recipe.compress:
+        teacher = spec.options().get("teacher")
+        if teacher is None or _is_at_hand(teacher):
+            kept.append(spec.model_copy(update={"epochs": None}))
+        else:
+            notes += f"; teacher {teacher} is not at hand: {spec.name} is left out"
+    return init, kept, notes
+
+
+def _is_at_hand(name: str) -> bool:
+    try:
+        find_run(name)
+    except UsageError:
+        return False
+    return True
 
 
 def _shrunk(recipe: Recipe) -> DataSpec:

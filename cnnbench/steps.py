@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnbench.errors import UsageError
 from cnnbench.lazy import keras, tf
@@ -11,6 +11,10 @@ from cnnbench.optim import penalty
 from cnnbench.parts import LOSSES
 from cnnbench.recipe import Recipe
 from cnnbench.tasks.classification import in_top_k
+
+if TYPE_CHECKING:
+    from cnnbench.compress.distill import Lesson
+    from cnnbench.compress.masking import Masking
 
 # Of a batch: the gradient of each weight, and the sums of losses and of right answers.
 Pass = tuple[list[Any], Any, Any]
@@ -26,6 +30,8 @@ def training_steps(
     *,
     averaged: Any = None,
     slow: Sequence[Any] = (),
+    masking: Masking | None = None,
+    lesson: Lesson | None = None,
     size: int | None = None,
     xla: bool,
 ) -> Callable[..., tuple[Any, ...]]:
@@ -39,15 +45,18 @@ def training_steps(
         prepare: uint8 pixels to the images that the model takes.
         classes: how many logits there are.
         averaged: a model like the first, which is given the moving average of its weights.
+        masking: of a network that is pruned.
+        lesson: of a network that is distilled; its guesses are the model's last outputs.
         size: height and width that images are scaled to; None: they are not.
         slow: Lookahead's slow weights, one for each trainable variable; none without it.
         xla: whether XLA compiles a step.
 
     Returns:
-        A function of an iterator over batches, learning rates (steps,) float32 and how many of
-        them to take. It returns, for each step, the sums over the batch of losses and of right
-        answers, and a sum of all weights, which is not finite where one of them is not. It stops
-        after a step that has a loss or leaves a weight that is not finite.
+        A function of an iterator over batches, learning rates (steps,) float32, sparsities after
+        each of the steps, likewise, and how many of them to take. It returns, for each step, the
+        sums over the batch of losses and of right answers, and a sum of all weights, which is not
+        finite where one of them is not. It stops after a step that has a loss or leaves a weight
+        that is not finite.
     """
     variables, lookahead = model.trainable_variables, recipe.train.lookahead
     replicas = strategy.num_replicas_in_sync
@@ -58,7 +67,7 @@ def training_steps(
             images = tf.image.resize(images, (size, size), antialias=True)
         return seen(prepare(images), training=True)
 
-    differentiate = _differentiation(recipe, model, look, optimizer, classes, replicas)
+    differentiate = _differentiation(recipe, model, look, optimizer, classes, replicas, lesson)
 
     def step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
         gradients, loss, right = differentiate(images, labels)
@@ -73,7 +82,7 @@ def training_steps(
     run_step = tf.function(step, jit_compile=True) if xla else step
 
     @tf.function(autograph=True)
-    def steps(iterator: Any, rates: Any, count: Any) -> tuple[Any, ...]:
+    def steps(iterator: Any, rates: Any, sparsities: Any, count: Any) -> tuple[Any, ...]:
         # One that was not written is 0.
         arrays = tuple(tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(3))
         i, finite = tf.constant(0), tf.constant(True)
@@ -87,6 +96,8 @@ def training_steps(
                 follow(slow, variables, lookahead.share)
             if averaged is not None:
                 move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
+            if masking is not None:
+                masking.obey(sparsities[i])
             arrays = tuple(array.write(i, x) for array, x in zip(arrays, sums, strict=True))
             finite = tf.math.is_finite(sums[0]) and tf.math.is_finite(sums[2])
             i += 1
@@ -102,6 +113,7 @@ def _differentiation(
     optimizer: Any,
     classes: int,
     replicas: int,
+    lesson: Lesson | None,
 ) -> Callable[[Any, Any], Pass]:
     """Returns what differentiates the loss of a replica's batch, scaled as the optimizer wants.
 
@@ -111,13 +123,16 @@ def _differentiation(
     variables = model.trainable_variables
     l1, l2 = recipe.regularization.l1, recipe.regularization.l2
     weight = recipe.model.options().get("auxiliary_weight", 0.0)
+    guessed = len(model.outputs) - (lesson.guesses if lesson is not None else 0)
 
     def forward(images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        outputs = tf.nest.flatten(look(images))
-        logits, *auxiliary = (tf.cast(output, tf.float32) for output in outputs)
+        outputs = [tf.cast(output, tf.float32) for output in tf.nest.flatten(look(images))]
+        logits, *auxiliary = outputs[:guessed]
         # Where images are mixed, labels are shares of the classes already.
         hot = labels if labels.dtype.is_floating else tf.one_hot(labels, classes)
         losses = LOSSES.build(recipe.loss, logits, hot)
+        if lesson is not None:
+            losses = lesson.losses(images, outputs, losses)
         loss = tf.reduce_sum(losses) / batch_size
         for other in auxiliary:
             loss += weight * tf.reduce_sum(LOSSES.build(recipe.loss, other, hot)) / batch_size

@@ -126,6 +126,30 @@ def _layers(layers: Sequence[dict[str, Any]]) -> Table:
     return _table(("layer", "operation", "int8 error", "kept in float32"), rows)
 
 
+def comparison(result: dict[str, Any]) -> Any:
+    """What networks cost and reach, a line each."""
+    columns = (
+        "network", "precision", "top-1", "params", "MACs", "zeros", "size", "zip", "p50", "best",
+    )  # fmt: skip
+    rows = [
+        (
+            row["name"],
+            row["precision"],
+            f"{row['top1']:.4f}",
+            f"{row['params']:,}",
+            f"{row['macs']:,}",
+            f"{row['sparsity']:.1%}",
+            _megabytes(row["size_bytes"]),
+            _megabytes(row["zip_bytes"]),
+            f"{row['latency_ms']['p50']:.2f} ms",
+            "*" if row["is_best"] else "",
+        )
+        for row in result["rows"]
+    ]
+    note = f"top-1 of TFLite files on at most {result['examples']} test images"
+    return Group(_table(columns, rows), note)
+
+
 def predictions(result: dict[str, Any]) -> Any:
     """The likeliest classes of each image."""
     return _table(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import checkpoint, files, runtime, signals, steps, weights
+from cnnbench import beginning, checkpoint, files, network, runtime, signals, steps, weights
 from cnnbench.checkpoint import Checkpoint
+from cnnbench.compress import Record, stage_of
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
 from cnnbench.data.pipeline import (
@@ -30,10 +31,10 @@ from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.events import Events
 from cnnbench.lazy import tf
 from cnnbench.listener import Listener, Silence
-from cnnbench.models import build_model, without_auxiliary
+from cnnbench.models import without_auxiliary
 from cnnbench.optim import build_optimizer
-from cnnbench.parts import MODELS, SCHEDULES
-from cnnbench.recipe import Recipe, input_shape
+from cnnbench.parts import MODELS, SCHEDULES, input_shape
+from cnnbench.recipe import Recipe
 from cnnbench.run import DataFacts, Run, begin, new_run
 from cnnbench.runtime import Choice, Settings
 from cnnbench.schedules import LearningRate, total_steps
@@ -80,8 +81,9 @@ def train(
     run_dir: Path | None = None,
     listener: Listener | None = None,
     choice: Choice | None = None,
+    start: Run | None = None,
 ) -> Run:
-    """Trains a network as a recipe says, in a new run directory.
+    """Trains a network as the last stage of a recipe says, in a new run directory.
 
     Args:
         recipe: what to train.
@@ -89,6 +91,7 @@ def train(
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
         listener: who is told of the progress.
         choice: how TensorFlow runs; None: as the recipe says, without a measurement.
+        start: the run of the stage before; None: as the recipe says.
 
     Returns:
         The finished run.
@@ -103,10 +106,17 @@ def train(
     recipe = recipe.absolute()
     choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
     runtime.apply(choice.settings)
+    others = beginning.runs(recipe, start)
     with new_run(run_dir, recipe) as run:
-        trainer = Trainer(recipe, access or Access(), choice.settings)
+        trainer = Trainer(recipe, access or Access(), choice.settings, others)
         trainer.initialize()
-        begin(run, trainer.about_data(), choice.about() | {"replicas": trainer.replicas})
+        begin(
+            run,
+            trainer.about_data(),
+            choice.about() | {"replicas": trainer.replicas},
+            architecture=trainer.architecture,
+            others=others,
+        )
         return trainer.fit(run, listener or Silence())
 
 
@@ -139,17 +149,35 @@ def resume(
         if access is None or access.data_dir is None:
             data_dir = run.data().data_dir
             access = Access(Path(data_dir) if data_dir else None)
-        trainer = Trainer(run.recipe, access, settings)
+        begun = any(run.checkpoints.glob("*/")) or None
+        architecture = begun and run.architecture()
+        trainer = Trainer(run.recipe, access, settings, run.others(), architecture)
         run.must_match_data(trainer.about_data())
         notes = run.must_match_code(replicas=trainer.replicas, force=force)
         return trainer.fit(run, listener or Silence(), resume=True, notes=notes)
 
 
 class Trainer:
-    """A recipe made ready to run: data, network, optimizer and the compiled steps."""
+    """A recipe made ready to run: data, network, optimizer and the compiled steps.
 
-    def __init__(self, recipe: Recipe, access: Access, settings: Settings):
-        self.recipe, self._data_dir = recipe, access.data_dir
+    Args:
+        recipe: of which the last stage is trained.
+        access: where data sets lie.
+        settings: those that TensorFlow runs under.
+        others: the run to start from, as "init", and the teacher's, as "teacher".
+        architecture: the records of the stages, where they are known; None: they begin now.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        access: Access,
+        settings: Settings,
+        others: Mapping[str, Run] | None = None,
+        architecture: Sequence[Record] | None = None,
+    ):
+        recipe = recipe.of_last_stage()
+        self.recipe, self._data_dir, self._others = recipe, access.data_dir, others or {}
         self.data: Dataset = open_dataset(recipe.data, access)
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
@@ -188,7 +216,16 @@ class Trainer:
             )
         self.preprocess = preprocess(self.data, recipe.data)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
-            self.model = build_model(recipe.model, self.shape, classes, auxiliary=True)
+            first = beginning.Beginning({}, architecture or ())
+            if architecture is None:
+                first = beginning.begin(recipe, self.data, self.shape, self._others.get("init"))
+            self._first, self.architecture = first.weights, first.architecture
+            self._lesson = beginning.lesson(
+                recipe, self.data, self.shape, self.preprocess, self._others.get("teacher")
+            )
+            # Names as if nothing had been built before.
+            runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
+            self.model = self._built()
             self.network = without_auxiliary(self.model)
             weights.freeze(self.network, recipe.model)
             weights_to_train = self.model.trainable_variables
@@ -196,7 +233,10 @@ class Trainer:
             self.slow = steps.slow_weights(weights_to_train) if recipe.train.lookahead else []
             self.averaged = None
             if recipe.train.ema is not None:
-                self.averaged = build_model(recipe.model, self.shape, classes, auxiliary=True)
+                self.averaged = self._built()
+            self._masking = beginning.masking(
+                recipe, self.architecture, self.network, self.averaged, self.total_steps
+            )
         compiled = partial(
             steps.training_steps,
             recipe,
@@ -207,6 +247,8 @@ class Trainer:
             classes,
             averaged=self.averaged,
             slow=self.slow,
+            masking=self._masking,
+            lesson=self._lesson,
             xla=settings.xla,
         )
         self.train_steps = compiled()
@@ -218,15 +260,31 @@ class Trainer:
         network = self.network if self.averaged is None else without_auxiliary(self.averaged)
         self._evaluate_batch = steps.evaluation_step(recipe, network, self.preprocess, classes)
 
+    def _built(self) -> Any:
+        """Builds the model that is trained, with random weights."""
+        classes = len(self.data.classes)
+        model = network.build(self.recipe.model, self.shape, classes, self.architecture)
+        return self._lesson.with_hints(model) if self._lesson else model
+
     def initialize(self) -> None:
-        """Gives the network the weights that are not random: published ones, or of the images."""
-        model, data = self.recipe.model, self.recipe.data
-        weights.start_from(self.network, model)
+        """Gives the network the weights that are not random: others', or those of the images."""
+        model, named = self.recipe.model, {v.path: v for v in self.model.weights}
+        for path, value in self._first.items():
+            named[path].assign(value)
         from_images = MODELS.get(model.name).facts.get("from_images")
-        if from_images and not model.weights:
-            some = self.examples.take(slice(INITIAL_IMAGES))
-            ((images, *_),) = evaluation_batches(some, data, self.shape[:2], len(some))
-            from_images(self.network, self.preprocess(images).numpy())
+        if from_images and not self._first:
+            from_images(self.network, self._some_images())
+        if self.recipe.compress:
+            stage_of(self.recipe.compress[-1]).initialize(self.network, self._some_images)
+        if self._masking is not None:
+            self._masking.initialize()
+
+    def _some_images(self) -> np.ndarray:
+        """Returns normalised training images, (examples, height, width, channels) float32."""
+        some = self.examples.take(slice(INITIAL_IMAGES))
+        batches = evaluation_batches(some, self.recipe.data, self.shape[:2], len(some))
+        ((images, *_),) = batches
+        return self.preprocess(images).numpy()
 
     def about_data(self) -> DataFacts:
         """Returns what environment.json says of the data."""
@@ -353,10 +411,16 @@ class Trainer:
         # Always of one length, so that the steps are traced once.
         rates = np.zeros(self.recipe.train.steps_per_call, np.float32)
         rates[:count] = [_rate(session.rate, progress, progress.step + i) for i in range(count)]
+        sparsities = np.full_like(rates, np.nan)
+        if self._masking is not None:
+            following = range(progress.step, progress.step + count)
+            sparsities[:count] = [self._masking.sparsity_after(step) for step in following]
         try:
             small = (run for end, run in self._on_small_images if progress.step < end)
             run_steps = next(small, self.train_steps)
-            found = run_steps(iterator, tf.constant(rates), tf.constant(count))
+            found = run_steps(
+                iterator, tf.constant(rates), tf.constant(sparsities), tf.constant(count)
+            )
         except tf.errors.OpError:
             if self.stream.failure is not None:
                 raise self.stream.failure from None
@@ -428,6 +492,10 @@ class Trainer:
         progress.epochs_without += 1
         if progress.reference is None or score > progress.reference + margin:
             progress.reference, progress.epochs_without = score, 0
+        if self._masking is not None and not self._masking.is_settled(progress.step):
+            # Weights that are going to be pruned would be the best.
+            progress.best_score, progress.reference, progress.epochs_without = None, None, 0
+            return True
         is_best = progress.best_score is None or score > progress.best_score
         if is_best:
             progress.best_score = score
@@ -465,6 +533,8 @@ class Trainer:
         model = checkpoint.variables_by_name("model", self.model.variables)
         named = model | checkpoint.variables_by_name("optimizer", self.optimizer.variables)
         named |= checkpoint.variables_by_name("slow", self.slow)
+        if self._masking is not None:
+            named |= checkpoint.variables_by_name("mask", self._masking.variables)
         if self.averaged is not None:
             # Under the model's names: Keras calls a second layer without a name otherwise.
             averages = (name.replace("model/", "average/", 1) for name in model)

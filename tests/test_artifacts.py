@@ -165,33 +165,6 @@ def test_an_operation_that_tflite_lacks_is_told_in_a_line(tmp_path, precision, o
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_ranges_that_were_trained_need_no_images(tmp_path):
-    class Ranged(keras.layers.Layer):
-        carries_ranges = True
-
-        def __init__(self, low, high, **options):
-            super().__init__(**options)
-            self.ends = low, high
-
-        def call(self, x):
-            return tf.quantization.fake_quant_with_min_max_args(x, *self.ends)
-
-    given = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(4, 3, padding="same", name="conv")(Ranged(-2.0, 2.0)(given))
-    x = Ranged(0.0, 3.0)(keras.layers.Activation("relu")(x))
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    x = Ranged(-4.0, 4.0)(keras.layers.Dense(5)(Ranged(0.0, 3.0)(x)))
-    net = small_net(keras.Model(given, x))
-    write(tmp_path / "a", net, "tflite", "int8")
-    loaded = tflite.load(tmp_path / "a/model.tflite")
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    answers = np.concatenate([loaded.run(pixels[i : i + 1]) for i in range(5)])
-    assert np.abs(answers - net(pixels)["logits"]).max() < 3 * 8 / 255
-    graph = tensors_of(tmp_path / "a")
-    outputs = [graph.tensors[i].quantization.scale[0] for i in graph.outputs]
-    assert min(abs(scale - 8 / 255) for scale in outputs) < 1e-4  # the trained range
-
-
 def test_explain_names_the_layer_that_loses_most(net, images):
     # One weight that no image feels makes the steps of all weights of this layer coarse.
     harmed = replace(net, model=plain(net.model))

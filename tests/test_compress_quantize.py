@@ -525,7 +525,7 @@ def test_the_file_takes_pixels_and_holds_integers_alone(quantized_digits):
         sorted([1 / 256, logit_step(quantized_digits)]), rel=1e-6
     )
     out = interpreter.get_signature_runner()(images=pixels[:1])
-    assert set(out) == {"logits", "probabilities"} and out["probabilities"].dtype == np.int8
+    assert set(out) == {"logits", "probabilities"} and out["probabilities"].dtype == np.uint8
     content = tflite_int8(quantized_digits, pixel_shape=(16, 16, 1), preprocess=prepare)
     run = interpreter_of(content).get_signature_runner()
     for pixel in pixels:

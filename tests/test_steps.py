@@ -79,7 +79,10 @@ def train(recipe, model, images, labels, *, calls=None, xla=False, strategy=None
     )
     flat = tf.data.Dataset.from_tensor_slices((np.concatenate(images), np.concatenate(labels)))
     iterator = iter(strategy.experimental_distribute_dataset(flat.batch(BATCH)))
-    found = [steps(iterator, tf.fill((n,), LR), tf.constant(n)) for n in calls or [len(images)]]
+    found = [
+        steps(iterator, tf.fill((n,), LR), tf.zeros(n), tf.constant(n))
+        for n in calls or [len(images)]
+    ]
     return np.concatenate([np.array(each) for each in found], axis=1)
 
 

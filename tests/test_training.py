@@ -225,9 +225,9 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
     trainer = Trainer(recipe, Access(), Settings())
     real, calls = trainer.train_steps, []
 
-    def poisoned(iterator, rates, count):
+    def poisoned(iterator, rates, *others):
         calls.append(float(rates[0]))
-        found = real(iterator, rates, count)
+        found = real(iterator, rates, *others)
         # The fourth and the sixth call leave a weight that is none.
         if len(calls) in (4, 6):
             return found[0], found[1], tf.constant([float("nan")] * len(rates))

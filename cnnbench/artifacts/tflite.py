@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
+from cnnbench.compress.quantize import is_fake_quantized, tflite_int8
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import tf
 
@@ -41,14 +42,20 @@ def write(request: Request, folder: Path) -> None:
 
 def convert(request: Request) -> bytes:
     """Converts a network; see `write`."""
+    net = request.net
+    if request.precision == "int8" and is_fake_quantized(net.model):
+        return tflite_int8(
+            net.model,
+            pixel_shape=request.input_shape,
+            preprocess=net.preprocess if request.preprocessing else None,
+            loss=net.loss,
+            float_outputs=False,
+        )
     # The integer converters begin with float inputs, for there is no integer cast from pixels.
     is_integer = request.precision in ("int8", "int16x8")
     dtype = "float32" if is_integer else request.input_dtype
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
-        serve = _serve_in_ranges if carries_ranges(request.net.model) else Request.serve
-        saved_model.write_function(
-            request, Path(scratch), 1, dtype, lambda images: serve(request, images)
-        )
+        saved_model.write_function(request, Path(scratch), 1, dtype, request.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         with converter_errors(request.precision), warnings.catch_warnings():
             # Calibration runs TensorFlow's own interpreter, which tells that it is deprecated.
@@ -75,8 +82,6 @@ def _int8(converter: Any, request: Request) -> bytes:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     dtype = tf.uint8 if request.preprocessing else tf.int8
     converter.inference_input_type = converter.inference_output_type = dtype
-    if carries_ranges(request.net.model):
-        return converter.convert()
     converter.representative_dataset = lambda: images_of(request)
     if not request.keep_float:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -111,42 +116,6 @@ CONVERT = {
     "int8": _int8,
     "int16x8": _int16x8,
 }
-
-
-def carries_ranges(model: Any) -> bool:
-    """Tells whether a model was trained with quantization: its layers then say so by a flag.
-
-    Such a model has fake-quantize operations around its layers. Their ranges go into the int8 file,
-    and no image is needed for calibration.
-    """
-    return any(getattr(layer, "carries_ranges", False) for layer in model.layers)
-
-
-def _serve_in_ranges(request: Request, images: Any) -> dict[str, Any]:
-    """Computes what `Request.serve` does, with ranges around each step before the network too.
-
-    Raises:
-        UsageError: the network takes another colour space than the images are stored in.
-    """
-    if not request.preprocessing:
-        return request.serve(images)
-    prepare = request.net.preprocess
-    if prepare.color != {1: "grey", 3: "rgb"}[request.input_shape[2]]:
-        raise UsageError(
-            f"a network of {prepare.color} that was trained with quantization",
-            allowed="export it with --no-preprocessing",
-        )
-    scale = [1 / 255 / std for std in prepare.std]
-    shift = [-mean / std for mean, std in zip(prepare.mean, prepare.std, strict=True)]
-    ends = [255 * a + b for a, b in zip(scale, shift, strict=True)] + shift
-    x = _in_range(images, [255.0])
-    x = _in_range(x * _in_range(tf.constant(scale), scale), [255 * a for a in scale])
-    return request.net.of_normalised(_in_range(x + _in_range(tf.constant(shift), shift), ends))
-
-
-def _in_range(x: Any, values: list[float]) -> Any:
-    """Fakes the quantization of a tensor to the range of some values and 0."""
-    return tf.quantization.fake_quant_with_min_max_args(x, min(0.0, *values), max(0.0, *values))
 
 
 def images_of(request: Request) -> Iterator[list[np.ndarray]]:

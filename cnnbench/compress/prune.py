@@ -1,8 +1,7 @@
 """Magnitude pruning: the smallest weights become zeros, and stay so while the others learn on.
 
-Gradients are multiplied by masks of zeros and ones before an optimizer's update and the kernels
-after it, for momentum goes on for a while; so a pruned weight is neither seen nor trained (Zhu &
-Gupta 2017, "To Prune, or Not to Prune", section 3).
+Kernels are multiplied by masks of zeros and ones after each update, wherever it moved them, so that
+a pruned weight is never seen (Zhu & Gupta 2017, "To Prune, or Not to Prune", section 3).
 """
 
 from __future__ import annotations
@@ -103,22 +102,6 @@ def apply(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
     """Sets the masked weights to zero."""
     for kernel, mask in zip(kernels, masks, strict=True):
         kernel.assign(kernel * mask)
-
-
-def masked(
-    gradients: Sequence[Any], variables: Sequence[Any], kernels: Sequence[Any], masks: Sequence[Any]
-) -> list[Any]:
-    """Returns the gradients of all variables, zero for the masked weights.
-
-    So masked weights count for no bound on the gradient, no momentum and no ascent.
-    """
-    mask_of = {id(kernel): mask for kernel, mask in zip(kernels, masks, strict=True)}
-    return [
-        gradient * tf.cast(mask_of[id(variable)], gradient.dtype)
-        if id(variable) in mask_of
-        else gradient
-        for gradient, variable in zip(gradients, variables, strict=True)
-    ]
 
 
 def sparsity_of(model: Any) -> tuple[float, dict[str, float]]:

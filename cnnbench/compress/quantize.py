@@ -192,7 +192,7 @@ def tflite_int8(
         preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
             the uint8 pixels; None: the file takes what the model does, as int8 in its range.
         loss: which says what logits mean.
-        float_outputs: whether "logits" and "probabilities" are float32 and not int8.
+        float_outputs: whether "logits" and "probabilities" are float32, or of the input's type.
 
     Raises:
         UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
@@ -222,7 +222,9 @@ def tflite_int8(
         # of; what it promises is checked below.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8 if preprocess else tf.int8
-        converter.inference_output_type = tf.float32 if float_outputs else tf.int8
+        converter.inference_output_type = (
+            tf.float32 if float_outputs else converter.inference_input_type
+        )
         content: bytes = converter.convert()
     content = _compact(content)
     _check_integers(content)

@@ -1,0 +1,163 @@
+"""What a training begins with: weights, what its stage does to the network, a teacher, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnnbench import network, presets, runtime, weights
+from cnnbench.compress import Record, stage_of
+from cnnbench.data.examples import Dataset
+from cnnbench.errors import UsageError
+from cnnbench.models import build_model, without_auxiliary
+from cnnbench.recipe import Recipe
+from cnnbench.run import Run, find_run
+
+if TYPE_CHECKING:
+    from cnnbench.compress.distill import Lesson
+    from cnnbench.compress.masking import Masking
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A network before the first step.
+
+    weights: those that are not random, by their paths.
+    architecture: the records of the stages that made it of what the recipe names.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    architecture: Sequence[Record]
+
+
+def runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
+    """Returns the runs that a recipe refers to: the one it starts from, "init", and "teacher".
+
+    Args:
+        recipe: what is going to be trained.
+        start: the run of the stage before, in place of what the recipe names.
+
+    Raises:
+        UsageError: there is no such run.
+        RunError: one of them is damaged.
+    """
+    found = {}
+    if start is not None:
+        found["init"] = start
+    elif recipe.init is not None:
+        found["init"] = find_run(recipe.init.run)
+    if (name := _teacher_of(recipe)) and name not in presets.PRESETS:
+        found["teacher"] = find_run(name)
+    return found
+
+
+def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beginning:
+    """Begins the last stage of a recipe.
+
+    Args:
+        recipe: what is going to be trained.
+        data: that it is trained on.
+        shape: of the images that the network sees.
+        start: the run to start from, if there is one.
+
+    Raises:
+        UsageError: the run to start from has another network, other classes or other images, the
+            published weights are not those of the network, or the stage cannot work on it.
+        RunError: the run has no weights, or they are damaged.
+    """
+    records: list[Record] = []
+    if start is not None:
+        _must_fit(start, recipe, data, shape)
+        model, records = network.model_of(start), start.architecture()
+    else:
+        model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
+        weights.start_from(without_auxiliary(model), recipe.model)
+    if recipe.compress:
+        spec = recipe.compress[-1]
+        model, record = stage_of(spec).begin(without_auxiliary(model))
+        records = [*records, {"stage": spec.model_dump(), **record}]
+    is_random = start is None and recipe.model.weights is None
+    named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}
+    return Beginning(named, records)
+
+
+def lesson(
+    recipe: Recipe,
+    data: Dataset,
+    shape: Shape,
+    prepare: Callable[[Any], Any],
+    teacher: Run | None,
+) -> Lesson | None:
+    """Returns what a network learns from a teacher, if a stage of the recipe names one.
+
+    Args:
+        recipe: what is going to be trained.
+        data: that it is trained on.
+        shape: of the images that the network sees.
+        prepare: uint8 pixels to those images, for a teacher that is no run.
+        teacher: the teacher's run.
+
+    Raises:
+        UsageError: the teacher has other classes or takes other images.
+    """
+    if not (name := _teacher_of(recipe)):
+        return None
+    from cnnbench.compress.distill import Lesson
+
+    stage: Any = stage_of([spec for spec in recipe.compress if spec.name == "distill"][-1])
+    if teacher is not None:
+        net = network.teacher(teacher, data.classes, (*shape[:2], data.shape[2]))
+        return Lesson(net.model, net.preprocess, stage)
+    preset = presets.PRESETS[name]
+    with runtime.precision("float32"):
+        model = build_model(preset.model, shape, len(data.classes))
+    weights.load_published(model, preset.model, presets.download(name), whole=True)
+    return Lesson(model, prepare, stage)
+
+
+def masking(
+    recipe: Recipe, architecture: Sequence[Record], model: Any, averaged: Any, steps: int
+) -> Masking | None:
+    """Returns the masks of a network that is pruned, or was by a stage before.
+
+    Args:
+        recipe: what is going to be trained.
+        architecture: the records of the stages, the recipe's last one among them.
+        model: that is trained.
+        averaged: a model with the averages of its weights, or none.
+        steps: that the stage trains.
+    """
+    if not any(record["stage"]["name"] == "prune" for record in architecture):
+        return None
+    from cnnbench.compress.masking import Masking
+
+    last, stage = architecture[-1], None
+    if recipe.compress and last["stage"]["name"] == "prune":
+        stage = stage_of(recipe.compress[-1])
+    return Masking(model, averaged, stage, last.get("initial", 0.0), steps)
+
+
+def _teacher_of(recipe: Recipe) -> str | None:
+    """Returns what the last `distill` among the stages names, which holds for those after it."""
+    names = [spec.options()["teacher"] for spec in recipe.compress if spec.name == "distill"]
+    return names[-1] if names else None
+
+
+def _must_fit(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> None:
+    """Refuses a run to start from that has another network, other classes or other images."""
+    about = start.data()
+    for what, theirs, own in (
+        ("network", start.recipe.model.name, recipe.model.name),
+        ("network", start.recipe.model.options(), recipe.model.options()),
+        ("classes", about.classes, list(data.classes)),
+        ("images", tuple(about.input_shape), shape),
+    ):
+        if theirs != own:
+            raise UsageError(
+                f"init.run: {what}: {theirs}", where=str(start.path), allowed=f"as here: {own}"
+            )

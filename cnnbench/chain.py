@@ -1,0 +1,157 @@
+"""Training in stages: each is a run of its own, and begins with the weights of the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cnnbench import files, training
+from cnnbench.data.datasets import Access
+from cnnbench.errors import RunError, UsageError
+from cnnbench.listener import Listener
+from cnnbench.recipe import Recipe, load_recipe
+from cnnbench.run import RUNS, Run, new_folder, newest_run, open_run
+from cnnbench.runtime import Choice
+
+# The whole recipe, in the folder that has the runs of its stages.
+RECIPE = "stages.yaml"
+
+
+def train(
+    recipe: Recipe,
+    *,
+    access: Access | None = None,
+    run_dir: Path | None = None,
+    listener: Listener | None = None,
+    choice: Choice | None = None,
+) -> Run:
+    """Trains a network as a recipe says.
+
+    Where `compress` has several stages, the run directory holds a run for each, such as 1-distill
+    and 2-qat.
+
+    Args:
+        recipe: what to train.
+        access: where data sets lie.
+        run_dir: a folder that does not exist or is empty; None: a new one below runs/.
+        listener: who is told of the progress.
+        choice: how TensorFlow runs; None: as the recipe says, without a measurement.
+
+    Returns:
+        The finished run, that of the last stage.
+
+    Raises:
+        DataError, UsageError, DivergedError, InterruptedRun, RunError: as `training.train` does.
+    """
+    if len(recipe.compress) < 2:
+        return training.train(
+            recipe, access=access, run_dir=run_dir, listener=listener, choice=choice
+        )
+    recipe = recipe.absolute()
+    with files.storage_errors(run_dir or RUNS):
+        folder = new_folder(recipe.name) if run_dir is None else run_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunError("the run directory is not empty", where=str(folder))
+    files.write_bytes(folder / RECIPE, recipe.dump().encode())
+    return _go_on(folder, access=access, listener=listener, choice=choice)
+
+
+def resume(
+    path: Path,
+    *,
+    access: Access | None = None,
+    listener: Listener | None = None,
+    choice: Choice | None = None,
+    force: bool = False,
+) -> Run:
+    """Continues an interrupted training at the very next step.
+
+    Args:
+        path: a run, or the folder of a recipe of several stages.
+        access: where data sets lie; None: where they lay.
+        listener: who is told of the progress.
+        choice: how TensorFlow runs the stages that have not begun.
+        force: as for `training.resume`.
+
+    Raises:
+        RunError: all is finished, or as for `training.resume`.
+        InterruptedRun, DivergedError, DataError: as for `train`.
+    """
+    if not (path / RECIPE).is_file():
+        return training.resume(open_run(path), access=access, listener=listener, force=force)
+    if is_finished(path):
+        raise RunError("the run is finished: there is nothing to resume", where=str(path))
+    return _go_on(path, access=access, listener=listener, choice=choice, force=force)
+
+
+def unfinished(recipe: Recipe) -> Path:
+    """Returns the newest run below runs/ of a recipe that is not finished.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if len(recipe.compress) < 2:
+        return newest_run(finished=False, name=recipe.name).path
+    found = sorted(RUNS.glob(f"*/{RECIPE}"), key=lambda file: file.stat().st_mtime_ns)
+    for file in reversed(found):
+        if load_recipe(file).name == recipe.name and not is_finished(file.parent):
+            return file.parent
+    raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")
+
+
+def must_match(path: Path, recipe: Recipe) -> None:
+    """Refuses to go on with a recipe that is not the one which a run began with.
+
+    Raises:
+        RunError: it differs; the message has the lines that do.
+    """
+    several = (path / RECIPE).is_file()
+    run = Run(path, load_recipe(path / RECIPE)) if several else open_run(path)
+    run.must_match(recipe.absolute() if several else recipe)
+
+
+def is_finished(folder: Path) -> bool:
+    """Tells whether all stages of a recipe are done."""
+    return all(path.joinpath("finished.json").is_file() for path, _ in _stages(folder))
+
+
+def stages(folder: Path) -> list[Run]:
+    """Returns the runs of the stages that have begun."""
+    return [open_run(path) for path, _ in _stages(folder) if (path / "recipe.yaml").is_file()]
+
+
+def _stages(folder: Path) -> list[tuple[Path, Recipe]]:
+    """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
+    recipe = load_recipe(folder / RECIPE)
+    found = []
+    for number, spec in enumerate(recipe.compress, start=1):
+        name = f"{number}-{spec.name}"
+        is_last = number == len(recipe.compress)
+        update: dict[str, Any] = {"compress": recipe.compress[:number]}
+        # What the recipe as a whole is to reach is no matter of the stages before.
+        update |= {} if is_last else {"name": f"{recipe.name}.{name}", "target": None}
+        found.append((folder / name, recipe.model_copy(update=update)))
+    return found
+
+
+def _go_on(
+    folder: Path,
+    *,
+    access: Access | None,
+    listener: Listener | None,
+    choice: Choice | None,
+    force: bool = False,
+) -> Run:
+    before: Run | None = None
+    for path, stage in _stages(folder):
+        if (path / "finished.json").is_file():
+            before = open_run(path)
+        elif (path / "recipe.yaml").is_file():
+            before = training.resume(open_run(path), access=access, listener=listener, force=force)
+        else:
+            before = training.train(
+                stage, access=access, run_dir=path, listener=listener, choice=choice, start=before
+            )
+    assert before is not None  # there are several stages
+    return before

@@ -1,0 +1,81 @@
+"""Comparison: what networks cost and reach side by side, as the files that a device is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnbench import chain, network
+from cnnbench.compress.prune import sparsity_of
+from cnnbench.data.datasets import Access
+from cnnbench.errors import UsageError
+from cnnbench.exports import EXAMPLES, export
+from cnnbench.models.complexity import count_macs, count_params
+from cnnbench.run import Run, open_run
+
+
+def compare(
+    paths: Sequence[Path], *, examples: int = EXAMPLES, access: Access | None = None
+) -> dict[str, Any]:
+    """Exports the networks of runs to TFLite, and measures each file by its own run-time.
+
+    A network that was trained with rounded weights is exported in int8, another in float32.
+
+    Args:
+        paths: runs; the folder of a recipe of several stages stands for the run they began with,
+            and each of theirs.
+        examples: of the test split to measure on, at the most.
+        access: where data sets lie; None: where the trainings found them.
+
+    Returns:
+        {"rows": [{name, run, precision, top1, params, macs, sparsity, size_bytes, zip_bytes,
+        latency_ms {p50, p95}, is_best}]}; is_best tells that no other is at least as right and at
+        least as small and fast, and better in one of them.
+
+    Raises:
+        UsageError: a path is named twice, or there are no runs.
+        VerificationError: a file is not what its network is.
+        RunError: a run is damaged or has no weights.
+    """
+    runs = [run for path in paths for run in _runs(path)]
+    if len({run.path.absolute() for run in runs}) < len(runs):
+        raise UsageError("a run is named twice")
+    rows = [_row(run, examples, access) for run in runs]
+    for row in rows:
+        row["is_best"] = not any(_beats(other, row) for other in rows)
+    return {"examples": examples, "rows": rows}
+
+
+def _runs(path: Path) -> list[Run]:
+    if not (path / chain.RECIPE).is_file():
+        return [open_run(path)]
+    stages = chain.stages(path)
+    first = stages[0].others().get("init") if stages else None
+    return [*([first] if first else []), *stages]
+
+
+def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
+    model = network.restore(run).model
+    (file,) = export(run, ["tflite"], examples=examples, access=access)
+    sparsity, _ = sparsity_of(model)
+    return {
+        "name": run.recipe.name,
+        "run": str(run.path),
+        "precision": file["precision"],
+        "top1": file["top1"],
+        "params": count_params(model),
+        "macs": count_macs(model),
+        "sparsity": round(sparsity, 4),
+        **{key: file[key] for key in ("size_bytes", "zip_bytes", "latency_ms")},
+    }
+
+
+def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tells whether one row is nowhere worse than another, and somewhere better."""
+
+    def costs(row: dict[str, Any]) -> tuple[float, ...]:
+        return -row["top1"], row["zip_bytes"], row["latency_ms"]["p50"]
+
+    pairs = list(zip(costs(one), costs(other), strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,0 +1,158 @@
+"""What is wrong between the sections of a recipe, each of which is right by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnnbench.errors import Problem
+from cnnbench.parts import (
+    COMPRESSIONS,
+    DATASETS,
+    LOSSES,
+    OPTIMIZERS,
+    SCHEDULES,
+    WEIGHT_FILES,
+    input_shape,
+    kind_of,
+    min_size,
+)
+from cnnbench.presets import PRESETS
+from cnnbench.recipe_yaml import Located
+
+if TYPE_CHECKING:
+    from cnnbench.recipe import Recipe
+
+
+def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
+    """Yields what is wrong between the sections of a recipe that are each right."""
+
+    def problem(path: str, what: str, allowed: str | None = None) -> Problem:
+        keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+        return Problem(tree.at(keys).where, f"{path}: {what}", allowed)
+
+    data, train = recipe.data, recipe.train
+    if weights := recipe.model.weights:
+        fitting = [name for name, preset in PRESETS.items() if preset.model == recipe.model.name]
+        if weights in PRESETS and weights not in fitting:
+            what = f"{weights!r} are weights of {PRESETS[weights].model}"
+            yield problem("model.weights", what, f"for {recipe.model.name}: {_either(fitting)}")
+        elif weights not in PRESETS and Path(weights).suffix not in WEIGHT_FILES:
+            yield problem("model.weights", repr(weights), _either(fitting))
+    facts = DATASETS.get(data.name).facts
+    known = facts.get("classes")
+    if known and data.classes and known != data.classes:
+        yield problem("data.classes", f"{data.classes}", f"{data.name} has {known} classes")
+    if examples := facts.get("train_examples"):
+        examples = min(examples, data.limit or examples)
+        kept = data.validation
+        kept = kept if isinstance(kept, int) else round(kept * examples)
+        if kept >= examples:
+            yield problem("data.validation", f"{kept} of {examples} examples", "less than all")
+        elif data.batch_size > examples - kept:
+            most = f"at most the {examples - kept} examples there are to train on"
+            yield problem("data.batch_size", f"{data.batch_size}", most)
+    stored = facts.get("shape", (None, None, 3))
+    if data.image_size or None not in stored:
+        shape = input_shape(data, stored)
+        least = min_size(recipe.model)
+        for i, small in enumerate(train.image_sizes):
+            if not least <= small.size <= min(shape[:2]):
+                what, allowed = f"{small.size} pixels", f"{least} to {min(shape[:2])}"
+                yield problem(f"train.image_sizes.{i}.size", what, allowed)
+        if min(shape[:2]) < least:
+            yield problem(
+                "data.image_size",
+                f"{recipe.model.name} cannot take images of {shape[0]}x{shape[1]} pixels",
+                f"at least {least}x{least}",
+            )
+    elif facts.get("shape"):
+        yield problem("data.image_size", f"{data.name} has images of many sizes", "set one")
+    known_channels = facts["shape"][2] if "shape" in facts else None
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        channels = {"grey": 1, None: known_channels}.get(data.color, 3)
+        if values is not None and channels is not None and len(values) != channels:
+            yield problem(f"data.{key}", f"{len(values)} values", f"one per channel: {channels}")
+    if data.resize_short and data.image_size and data.resize_short < data.image_size:
+        yield problem(
+            "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
+        )
+    if data.batch_size % train.accumulate:
+        what = f"{train.accumulate} parts of a batch of {data.batch_size}"
+        yield problem("train.accumulate", what, "a divisor of data.batch_size")
+    scaled = any(group.weight_decay_scale != 1 for group in train.groups)
+    if scaled and not OPTIMIZERS.get(recipe.optimizer.name).facts.get("decoupled_decay", True):
+        what = f"weight_decay_scale with {recipe.optimizer.name}, whose decay is in its trust ratio"
+        yield problem("train.groups", what, "an optimizer with a decoupled weight decay")
+    elif scaled and not recipe.optimizer.options().get("weight_decay"):
+        what = "weight_decay_scale without a weight decay of the optimizer"
+        yield problem("train.groups", what, "set optimizer.weight_decay above 0")
+    for i, (one, other) in enumerate(itertools.pairwise(train.image_sizes), start=1):
+        if other.until <= one.until:
+            what = f"{other.until} after {one.until}"
+            yield problem(f"train.image_sizes.{i}.until", what, "a later epoch each")
+    if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
+        yield problem(
+            "schedule.warmup_epochs",
+            f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
+            "less than the training takes",
+        )
+    yield from _unfit_augmentations(recipe, problem)
+    yield from _unfit_stages(recipe, problem)
+    if data.resize_short and not data.image_size:
+        yield problem("data.resize_short", "given without data.image_size", "give both or neither")
+    if not data.validation and not facts.get("own_validation"):
+        for path, used in (
+            ("train.early_stopping", train.early_stopping is not None),
+            ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),
+        ):
+            if used:
+                yield problem(path, "needs a validation split", "set data.validation above 0")
+
+
+def _unfit_augmentations(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    kinds = [kind_of(spec) for spec in recipe.augment]
+    hard = LOSSES.get(recipe.loss.name).facts.get("hard_labels")
+    for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
+        path = f"augment.{i}"
+        if kind == "crop" and any(before != "crop" for before in kinds[:i]):
+            yield problem(path, f"{spec.name} changes the size", "before all that keep it")
+        if kind == "mix" and hard:
+            what = f"{spec.name} makes shares of classes, which loss {recipe.loss.name} cannot take"
+            soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
+            yield problem(path, what, f"loss {' or '.join(soft)}")
+
+
+def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
+    if recipe.init and recipe.model.weights:
+        yield problem("init.run", "given besides model.weights", "one of them")
+    begun = bool(recipe.init or recipe.model.weights)
+    quantized = False
+    for i, stage in enumerate(recipe.compress):
+        path, facts = f"compress.{i}", COMPRESSIONS.get(stage.name).facts
+        if facts.get("needs_weights") and not (begun or i):
+            what = f"{stage.name} changes a network that was trained before"
+            yield problem(path, what, "set init.run or model.weights, or put a stage before it")
+        if quantized:
+            yield problem(path, f"{stage.name} after qat", "qat is the last stage")
+        quantized = quantized or stage.name == "qat"
+        options = stage.options()
+        if options.get("pattern") == "2:4" and options["sparsity"] != 0.5:
+            what = f"{options['sparsity']}, where 2:4 leaves half of the weights"
+            yield problem(f"{path}.sparsity", what, "0.5")
+        if stage.name == "prune" and options["begin"] >= options["end"]:
+            what = f"begin {options['begin']} and end {options['end']}"
+            yield problem(f"{path}.begin", what, "begin before the end")
+        if stage.epochs and recipe.schedule.warmup_epochs >= stage.epochs:
+            what = f"{stage.epochs} with schedule.warmup_epochs {recipe.schedule.warmup_epochs}"
+            yield problem(f"{path}.epochs", what, "more than the warm-up takes")
+    if quantized and recipe.train.precision != "float32":
+        yield problem("train.precision", f"{recipe.train.precision} with qat", "float32")
+
+
+def _either(presets: list[str]) -> str:
+    files = f"a file {' or '.join(WEIGHT_FILES)}"
+    return f"a preset, {' or '.join(presets)}, or {files}" if presets else files

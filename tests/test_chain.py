@@ -1,0 +1,196 @@
+"""Stages of compression: what each begins with, and that all of them resume exactly."""
+
+import json
+
+import numpy as np
+import pytest
+from test_training import InterruptAt, assert_same
+
+from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, train
+from cnnbench.data.datasets import Access
+from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
+from cnnbench.network import restore
+from cnnbench.run import find_run
+from cnnbench.runtime import Settings
+from cnnbench.training import Progress, Trainer
+
+STAGES = (
+    "[{name: prune, sparsity: 0.6, every: 2},"
+    " {name: prune_filters, macs: 0.7, divisor: 4, epochs: 1},"
+    " {name: qat, epochs: 1, lr_scale: 0.1}]"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    from conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "small.yaml").write_text(SMALL)
+    return train(load_recipe(folder / "small.yaml"), run_dir=folder / "run")
+
+
+def recipe_of(small, base, stages=STAGES, *settings):
+    common = (f"init={{run: {base.path}}}", f"compress={stages}", "schedule={name: cosine}")
+    return load_recipe(small, (*common, *settings))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """All stages in a row."""
+    from conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("chain")
+    (folder / "small.yaml").write_text(SMALL)
+    train(recipe_of(folder / "small.yaml", base), run_dir=folder / "run")
+    return folder / "run"
+
+
+def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
+    pruned, thin, quantized = chain.stages(whole)
+    assert [run.path.name for run in (pruned, thin, quantized)] == [
+        "1-prune", "2-prune_filters", "3-qat",
+    ]  # fmt: skip
+    assert [len(run.metrics()) for run in (pruned, thin, quantized)] == [3, 1, 1]
+    assert pruned.recipe.name == "small.1-prune" and quantized.recipe.name == "small"
+    assert thin.others()["init"].path == pruned.path
+    assert pruned.others()["init"].path == base.path
+    names = [[r["stage"]["name"] for r in run.architecture()] for run in (base, pruned, quantized)]
+    assert names == [[], ["prune"], ["prune", "prune_filters", "qat"]]
+    assert quantized.metrics()[0]["lr"] < 0.1 * 0.05
+
+
+def zeros(run) -> float:
+    from cnnbench.compress.prune import prunable
+
+    kernels = [np.array(kernel) for kernel in prunable(restore(run).model)]
+    return sum((k == 0).sum() for k in kernels) / sum(k.size for k in kernels)
+
+
+def test_what_a_stage_did_stays_done(whole):
+    pruned, thin, quantized = chain.stages(whole)
+    assert zeros(pruned) == pytest.approx(0.6, abs=0.01)
+    assert zeros(thin) > 0.3 and zeros(quantized) == pytest.approx(zeros(thin), abs=0.02)
+    assert evaluate(thin)["macs"] <= 0.7 * evaluate(pruned)["macs"]
+    assert evaluate(thin)["params"] < evaluate(pruned)["params"]
+
+
+def test_no_weights_are_the_best_before_all_are_pruned(small, base):
+    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.9, end: 0.6}]")
+    trainer, progress = Trainer(recipe, Access(), Settings(), {"init": base}), Progress()
+    judged = []
+    for step, top1 in ((5, 0.9), (8, 0.8), (9, 0.5), (12, 0.4), (15, 0.6)):
+        progress.step = step
+        judged.append(trainer._judge({"top1": top1, "loss": 1.0}, progress))
+    assert trainer.total_steps == 15
+    assert judged == [True, True, True, False, True]  # 9 steps are 0.6 of 15
+
+
+@pytest.mark.parametrize("step", [3, 9, 16, 21])
+def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, whole, step):
+    class Once(InterruptAt):
+        """Counts the steps of all stages."""
+
+        def __init__(self):
+            super().__init__(step)
+            self.before = self.now = 0
+
+        def progressed(self, now, *facts):
+            self.before += self.now if now < self.now else 0
+            self.now = now
+            super().progressed(self.before + now, *facts)
+
+    with pytest.raises(InterruptedRun, match="--resume"):
+        train(recipe_of(small, base), run_dir=tmp_path / "run", listener=Once())
+    assert not chain.is_finished(tmp_path / "run")
+    chain.resume(tmp_path / "run")
+    for one, other in zip(chain.stages(whole), chain.stages(tmp_path / "run"), strict=True):
+        assert_same(one, other)
+    with pytest.raises(RunError, match="nothing to resume"):
+        chain.resume(tmp_path / "run")
+
+
+def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
+    import shutil
+
+    copy = tmp_path / "base"
+    shutil.copytree(base.path, copy)
+    recipe = recipe_of(small, open_run(copy), "[{name: prune, sparsity: 0.5}]")
+    with pytest.raises(InterruptedRun):
+        train(recipe, run_dir=tmp_path / "run", listener=InterruptAt(2))
+    saved = checkpoint.load(copy / "best")
+    arrays = {name: array + 1 for name, array in saved.arrays.items()}
+    checkpoint.save(copy / "best", checkpoint.Checkpoint(arrays, saved.state))
+    with pytest.raises(RunError, match="the weights changed"):
+        chain.resume(tmp_path / "run")
+
+
+def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, tmp_path, base):
+    import shutil
+
+    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5, every: 3}]")
+    expected = train(recipe, run_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRun):
+        train(recipe, run_dir=tmp_path / "run", listener=InterruptAt(2))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert_same(expected, chain.resume(tmp_path / "run"))
+
+
+def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeypatch):
+    import shutil
+
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(base.path, tmp_path / "runs" / "small-20260101-000000")
+    monkeypatch.chdir(tmp_path)
+    assert find_run("small").path.name == "small-20260101-000000"
+    with pytest.raises(UsageError, match="no finished run of 'other'"):
+        find_run("other")
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (("compress=[{name: qat}]",), "qat changes a network that was trained before"),
+    (("compress=[{name: prune_filters, macs: 0.5}]",), "trained before"),
+    (("init={run: x}", "compress=[{name: qat}, {name: prune, sparsity: 0.5}]"), "prune after qat"),
+    (("init={run: x}", "compress=[{name: qat}]", "train.precision=mixed_float16"),
+     "mixed_float16 with qat"),
+    (("init={run: x}", "model.weights=y.h5"), "given besides model.weights"),
+    (("compress=[{name: prune, sparsity: 1.0}]",), "less than 1"),
+    (("compress=[{name: prune, sparsity: -0.1}]",), "greater than or equal to 0"),
+    (("compress=[{name: prune, sparsity: 0.4, pattern: '2:4'}]",), "2:4 leaves half"),
+    (("compress=[{name: prune, sparsity: 0.4, begin: 0.8, end: 0.5}]",), "begin"),
+    (("compress=[{name: prune, sparsity: 0.4, epochs: 1}]",), "more than the warm-up takes"),
+    (("compress=[{name: prun, sparsity: 0.4}]",), "did you mean prune"),
+    (("compress=[{name: distill, teacher: x, share: 1.5}]",), "less than or equal to 1"),
+])  # fmt: skip
+def test_stages_that_make_no_sense_are_refused(small, settings, words):
+    with pytest.raises(RecipeError, match=words) as refused:
+        load_recipe(small, settings)
+    assert all(problem.where for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    (("model={name: resnet14}",), "init.run: network: resnet8"),
+    (("data.shape=[32, 32, 3]",), "init.run: images"),
+    (("data.classes=4",), "init.run: classes"),
+])  # fmt: skip
+def test_a_run_of_another_network_is_not_begun_from(small, tmp_path, base, settings, words):
+    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}]", *settings)
+    with pytest.raises(UsageError, match=words):
+        train(recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):
+    recipe = load_recipe(small, (f"init={{run: {base.path}}}", "optimizer.lr=1e-9"))
+    run = train(recipe, run_dir=tmp_path / "run")
+    before, after = restore(base).model.get_weights(), restore(run).model.get_weights()
+    trained = [i for i, w in enumerate(restore(base).model.weights) if w.trainable]
+    assert all(np.allclose(before[i], after[i], atol=1e-6) for i in trained)
+
+
+def test_the_recipe_of_a_stage_is_the_whole_one_up_to_it(whole):
+    (first, *_, last) = chain.stages(whole)
+    assert [spec.name for spec in first.recipe.compress] == ["prune"]
+    assert [spec.name for spec in last.recipe.compress] == ["prune", "prune_filters", "qat"]
+    environment = json.loads((last.path / "environment.json").read_text())
+    assert set(environment["runs"]["init"]) == {"path", "weights_sha256"}

@@ -1,0 +1,133 @@
+"""Distillation: the loss of the papers, from a teacher that sees what the student sees."""
+
+import numpy as np
+import pytest
+
+from cnnbench import checkpoint, load_recipe, train
+from cnnbench.compress.distill import Lesson, soft_losses
+from cnnbench.compress.stages import Distillation
+from cnnbench.data.datasets import Access
+from cnnbench.errors import RecipeError, UsageError
+from cnnbench.lazy import keras, tf
+from cnnbench.models import build_model, feature_maps
+from cnnbench.network import restore
+from cnnbench.runtime import Settings
+from cnnbench.training import Trainer
+
+RANDOM = np.random.default_rng(0)
+
+
+def soft(logits, temperature):
+    shares = np.exp(logits.astype(np.float64) / temperature)
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_soft_loss_is_the_divergence_at_a_temperature(temperature):
+    teacher, student = RANDOM.normal(0, 3, (2, 5, 7)).astype(np.float32)
+    p, q = soft(teacher, temperature), soft(student, temperature)
+    expected = temperature**2 * (p * np.log(p / q)).sum(axis=1)
+    assert np.allclose(soft_losses(teacher, student, temperature), expected, rtol=1e-4)
+    assert np.allclose(soft_losses(teacher, teacher, temperature), 0, atol=1e-5)
+
+
+def test_gradients_at_a_high_temperature_are_those_of_the_squared_difference():
+    # Hinton et al. 2015, equation 4: (z - v) / classes, for logits of mean zero.
+    teacher, student = RANDOM.normal(0, 1, (2, 4, 6)).astype(np.float32)
+    teacher, student = (x - x.mean(axis=1, keepdims=True) for x in (teacher, student))
+    z = tf.constant(student)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss = tf.reduce_sum(soft_losses(teacher, z, 200.0))
+    assert np.allclose(tape.gradient(loss, z), (student - teacher) / 6, atol=2e-3)
+
+
+def lesson(teacher, **options):
+    stage = {"teacher": "", "temperature": 3.0, "share": 0.7, "hints": 0.0} | options
+    return Lesson(teacher, lambda images: images / 255, Distillation(**stage))
+
+
+def test_a_lesson_mixes_the_teachers_answers_labels_and_hints():
+    teacher = build_model("resnet14", (16, 16, 3), 5)
+    student = build_model("resnet8", (16, 16, 3), 5)
+    taught = lesson(teacher, hints=2.0)
+    model = taught.with_hints(student)
+    assert taught.guesses == len(model.outputs) - 1 == len(feature_maps(student))
+    images = RANDOM.uniform(0, 255, (4, 16, 16, 3)).astype(np.float32)
+    labelled = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    outputs = [np.array(x) for x in model(images / 255, training=False)]
+    found = taught.losses(images, [tf.constant(x) for x in outputs], labelled)
+    logits = np.array(teacher(images / 255, training=False))
+    expected = 0.3 * labelled + 0.7 * np.array(soft_losses(logits, outputs[0], 3.0))
+    maps = keras.Model(teacher.input, list(feature_maps(teacher).values()))(images / 255)
+    for theirs, own in zip(maps, outputs[1:], strict=True):
+        expected += 2.0 * ((np.array(theirs) - own) ** 2).mean(axis=(1, 2, 3))
+    assert np.allclose(found, expected, rtol=1e-4)
+
+
+def test_networks_without_a_common_size_have_no_hints():
+    taught = lesson(build_model("resnet8", (16, 16, 3), 5), hints=1.0)
+    images = keras.Input((16, 16, 3))
+    logits = keras.layers.Dense(5)(keras.layers.Flatten()(images))
+    with pytest.raises(UsageError, match="no feature maps of one size"):
+        taught.with_hints(keras.Model(images, logits))
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory):
+    from conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("teacher")
+    (folder / "small.yaml").write_text(SMALL)
+    recipe = load_recipe(folder / "small.yaml", ("model={name: resnet14}", "train.epochs=2"))
+    return train(recipe, run_dir=folder / "run")
+
+
+def distilled(small, teacher, *settings, **options):
+    named = "".join(f", {key}: {value}" for key, value in options.items())
+    stage = f"compress=[{{name: distill, teacher: {teacher}{named}}}]"
+    return load_recipe(small, (stage, "schedule={name: cosine}", *settings))
+
+
+def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, teacher_run):
+    recipe = distilled(small, teacher_run.path, "train.epochs=1", share=1.0, temperature=1.0)
+    trainer = Trainer(recipe, Access(), Settings(), {"teacher": teacher_run})
+    trainer.initialize()
+    pixels, _ = next(iter(trainer.stream.dataset(0)))
+    student = trainer.model(trainer.preprocess(pixels), training=True)
+    teacher = restore(teacher_run)(pixels)["logits"]
+    expected = float(tf.reduce_sum(soft_losses(teacher, student, 1.0)))
+    trainer = Trainer(recipe, Access(), Settings(), {"teacher": teacher_run})
+    iterator = iter(trainer.stream.dataset(0))
+    nothing = tf.zeros(2)
+    losses, *_ = trainer.train_steps(iterator, nothing, nothing, tf.constant(1))
+    # Dropout is drawn anew.
+    assert float(losses[0]) == pytest.approx(expected, rel=0.2)
+
+
+def test_hints_are_trained_and_not_kept(small, tmp_path, teacher_run):
+    run = train(distilled(small, teacher_run.path, hints=0.1), run_dir=tmp_path / "run")
+    saved = checkpoint.newest(run.checkpoints)[0].arrays
+    kernels = [name for name in saved if "/hint_" in name and name.endswith("kernel")]
+    assert any(name.startswith("model/") for name in kernels)
+    kept = checkpoint.load(run.best).arrays
+    assert kept and not any("hint_" in name for name in kept)
+    assert len(restore(run).model.outputs) == 1
+
+
+@pytest.mark.parametrize(("setting", "words"), [
+    ("data.classes=4", "the teacher knows 10 other classes"),
+    ("data.shape=[32, 32, 3]", "the teacher takes images of"),
+])  # fmt: skip
+def test_a_teacher_of_other_things_is_refused(small, tmp_path, teacher_run, setting, words):
+    recipe = distilled(small, teacher_run.path, setting)
+    with pytest.raises(UsageError, match=words):
+        train(recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_nowhere_is_refused(small, tmp_path):
+    with pytest.raises(UsageError, match="there is no run"):
+        train(distilled(small, tmp_path / "nowhere"), run_dir=tmp_path / "run")
+    with pytest.raises(RecipeError, match="greater than 0"):
+        distilled(small, "x", temperature=0)
