@@ -70,6 +70,9 @@ def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beg
             published weights are not those of the network, or the stage cannot work on it.
         RunError: the run has no weights, or they are damaged.
     """
+    is_random = start is None and recipe.model.weights is None
+    if is_random and not recipe.compress:
+        return Beginning({}, [])
     records: list[Record] = []
     if start is not None:
         _must_fit(start, recipe, data, shape)
@@ -81,7 +84,6 @@ def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beg
         spec = recipe.compress[-1]
         model, record = stage_of(spec).begin(without_auxiliary(model))
         records = [*records, {"stage": spec.model_dump(), **record}]
-    is_random = start is None and recipe.model.weights is None
     named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}
     return Beginning(named, records)
 

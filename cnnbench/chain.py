@@ -9,7 +9,7 @@ from cnnbench import files, training
 from cnnbench.data.datasets import Access
 from cnnbench.errors import RunError, UsageError
 from cnnbench.listener import Listener
-from cnnbench.recipe import Recipe, load_recipe
+from cnnbench.recipe import MAX_NAME, Recipe, load_recipe
 from cnnbench.run import RUNS, Run, new_folder, newest_run, open_run
 from cnnbench.runtime import Choice
 
@@ -108,7 +108,7 @@ def must_match(path: Path, recipe: Recipe) -> None:
     """
     several = (path / RECIPE).is_file()
     run = Run(path, load_recipe(path / RECIPE)) if several else open_run(path)
-    run.must_match(recipe.absolute() if several else recipe)
+    run.must_match(recipe.absolute())
 
 
 def is_finished(folder: Path) -> bool:
@@ -130,7 +130,9 @@ def _stages(folder: Path) -> list[tuple[Path, Recipe]]:
         is_last = number == len(recipe.compress)
         update: dict[str, Any] = {"compress": recipe.compress[:number]}
         # What the recipe as a whole is to reach is no matter of the stages before.
-        update |= {} if is_last else {"name": f"{recipe.name}.{name}", "target": None}
+        if not is_last:
+            short = recipe.name[: MAX_NAME - len(name) - 1]
+            update |= {"name": f"{short}.{name}", "target": None}
         found.append((folder / name, recipe.model_copy(update=update)))
     return found
 

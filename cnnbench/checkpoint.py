@@ -200,6 +200,11 @@ def last(folder: Path) -> Checkpoint:
     return load(found[-1])
 
 
+def exists(folder: Path) -> bool:
+    """Tells whether there is a checkpoint below a folder, whole or not."""
+    return bool(_steps(folder))
+
+
 def keep_last(folder: Path, count: int) -> None:
     """Deletes all but the newest checkpoints, and what an interrupted save left behind."""
     for old in _steps(folder)[:-count]:

@@ -34,6 +34,8 @@ def import_weights(
         RunError: the run directory cannot be written.
     """
     recipe = recipe.absolute()
+    if recipe.compress or recipe.init:
+        raise UsageError("init and compress are for training", allowed="import a recipe without")
     if recipe.model.weights is None:
         raise UsageError(
             "the recipe names no weights to import",

@@ -50,6 +50,8 @@ else:
     AnySchedule, AnyCompression = SCHEDULES.any_spec(), COMPRESSIONS.any_spec()
 
 
+# Characters of a recipe's name.
+MAX_NAME = 64
 # Put into words; a recipe that has more is none.
 MAX_PROBLEMS = 200
 
@@ -240,7 +242,7 @@ class Target(Section):
 class Recipe(Section):
     """One experiment, whole: everything that decides its result."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: AnyModel
     init: Init | None = None

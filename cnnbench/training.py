@@ -149,8 +149,8 @@ def resume(
         if access is None or access.data_dir is None:
             data_dir = run.data().data_dir
             access = Access(Path(data_dir) if data_dir else None)
-        begun = any(run.checkpoints.glob("*/")) or None
-        architecture = begun and run.architecture()
+        # Without a checkpoint, training begins anew.
+        architecture = run.architecture() if checkpoint.exists(run.checkpoints) else None
         trainer = Trainer(run.recipe, access, settings, run.others(), architecture)
         run.must_match_data(trainer.about_data())
         notes = run.must_match_code(replicas=trainer.replicas, force=force)

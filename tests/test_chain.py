@@ -133,6 +133,8 @@ def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, 
     with pytest.raises(InterruptedRun):
         train(recipe, run_dir=tmp_path / "run", listener=InterruptAt(2))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    # What a process leaves that is killed inside its first save.
+    (tmp_path / "run" / "checkpoints" / ".5.abcdef").mkdir(parents=True)
     assert_same(expected, chain.resume(tmp_path / "run"))
 
 
@@ -194,3 +196,23 @@ def test_the_recipe_of_a_stage_is_the_whole_one_up_to_it(whole):
     assert [spec.name for spec in last.recipe.compress] == ["prune", "prune_filters", "qat"]
     environment = json.loads((last.path / "environment.json").read_text())
     assert set(environment["runs"]["init"]) == {"path", "weights_sha256"}
+
+
+def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, monkeypatch):
+    monkeypatch.chdir(base.path.parent)
+    stage = "compress=[{name: prune, sparsity: 0.5}]"
+    recipe = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: cosine}"))
+    assert recipe.absolute().init.run == str(base.path)
+    with pytest.raises(InterruptedRun):
+        train(recipe, run_dir=small.parent / "run", listener=InterruptAt(2))
+    chain.must_match(small.parent / "run", recipe)
+    other = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: constant}"))
+    with pytest.raises(RunError, match="the recipe changed"):
+        chain.must_match(small.parent / "run", other)
+
+
+def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
+    recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
+    (tmp_path / chain.RECIPE).write_text(recipe.dump())
+    names = [stage.name for _, stage in chain._stages(tmp_path)]
+    assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

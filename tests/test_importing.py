@@ -85,6 +85,13 @@ def test_a_recipe_without_weights_is_refused(recipe):
     assert done.returncode == 2 and "cnnbench list presets" in done.stderr
 
 
+def test_a_recipe_that_trains_on_from_a_run_is_refused(recipe, published, tmp_path):
+    _, setting = published(1000)
+    stages = "compress=[{name: prune, sparsity: 0.5}]"
+    done = cnnbench("import", recipe, "--set", setting, "--set", stages)
+    assert done.returncode == 2 and "init and compress are for training" in done.stderr
+
+
 def test_imagenets_classes_have_a_thousand_names():
     names = class_names()
     assert len(set(names.values())) == len(names) == 1000
