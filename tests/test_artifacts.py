@@ -52,12 +52,12 @@ def written(net, images, tmp_path_factory):
     """Returns the folder of an artifact of the digits' network; each is written once."""
 
     @functools.cache
-    def folder(form, precision="float32", inside=True):
+    def folder(form, precision, inside):
         place = tmp_path_factory.mktemp("artifact") / "a"
         write(place, net, form, precision, images, preprocessing=inside)
         return place
 
-    return folder
+    return lambda form, precision="float32", inside=True: folder(form, precision, inside)
 
 
 def write(folder, net, form, precision="float32", images=None, **options):
@@ -152,17 +152,35 @@ def small_net(model):
 
 
 @pytest.mark.parametrize(
-    ("precision", "operation"), [("float32", tf.math.erfinv), ("int16x8", tf.math.atan2)]
+    ("form", "precision", "operation"),
+    [
+        ("tflite", "float32", "erfinv"),
+        ("tflite", "int16x8", "atan"),
+        ("onnx", "float32", "erfinv"),
+        ("openvino", "float32", "erfinv"),
+    ],
 )
-def test_an_operation_that_tflite_lacks_is_told_in_a_line(tmp_path, precision, operation):
+def test_an_operation_that_a_format_lacks_is_told_in_a_line(tmp_path, form, precision, operation):
     given = keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(given)
-    two = operation is tf.math.atan2
-    x = keras.layers.Lambda(lambda x: operation(x, x + 1) if two else operation(x))(x)
+    x = keras.layers.Lambda(getattr(tf.math, operation))(x)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
-    with pytest.raises(UsageError, match=f"cannot be converted to TFLite {precision}: ") as caught:
-        write(tmp_path / "a", small_net(keras.Model(given, x)), "tflite", precision, pixels)
+    with pytest.raises(UsageError, match=f"cannot be converted to {FORMATS[form].title}") as caught:
+        write(tmp_path / "a", small_net(keras.Model(given, x)), form, precision, pixels)
+    assert operation in str(caught.value).lower()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("form", ["tflite", "onnx", "openvino"])
+def test_grouped_convolutions_and_gelu_are_in_every_format(tmp_path, form):
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="gelu")(given)
+    x = keras.layers.Conv2D(8, 3, groups=2, activation="gelu")(x)
+    net = small_net(keras.Model(given, keras.layers.GlobalAveragePooling2D()(x)))
+    write(tmp_path / "a", net, form)
+    loaded = module_of(form).load(format_of(tmp_path / "a")[1])
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    assert np.allclose(loaded.run(pixels), net(pixels)["logits"], atol=1e-5)
 
 
 def test_explain_names_the_layer_that_loses_most(net, images):

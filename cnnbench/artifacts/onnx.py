@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnbench.artifacts import Loaded, Request, as_logits, output_name
+from cnnbench.errors import UsageError
 from cnnbench.lazy import tf
 
 OPSET = 18
@@ -33,7 +36,11 @@ QUANTIZED = (
 
 
 def write(request: Request, folder: Path) -> None:
-    """Writes model.onnx, which takes any batch."""
+    """Writes model.onnx, which takes any batch.
+
+    Raises:
+        UsageError: ONNX lacks an operation of the network.
+    """
     folder.mkdir()
     file = folder / "model.onnx"
     _write(_converted(request), file)
@@ -42,13 +49,54 @@ def write(request: Request, folder: Path) -> None:
 
 
 def _converted(request: Request) -> Any:
+    import onnx
     import tf2onnx
 
     spec = tf.TensorSpec((None, *request.input_shape), request.input_dtype, name="images")
     serve = tf.function(request.serve, autograph=False)
-    model, _ = tf2onnx.convert.from_function(serve, input_signature=[spec], opset=OPSET)
+    with _inlined():
+        model, _ = tf2onnx.convert.from_function(
+            serve, input_signature=[spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
+        )
+    unknown = {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}
+    if unknown:  # tf2onnx logs it, and goes on
+        raise UsageError(
+            f"cannot be converted to ONNX: it has no operation {', '.join(sorted(unknown))}",
+            allowed="another format",
+        )
     model.graph.doc_string = ""  # the name of a function, with a number
     return _renumbered(model)
+
+
+@contextlib.contextmanager
+def _inlined() -> Iterator[None]:
+    """Has functions within a traced function become part of it.
+
+    Keras has grouped convolutions in functions that XLA compiles, which tf2onnx cannot look into.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """Writes erfc(x), of GELU, which ONNX does not have, as 1 - erf(x)."""
+    (output,) = node.output
+    shape, dtype = graph.get_shape(output), graph.get_dtype(output)
+    graph.remove_node(name)
+    one = graph.make_const(f"{name}/one", np.ones((), np.float32))
+    erf = graph.make_node("Erf", node.input, name=f"{name}/erf")
+    graph.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
+        name=name,
+        outputs=[output],
+        shapes=[shape],
+        dtypes=[dtype],
+    )
 
 
 def _renumbered(model: Any) -> Any:

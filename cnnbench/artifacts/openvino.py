@@ -9,17 +9,29 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
+from cnnbench.errors import UsageError
 
 
 def write(request: Request, folder: Path) -> None:
-    """Writes model.xml and model.bin, float32."""
+    """Writes model.xml and model.bin, float32.
+
+    Raises:
+        UsageError: OpenVINO lacks an operation of the network.
+    """
     import openvino
 
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
         start = Path(scratch)
         saved_model.write_function(request, start, None, request.input_dtype, request.serve)
-        # Not by `convert_model`, which tells a server of OpenVINO's makers that it was used.
-        model = openvino.Core().read_model(start)
+        try:
+            # Not by `convert_model`, which tells a server of OpenVINO's makers that it was used.
+            model = openvino.Core().read_model(start)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            what = next((line for line in lines if "No conversion rule" in line), lines[-1])
+            raise UsageError(
+                f"cannot be converted to OpenVINO: {what[:300]}", allowed="another format"
+            ) from error
         file = folder / "model.xml"
         openvino.save_model(model, file, compress_to_fp16=False)
     # Operations that OpenVINO adds are numbered by a counter of the process.
