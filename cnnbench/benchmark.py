@@ -387,7 +387,7 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     def steps(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            trainer.train_steps(iterator, rates, tf.constant(1))[0].numpy()
+            trainer.train_steps(iterator, rates, tf.zeros(1), tf.constant(1))[0].numpy()
         return time.perf_counter() - start
 
     steps(5)

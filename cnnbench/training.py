@@ -223,8 +223,9 @@ class Trainer:
             self._lesson = beginning.lesson(
                 recipe, self.data, self.shape, self.preprocess, self._others.get("teacher")
             )
-            # Names as if nothing had been built before.
-            runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
+        # Names and random weights as if nothing had been built before.
+        runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
+        with runtime.precision(recipe.train.precision), self.strategy.scope():
             self.model = self._built()
             self.network = without_auxiliary(self.model)
             weights.freeze(self.network, recipe.model)

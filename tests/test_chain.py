@@ -86,7 +86,9 @@ def test_no_weights_are_the_best_before_all_are_pruned(small, base):
     assert judged == [True, True, True, False, True]  # 9 steps are 0.6 of 15
 
 
-@pytest.mark.parametrize("step", [3, 9, 16, 21])
+@pytest.mark.parametrize(
+    "step", [9, 21, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 16))]
+)
 def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, whole, step):
     class Once(InterruptAt):
         """Counts the steps of all stages."""

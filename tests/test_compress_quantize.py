@@ -192,6 +192,7 @@ assert [float(end) for end in layer.range()] == [-2, 4], layer.range()
 """
 
 
+@pytest.mark.slow
 def test_replicas_take_the_mean_of_their_ranges():
     subprocess.run([sys.executable, "-c", TWO_REPLICAS], check=True)
 

@@ -159,6 +159,7 @@ def test_a_target_that_is_missed_ends_with_5_and_the_result_is_kept(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_target_that_is_reached_ends_with_0(tmp_path):
     run = trained(tmp_path, "target={top1: 0.01, source: chance}")
     done = cnnbench("eval", run.path, "--require-target")

@@ -411,7 +411,10 @@ def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
     assert (tmp_path / "run" / "eval-last.json").is_file()
 
 
-@pytest.mark.parametrize("color", ["grey", "hsv", "yuv"])
+@pytest.mark.parametrize(
+    "color",
+    ["hsv", *(pytest.param(color, marks=pytest.mark.slow) for color in ("grey", "yuv"))],
+)
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
     settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
@@ -419,6 +422,7 @@ def test_colour_spaces_survive_the_export(small, tmp_path, color):
         assert row["passed"] and row["agreement"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_net_trained_in_half_precision_is_evaluated_in_single(small, tmp_path):
     recipe = load_recipe(small, ("train.precision=mixed_float16", "train.epochs=2"))
     run = train(recipe, run_dir=tmp_path / "run")

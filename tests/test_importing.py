@@ -53,6 +53,7 @@ def published(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_imported_weights_predict_and_export_under_the_names_of_the_classes(
     recipe, published, tmp_path
 ):
