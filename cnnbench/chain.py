@@ -62,7 +62,6 @@ def resume(
     *,
     access: Access | None = None,
     listener: Listener | None = None,
-    choice: Choice | None = None,
     force: bool = False,
 ) -> Run:
     """Continues an interrupted training at the very next step.
@@ -71,7 +70,6 @@ def resume(
         path: a run, or the folder of a recipe of several stages.
         access: where data sets lie; None: where they lay.
         listener: who is told of the progress.
-        choice: how TensorFlow runs the stages that have not begun.
         force: as for `training.resume`.
 
     Raises:
@@ -82,7 +80,7 @@ def resume(
         return training.resume(open_run(path), access=access, listener=listener, force=force)
     if is_finished(path):
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
-    return _go_on(path, access=access, listener=listener, choice=choice, force=force)
+    return _go_on(path, access=access, listener=listener, force=force)
 
 
 def unfinished(recipe: Recipe) -> Path:
@@ -142,7 +140,7 @@ def _go_on(
     *,
     access: Access | None,
     listener: Listener | None,
-    choice: Choice | None,
+    choice: Choice | None = None,
     force: bool = False,
 ) -> Run:
     before: Run | None = None
@@ -152,6 +150,8 @@ def _go_on(
         elif (path / "recipe.yaml").is_file():
             before = training.resume(open_run(path), access=access, listener=listener, force=force)
         else:
+            if before is not None:  # TensorFlow runs in one way in a process, and so on resume
+                choice = Choice(before.settings(), "that of the stage before")
             before = training.train(
                 stage, access=access, run_dir=path, listener=listener, choice=choice, start=before
             )

@@ -58,6 +58,9 @@ def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
     names = [[r["stage"]["name"] for r in run.architecture()] for run in (base, pruned, quantized)]
     assert names == [[], ["prune"], ["prune", "prune_filters", "qat"]]
     assert quantized.metrics()[0]["lr"] < 0.1 * 0.05
+    assert pruned.settings() == thin.settings() == quantized.settings()
+    environment = json.loads((thin.path / "environment.json").read_text())
+    assert environment["runtime"]["reason"] == "that of the stage before"
 
 
 def zeros(run) -> float:
