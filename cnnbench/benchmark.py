@@ -376,18 +376,18 @@ def profile(recipe: Recipe, folder: Path, access: Access) -> dict[str, Any]:
 
 
 def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> Round:
-    from cnnbench.training import Trainer
+    from cnnbench.learner import Learner
 
     recipe = parse_recipe(dumped)
     train = recipe.train.model_copy(update={"steps_per_call": 1})
-    trainer = Trainer(recipe.model_copy(update={"train": train}), access, settings)
-    iterator = iter(trainer.stream.dataset(0))
+    learner = Learner(recipe.model_copy(update={"train": train}), access, settings)
+    iterator = iter(learner.stream.dataset(0))
     rates = tf.zeros(1)
 
     def steps(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            trainer.train_steps(iterator, rates, tf.zeros(1), tf.constant(1))[0].numpy()
+            learner.train_steps(iterator, rates, tf.zeros(1), tf.constant(1))[0].numpy()
         return time.perf_counter() - start
 
     steps(5)

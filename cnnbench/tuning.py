@@ -131,11 +131,11 @@ def training_steps(dumped: str, settings: Settings) -> Round:
     A round runs for about a second, and a step at least. Reading and augmenting images is left out.
     """
     from cnnbench.lazy import tf
-    from cnnbench.training import Trainer
+    from cnnbench.learner import Learner
 
     recipe = shortened(parse_recipe(dumped))
-    trainer = Trainer(recipe, Access(download=False), settings)
-    batch = next(iter(trainer.stream.dataset(0)))
+    learner = Learner(recipe, Access(download=False), settings)
+    batch = next(iter(learner.stream.dataset(0)))
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     rates = tf.zeros(recipe.train.steps_per_call)
 
@@ -143,7 +143,7 @@ def training_steps(dumped: str, settings: Settings) -> Round:
         start = time.perf_counter()
         for done in range(0, count, recipe.train.steps_per_call):
             part = min(recipe.train.steps_per_call, count - done)
-            trainer.train_steps(iterator, rates, tf.zeros_like(rates), tf.constant(part))[0].numpy()
+            learner.train_steps(iterator, rates, tf.zeros_like(rates), tf.constant(part))[0].numpy()
         return time.perf_counter() - start
 
     steps(1)

@@ -9,10 +9,11 @@ from test_training import InterruptAt, assert_same
 from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, train
 from cnnbench.data.datasets import Access
 from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
+from cnnbench.learner import Learner
 from cnnbench.network import restore
 from cnnbench.run import find_run
 from cnnbench.runtime import Settings
-from cnnbench.training import Progress, Trainer
+from cnnbench.training import Progress
 
 STAGES = (
     "[{name: prune, sparsity: 0.6, every: 2},"
@@ -80,12 +81,12 @@ def test_what_a_stage_did_stays_done(whole):
 
 def test_no_weights_are_the_best_before_all_are_pruned(small, base):
     recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.9, end: 0.6}]")
-    trainer, progress = Trainer(recipe, Access(), Settings(), {"init": base}), Progress()
+    learner, progress = Learner(recipe, Access(), Settings(), {"init": base}), Progress()
     judged = []
     for step, top1 in ((5, 0.9), (8, 0.8), (9, 0.5), (12, 0.4), (15, 0.6)):
-        progress.step = step
-        judged.append(trainer._judge({"top1": top1, "loss": 1.0}, progress))
-    assert trainer.total_steps == 15
+        scores, is_settled = {"top1": top1, "loss": 1.0}, learner.is_settled(step)
+        judged.append(progress.judge(scores, None, is_settled=is_settled))
+    assert learner.total_steps == 15
     assert judged == [True, True, True, False, True]  # 9 steps are 0.6 of 15
 
 

@@ -9,10 +9,10 @@ from cnnbench.compress.stages import Distillation
 from cnnbench.data.datasets import Access
 from cnnbench.errors import RecipeError, UsageError
 from cnnbench.lazy import keras, tf
+from cnnbench.learner import Learner
 from cnnbench.models import build_model, feature_maps
 from cnnbench.network import restore
 from cnnbench.runtime import Settings
-from cnnbench.training import Trainer
 
 RANDOM = np.random.default_rng(0)
 
@@ -91,16 +91,16 @@ def distilled(small, teacher, *settings, **options):
 
 def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, teacher_run):
     recipe = distilled(small, teacher_run.path, "train.epochs=1", share=1.0, temperature=1.0)
-    trainer = Trainer(recipe, Access(), Settings(), {"teacher": teacher_run})
-    trainer.initialize()
-    pixels, _ = next(iter(trainer.stream.dataset(0)))
-    student = trainer.model(trainer.preprocess(pixels), training=True)
+    learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})
+    learner.initialize()
+    pixels, _ = next(iter(learner.stream.dataset(0)))
+    student = learner.model(learner.preprocess(pixels), training=True)
     teacher = restore(teacher_run)(pixels)["logits"]
     expected = float(tf.reduce_sum(soft_losses(teacher, student, 1.0)))
-    trainer = Trainer(recipe, Access(), Settings(), {"teacher": teacher_run})
-    iterator = iter(trainer.stream.dataset(0))
+    learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})
+    iterator = iter(learner.stream.dataset(0))
     nothing = tf.zeros(2)
-    losses, *_ = trainer.train_steps(iterator, nothing, nothing, tf.constant(1))
+    losses, *_ = learner.train_steps(iterator, nothing, nothing, tf.constant(1))
     # Dropout is drawn anew.
     assert float(losses[0]) == pytest.approx(expected, rel=0.2)
 

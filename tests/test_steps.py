@@ -13,6 +13,7 @@ from cnnbench import load_recipe
 from cnnbench.data.datasets import Access
 from cnnbench.errors import RecipeError, UsageError
 from cnnbench.lazy import keras, tf
+from cnnbench.learner import Learner
 from cnnbench.listener import Silence
 from cnnbench.models import build_model
 from cnnbench.optim import build_optimizer
@@ -20,7 +21,7 @@ from cnnbench.run import begin, new_run
 from cnnbench.runtime import Choice, Settings
 from cnnbench.smoke import smoke
 from cnnbench.steps import at_size, slow_weights, training_steps
-from cnnbench.training import Trainer
+from cnnbench.training import fit
 
 FEATURES, CLASSES, BATCH, LR = 5, 3, 12, 0.5
 PLAIN = ("optimizer={name: sgd, lr: 0.5}", f"data.batch_size={BATCH}", "regularization.l2=0.0")
@@ -374,11 +375,11 @@ def test_a_network_of_one_size_alone_is_refused(small):
 def test_images_are_small_up_to_their_epoch(small, tmp_path):
     sizes = "train.image_sizes=[{until: 1, size: 8}, {until: 2, size: 12}]"
     recipe = load_recipe(small, (sizes, "model.dropout=0.0", "train.steps_per_call=1"))
-    trainer = Trainer(recipe, Access(), Settings())
-    images, labels = next(iter(trainer.stream.dataset(0)))
-    resized = trainer.preprocess(tf.image.resize(images, (8, 8), antialias=True))
-    logits = keras.models.clone_model(at_size(trainer.model, 8))
-    logits.set_weights(trainer.model.get_weights())
+    learner = Learner(recipe, Access(), Settings())
+    images, labels = next(iter(learner.stream.dataset(0)))
+    resized = learner.preprocess(tf.image.resize(images, (8, 8), antialias=True))
+    logits = keras.models.clone_model(at_size(learner.model, 8))
+    logits.set_weights(learner.model.get_weights())
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
     expected = entropy(labels, logits(resized, training=True))
     seen, losses = [], []
@@ -392,12 +393,12 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
 
         return steps
 
-    small_steps = zip((8, 12), trainer._on_small_images, strict=True)
-    trainer._on_small_images = [(end, watched(size, run)) for size, (end, run) in small_steps]
-    trainer.train_steps = watched(16, trainer.train_steps)
+    small_steps = zip((8, 12), learner.on_small_images, strict=True)
+    learner.on_small_images = [(end, watched(size, run)) for size, (end, run) in small_steps]
+    learner.train_steps = watched(16, learner.train_steps)
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
-        trainer.fit(run, Silence())
+        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        fit(learner, run, Silence())
     assert seen == [8] * 5 + [12] * 5 + [16] * 5
     assert losses[0] == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-4)
 

@@ -17,11 +17,13 @@ from cnnbench import checkpoint, load_recipe, open_run, resume, train
 from cnnbench.data.datasets import Access
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.lazy import keras, tf
+from cnnbench.learner import Learner
 from cnnbench.listener import Silence
 from cnnbench.network import restore
 from cnnbench.run import begin, new_run
 from cnnbench.runtime import Choice, Settings
-from cnnbench.training import Trainer, total_steps
+from cnnbench.schedules import total_steps
+from cnnbench.training import Progress, fit
 
 
 def final(run) -> dict:
@@ -183,8 +185,8 @@ def test_images_exchanged_for_others_of_their_size_are_not_trained_on(tmp_path):
     )
     recipe = load_recipe(tmp_path / "recipe.yaml")
     with new_run(tmp_path / "run", recipe) as run:
-        trainer = Trainer(recipe, Access(), Settings())
-        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about() | {"replicas": 1})
+        learner = Learner(recipe, Access(), Settings())
+        begin(run, learner.about_data(), Choice(Settings(), "recipe").about() | {"replicas": 1})
     size = file.stat().st_size
     Image.new("RGB", (16, 16), (i, 0, 1)).save(file)
     assert file.stat().st_size == size
@@ -224,8 +226,8 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
         train(hopeless, run_dir=tmp_path / "hopeless")
     notes = Notes()
     recipe = load_recipe(small, (*settings, "optimizer.lr=0.05"))
-    trainer = Trainer(recipe, Access(), Settings())
-    real, calls = trainer.train_steps, []
+    learner = Learner(recipe, Access(), Settings())
+    real, calls = learner.train_steps, []
 
     def poisoned(iterator, rates, *others):
         calls.append(float(rates[0]))
@@ -235,10 +237,10 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
             return found[0], found[1], tf.constant([float("nan")] * len(rates))
         return found
 
-    trainer.train_steps = poisoned
+    learner.train_steps = poisoned
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
-        trainer.fit(run, notes)
+        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        fit(learner, run, notes)
     assert calls[:8] == pytest.approx([0.05] * 4 + [0.025] * 2 + [0.0125] * 2)
     told = [text for text in notes.texts if "back to step" in text]
     assert len(told) == 2 and "a weight is nan at step 5: back to step 5" in told[0]
@@ -255,11 +257,12 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     recipe = load_recipe(
         small, ("train.ema=0.5", "train.steps_per_call=1", "train.epochs=2", "data.validation=0")
     )
-    trainer = Trainer(recipe, Access(), Settings())
-    real, seen = trainer.train_steps, []
+    learner = Learner(recipe, Access(), Settings())
+    learner.initialize()
+    real, seen = learner.train_steps, []
 
     def look():
-        seen.append([np.array(weight) for weight in trainer.model.get_weights()])
+        seen.append([np.array(weight) for weight in learner.model.get_weights()])
 
     def watched(*arguments):
         found = real(*arguments)
@@ -268,10 +271,10 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
 
     look()
 
-    trainer.train_steps = watched
+    learner.train_steps = watched
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, trainer.about_data(), Choice(Settings(), "recipe").about())
-        trainer.fit(run, Silence())
+        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        fit(learner, run, Silence())
     expected = seen[0]
     for step, weights in enumerate(seen[1:], 1):
         decay = min(0.5, (1 + step) / (10 + step))
@@ -279,7 +282,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     floats = [i for i, w in enumerate(seen[0]) if w.dtype.kind == "f"]
     best = list(checkpoint.load(run.best).arrays.values())
     last = restore(run, weights="last").model.get_weights()
-    found = trainer.averaged.get_weights()
+    found = learner.averaged.get_weights()
     assert len(floats) > 30
     for i in floats:
         np.testing.assert_allclose(found[i], expected[i], rtol=1e-4, atol=1e-6)
@@ -340,15 +343,11 @@ def test_weights_that_are_not_finite_are_never_kept(small, tmp_path, validation)
 
 
 def test_min_delta_is_measured_from_the_last_improvement(small, tmp_path):
-    from cnnbench.data.datasets import Access
-    from cnnbench.training import Progress, Trainer
-
     settings = ("train.early_stopping.min_delta=0.01", "train.early_stopping.patience=3")
-    trainer = Trainer(load_recipe(small, settings), Access(), Settings())
-    progress = Progress()
-    counts = []
+    early = load_recipe(small, settings).train.early_stopping
+    progress, counts = Progress(), []
     for epoch in range(8):
-        trainer._judge({"loss": 1.0, "top1": 0.5 + 0.008 * epoch}, progress)
+        progress.judge({"loss": 1.0, "top1": 0.5 + 0.008 * epoch}, early)
         counts.append(progress.epochs_without)
     assert counts == [0, 1, 0, 1, 0, 1, 0, 1]
     assert progress.best_score == pytest.approx(0.5 + 0.008 * 7)
@@ -405,10 +404,10 @@ def test_a_run_that_cannot_begin_leaves_nothing(small, tmp_path):
 def test_the_steps_are_traced_once(small, tmp_path):
     recipe = load_recipe(small, ("train.steps_per_call=3",))
     with new_run(tmp_path / "run", recipe) as run:
-        trainer = Trainer(recipe, Access(), Settings())
-        begin(run, trainer.about_data(), {})
-        trainer.fit(run, Silence())
-    assert trainer.train_steps.experimental_get_tracing_count() == 1
+        learner = Learner(recipe, Access(), Settings())
+        begin(run, learner.about_data(), {})
+        fit(learner, run, Silence())
+    assert learner.train_steps.experimental_get_tracing_count() == 1
 
 
 def test_early_stopping(small, tmp_path):
@@ -472,7 +471,7 @@ def test_a_replica_must_have_whole_parts(small):
     recipe = load_recipe(small, ("train.accumulate=16",))
     data = recipe.data.model_copy(update={"batch_size": 24})
     with pytest.raises(UsageError, match=r"multiple of the 1 replicas, times train\.accumulate"):
-        Trainer(recipe.model_copy(update={"data": data}), Access(), Settings())
+        Learner(recipe.model_copy(update={"data": data}), Access(), Settings())
 
 
 def test_durations_are_epochs_steps_or_examples(small):
@@ -502,10 +501,10 @@ from pathlib import Path
 from cnnbench import load_recipe
 from cnnbench.data.datasets import Access
 from cnnbench.runtime import Settings
-from cnnbench.training import Trainer
+from cnnbench.learner import Learner
 
-trainer = Trainer(load_recipe(Path(sys.argv[1])), Access(), Settings())
-iterator = iter(trainer.stream.dataset(0))
+learner = Learner(load_recipe(Path(sys.argv[1])), Access(), Settings())
+iterator = iter(learner.stream.dataset(0))
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
