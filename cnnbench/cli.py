@@ -532,7 +532,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing of this command was saved", err=True)
+        click.echo("interrupted: nothing more was saved", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(1)
