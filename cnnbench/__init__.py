@@ -6,14 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnbench.chain import train
+    from cnnbench.chain import resume, train
     from cnnbench.evaluation import evaluate
     from cnnbench.exports import export
     from cnnbench.models import build_model
     from cnnbench.prediction import predict
     from cnnbench.recipe import load_recipe
     from cnnbench.run import open_run
-    from cnnbench.training import resume
 
 # Imported when first used, so that `import cnnbench` costs nothing.
 _HOMES = {
@@ -23,7 +22,7 @@ _HOMES = {
     "load_recipe": "cnnbench.recipe",
     "open_run": "cnnbench.run",
     "predict": "cnnbench.prediction",
-    "resume": "cnnbench.training",
+    "resume": "cnnbench.chain",
     "train": "cnnbench.chain",
 }
 

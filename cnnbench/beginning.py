@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cnnbench import network, presets, runtime, weights
-from cnnbench.compress import Record, stage_of
+from cnnbench.compress import Record, build_stage
 from cnnbench.data.examples import Dataset
+from cnnbench.data.preprocess import Preprocess
 from cnnbench.errors import UsageError
 from cnnbench.models import build_model, without_auxiliary
 from cnnbench.recipe import Recipe
@@ -82,7 +83,7 @@ def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beg
         weights.start_from(without_auxiliary(model), recipe.model)
     if recipe.compress:
         spec = recipe.compress[-1]
-        model, record = stage_of(spec).begin(without_auxiliary(model))
+        model, record = build_stage(spec).begin(without_auxiliary(model))
         records = [*records, {"stage": spec.model_dump(), **record}]
     named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}
     return Beginning(named, records)
@@ -92,7 +93,6 @@ def lesson(
     recipe: Recipe,
     data: Dataset,
     shape: Shape,
-    prepare: Callable[[Any], Any],
     teacher: Run | None,
 ) -> Lesson | None:
     """Returns what a network learns from a teacher, if a stage of the recipe names one.
@@ -101,7 +101,6 @@ def lesson(
         recipe: what is going to be trained.
         data: that it is trained on.
         shape: of the images that the network sees.
-        prepare: uint8 pixels to those images, for a teacher that is no run.
         teacher: the teacher's run.
 
     Raises:
@@ -111,15 +110,15 @@ def lesson(
         return None
     from cnnbench.compress.distill import Lesson
 
-    stage: Any = stage_of([spec for spec in recipe.compress if spec.name == "distill"][-1])
+    stage: Any = build_stage([spec for spec in recipe.compress if spec.name == "distill"][-1])
     if teacher is not None:
         net = network.teacher(teacher, data.classes, (*shape[:2], data.shape[2]))
         return Lesson(net.model, net.preprocess, stage)
     preset = presets.PRESETS[name]
     with runtime.precision("float32"):
-        model = build_model(preset.model, shape, len(data.classes))
+        model = build_model(preset.model, (*shape[:2], len(preset.mean)), len(data.classes))
     weights.load_published(model, preset.model, presets.download(name), whole=True)
-    return Lesson(model, prepare, stage)
+    return Lesson(model, Preprocess("rgb", preset.mean, preset.std), stage)
 
 
 def masking(
@@ -140,7 +139,7 @@ def masking(
 
     last, stage = architecture[-1], None
     if recipe.compress and last["stage"]["name"] == "prune":
-        stage = stage_of(recipe.compress[-1])
+        stage = build_stage(recipe.compress[-1])
     return Masking(model, averaged, stage, last.get("initial", 0.0), steps)
 
 

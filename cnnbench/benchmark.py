@@ -7,6 +7,7 @@ median of the rounds counts, and the spread of them is told.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import statistics
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnnbench import runtime, tuning
+from cnnbench import beginning, runtime, tuning
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream, training_splits
 from cnnbench.errors import DataError, UsageError
@@ -380,14 +381,15 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
 
     recipe = parse_recipe(dumped)
     train = recipe.train.model_copy(update={"steps_per_call": 1})
-    learner = Learner(recipe.model_copy(update={"train": train}), access, settings)
-    iterator = iter(learner.stream.dataset(0))
-    rates = tf.zeros(1)
+    others = beginning.runs(recipe)
+    learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
+    iterator, numbers = learner.batches(0), itertools.count()
+    rates = np.zeros(1, np.float32)
 
     def steps(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            learner.train_steps(iterator, rates, tf.zeros(1), tf.constant(1))[0].numpy()
+            learner.run_steps(iterator, next(numbers), rates, 1)
         return time.perf_counter() - start
 
     steps(5)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from cnnbench import files, training
+from cnnbench import beginning, files, signals, training
 from cnnbench.data.datasets import Access
-from cnnbench.errors import RunError, UsageError
+from cnnbench.errors import InterruptedRun, RunError, UsageError
 from cnnbench.listener import Listener
-from cnnbench.recipe import MAX_NAME, Recipe, load_recipe
-from cnnbench.run import RUNS, Run, new_folder, newest_run, open_run
+from cnnbench.recipe import MAX_NAME, Recipe, read_recipe
+from cnnbench.run import RUNS, STAGES, Run, new_folder, newest_run, open_run, stage_folders
 from cnnbench.runtime import Choice
-
-# The whole recipe, in the folder that has the runs of its stages.
-RECIPE = "stages.yaml"
 
 
 def train(
@@ -48,17 +46,25 @@ def train(
             recipe, access=access, run_dir=run_dir, listener=listener, choice=choice
         )
     recipe = recipe.absolute()
+    beginning.runs(recipe)  # now, and not when the stages before are trained
     with files.storage_errors(run_dir or RUNS):
+        made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunError("the run directory is not empty", where=str(folder))
-    files.write_bytes(folder / RECIPE, recipe.dump().encode())
-    return _go_on(folder, access=access, listener=listener, choice=choice)
+    files.write_bytes(folder / STAGES, recipe.dump().encode())
+    try:
+        return _go_on(folder, access=access, listener=listener, choice=choice)
+    finally:
+        if not stages(folder):  # none could begin
+            (folder / STAGES).unlink(missing_ok=True)
+            if made:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def resume(
-    path: Path,
+    run: Run | Path,
     *,
     access: Access | None = None,
     listener: Listener | None = None,
@@ -67,7 +73,8 @@ def resume(
     """Continues an interrupted training at the very next step.
 
     Args:
-        path: a run, or the folder of a recipe of several stages.
+        run: what to continue: a run, a run directory, or the folder of a recipe of several stages,
+            for which a run of one of them stands too.
         access: where data sets lie; None: where they lay.
         listener: who is told of the progress.
         force: as for `training.resume`.
@@ -76,7 +83,10 @@ def resume(
         RunError: all is finished, or as for `training.resume`.
         InterruptedRun, DivergedError, DataError: as for `train`.
     """
-    if not (path / RECIPE).is_file():
+    path = run.path if isinstance(run, Run) else run
+    if (path.absolute().parent / STAGES).is_file():
+        path = path.absolute().parent
+    if not (path / STAGES).is_file():
         return training.resume(open_run(path), access=access, listener=listener, force=force)
     if is_finished(path):
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
@@ -91,9 +101,9 @@ def unfinished(recipe: Recipe) -> Path:
     """
     if len(recipe.compress) < 2:
         return newest_run(finished=False, name=recipe.name).path
-    found = sorted(RUNS.glob(f"*/{RECIPE}"), key=lambda file: file.stat().st_mtime_ns)
+    found = sorted(RUNS.glob(f"*/{STAGES}"), key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(found):
-        if load_recipe(file).name == recipe.name and not is_finished(file.parent):
+        if read_recipe(file).name == recipe.name and not is_finished(file.parent):
             return file.parent
     raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")
 
@@ -104,8 +114,8 @@ def must_match(path: Path, recipe: Recipe) -> None:
     Raises:
         RunError: it differs; the message has the lines that do.
     """
-    several = (path / RECIPE).is_file()
-    run = Run(path, load_recipe(path / RECIPE)) if several else open_run(path)
+    several = (path / STAGES).is_file()
+    run = Run(path, read_recipe(path / STAGES)) if several else open_run(path)
     run.must_match(recipe.absolute())
 
 
@@ -121,17 +131,16 @@ def stages(folder: Path) -> list[Run]:
 
 def _stages(folder: Path) -> list[tuple[Path, Recipe]]:
     """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
-    recipe = load_recipe(folder / RECIPE)
+    recipe = read_recipe(folder / STAGES)
     found = []
-    for number, spec in enumerate(recipe.compress, start=1):
-        name = f"{number}-{spec.name}"
-        is_last = number == len(recipe.compress)
+    for number, path in enumerate(stage_folders(folder, recipe), start=1):
+        name, is_last = path.name, number == len(recipe.compress)
         update: dict[str, Any] = {"compress": recipe.compress[:number]}
         # What the recipe as a whole is to reach is no matter of the stages before.
         if not is_last:
             short = recipe.name[: MAX_NAME - len(name) - 1]
             update |= {"name": f"{short}.{name}", "target": None}
-        found.append((folder / name, recipe.model_copy(update=update)))
+        found.append((path, recipe.model_copy(update=update)))
     return found
 
 
@@ -144,16 +153,36 @@ def _go_on(
     force: bool = False,
 ) -> Run:
     before: Run | None = None
-    for path, stage in _stages(folder):
-        if (path / "finished.json").is_file():
-            before = open_run(path)
-        elif (path / "recipe.yaml").is_file():
-            before = training.resume(open_run(path), access=access, listener=listener, force=force)
-        else:
+    with signals.caught() as interrupted:
+        for path, stage in _stages(folder):
+            if interrupted():  # while the stage before came to its end
+                raise _interrupted(folder, "interrupted between stages")
+            if (path / "finished.json").is_file():
+                before = open_run(path)
+                continue
             if before is not None:  # TensorFlow runs in one way in a process, and so on resume
                 choice = Choice(before.settings(), "that of the stage before")
-            before = training.train(
-                stage, access=access, run_dir=path, listener=listener, choice=choice, start=before
-            )
+            try:
+                if (path / "recipe.yaml").is_file():
+                    before = training.resume(
+                        open_run(path), access=access, listener=listener, force=force
+                    )
+                else:
+                    before = training.train(
+                        stage,
+                        access=access,
+                        run_dir=path,
+                        listener=listener,
+                        choice=choice,
+                        start=before,
+                    )
+            except InterruptedRun as error:
+                raise _interrupted(folder, f"{path.name}: {error.what}") from None
     assert before is not None  # there are several stages
     return before
+
+
+def _interrupted(folder: Path, what: str) -> InterruptedRun:
+    """Returns the error that says how to go on with all stages."""
+    way = f"continue with --resume --run-dir {folder}"
+    return InterruptedRun(what, where=str(folder), allowed=way)

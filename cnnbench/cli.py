@@ -321,20 +321,25 @@ def export(
     from cnnbench import tables
     from cnnbench.exports import export as write
 
-    rows = write(
-        opened,
-        [name for name, is_wanted in flags.items() if is_wanted],
-        precisions,
-        preprocessing=not no_preprocessing,
-        verify=verify,
-        examples=examples,
-        tolerance=tolerance,
-        calibration_examples=calibration_examples,
-        explain=explain,
-        keep_float=keep_float,
-        access=_access(data_dir),
-    )
-    _answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
+    rows: list[dict[str, Any]] = []
+    try:
+        write(
+            opened,
+            [name for name, is_wanted in flags.items() if is_wanted],
+            precisions,
+            preprocessing=not no_preprocessing,
+            verify=verify,
+            examples=examples,
+            tolerance=tolerance,
+            calibration_examples=calibration_examples,
+            explain=explain,
+            keep_float=keep_float,
+            access=_access(data_dir),
+            told=rows.append,
+        )
+    finally:  # of what failed too, and beside it what did not
+        if rows:
+            _answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
 
 
 @cli.command()

@@ -12,7 +12,7 @@ from cnnbench.data.datasets import Access
 from cnnbench.errors import UsageError
 from cnnbench.exports import EXAMPLES, export
 from cnnbench.models.complexity import count_macs, count_params
-from cnnbench.run import Run, open_run
+from cnnbench.run import STAGES, Run, open_run
 
 
 def compare(
@@ -38,17 +38,18 @@ def compare(
         VerificationError: a file is not what its network is.
         RunError: a run is damaged or has no weights.
     """
-    runs = [run for path in paths for run in _runs(path)]
-    if len({run.path.absolute() for run in runs}) < len(runs):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("a run is named twice")
-    rows = [_row(run, examples, access) for run in runs]
+    # Several may have begun with the same run.
+    runs = {run.path.resolve(): run for path in paths for run in _runs(path)}
+    rows = [_row(run, examples, access) for run in runs.values()]
     for row in rows:
         row["is_best"] = not any(_beats(other, row) for other in rows)
     return {"examples": examples, "rows": rows}
 
 
 def _runs(path: Path) -> list[Run]:
-    if not (path / chain.RECIPE).is_file():
+    if not (path / STAGES).is_file():
         return [open_run(path)]
     stages = chain.stages(path)
     first = stages[0].others().get("init") if stages else None

@@ -44,7 +44,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run's network on a split and writes eval.json.
 
-    Of another split or other weights, the file is eval-validation.json, eval-last.json, ….
+    Of another split, other weights or test-time augmentation, the file is eval-validation.json,
+    eval-last.json, eval-flip.json, ….
 
     Args:
         run: a run with weights.
@@ -112,7 +113,10 @@ def evaluate(
         chosen = examples.take(slice(robust_examples))
         batches = evaluation_batches(chosen, recipe.data, size, batch_size)
         result["robust"] = robustness(lambda pixels: answer(pixels)["logits"], batches)
-    kind = "".join(f"-{x}" for x in (split, weights) if x not in ("test", "best"))
+    usual = ("test", "best", recipe.evaluation.tta)
+    kind = "".join(
+        f"-{x}" for x, each in zip((split, weights, tta), usual, strict=True) if x != each
+    )
     files.write_json(run.path / f"eval{kind}.json", result)
     return result
 
@@ -174,7 +178,7 @@ def evaluate_artifact(
                 row |= {f"top{k}": first_in_top_k(logits, labels, k) for k in (1, 5)}
                 rows.append(row)
                 truth.append(labels)
-            fastest = opened.best_batch(inputs)
+            fastest = opened.best_batch(inputs) or {"images_per_s": None, "batch_size": None}
     except WorkerError as error:
         raise UsageError(f"cannot be run: {error}", where=str(artifact)) from None
     about = {
@@ -191,7 +195,10 @@ def evaluate_artifact(
     result["throughput_images_per_s"] = fastest["images_per_s"]
     result["batch_size"] = fastest["batch_size"]
     folder = file if file.is_dir() else file.parent
-    files.write_json(folder / f"eval{'' if split == 'test' else f'-{split}'}.json", result)
+    kind = "" if split == "test" else f"-{split}"
+    if folder.resolve() == run.path.resolve():  # whose own eval.json lies there
+        kind = f"-{file.name}{kind}"
+    files.write_json(folder / f"eval{kind}.json", result)
     return result
 
 

@@ -6,7 +6,7 @@ import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from cnnbench.artifacts import (
     require,
 )
 from cnnbench.data.datasets import Access
-from cnnbench.errors import UsageError
+from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.lazy import quiet, tensorflow_errors
 from cnnbench.run import Run
 from cnnbench.verification import Reference, refusal
@@ -45,11 +45,12 @@ def export(
     explain: bool = False,
     keep_float: int = 0,
     access: Access | None = None,
+    told: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Writes artifacts of a run's best weights, and proves each on images of the test split.
 
     An artifact lies in `folder_of(run, …)` with metadata.json and, verified, verify.json. One that
-    fails lies in a folder named *.failed instead.
+    fails lies in a folder named *.failed instead; the others are written and proven all the same.
 
     Args:
         run: a run with weights.
@@ -66,6 +67,7 @@ def export(
         explain: whether explain.json tells what each layer of the TFLite int8 file loses.
         keep_float: how many of the layers that lose most stay in float32 there.
         access: where data sets lie; None: where the training found them.
+        told: is given the row of each artifact when it is done, of one that failed too.
 
     Returns:
         A row an artifact, as verify.json has it; without verification only format, precision, size
@@ -79,36 +81,45 @@ def export(
     """
     from cnnbench.models.fast_layers import plain  # imports Keras
 
-    wanted = plan(formats, precisions, quantized=_is_quantized(run))
-    if (explain or keep_float) and ("tflite", "int8") not in wanted:
-        raise UsageError("--explain and --keep-float are for TFLite int8, which is not exported")
+    is_quantized = _is_quantized(run)
+    wanted = plan(formats, precisions, quantized=is_quantized)
+    if explain or keep_float:
+        if ("tflite", "int8") not in wanted:
+            raise UsageError(
+                "--explain and --keep-float are for TFLite int8, which is not exported"
+            )
+        if is_quantized:
+            raise UsageError(
+                "--explain and --keep-float of a network that was trained with quantization",
+                allowed="those without; its ranges were trained, and all its layers have them",
+            )
     access = access or Access()
-    is_calibrated = any(precision in CALIBRATED for _, precision in wanted)
+    is_calibrated = not is_quantized and any(form in CALIBRATED for _, form in wanted)
     if is_calibrated:
         calibration.check(calibration_examples)
     net = network.restore(run)
     images = calibration.images(run, calibration_examples, access) if is_calibrated else None
     reference = Reference(run, net, examples, access) if verify else None
     request = Request(replace(net, model=plain(net.model)), preprocessing=preprocessing)
-    rows, failed = [], []
+    rows: list[dict[str, Any]] = []
+    failed: list[CnnbenchError] = []
+    unwritten: list[CnnbenchError] = []
     for form, precision in wanted:
-        row = _export(
-            run,
-            form,
-            replace(
-                request,
-                precision=precision,
-                calibration=images if precision in CALIBRATED else None,
-            ),
-            reference,
-            tolerance,
-            explained=(explain, keep_float) if (form, precision) == ("tflite", "int8") else None,
-        )
+        calibrated = images if precision in CALIBRATED else None
+        explained = (explain, keep_float) if (form, precision) == ("tflite", "int8") else None
+        wish = replace(request, precision=precision, calibration=calibrated)
+        try:
+            row = _export(run, form, wish, reference, tolerance, explained)
+        except UsageError as error:
+            row = {"format": form, "precision": precision, "error": str(error), "passed": False}
+            unwritten.append(error)
+        else:
+            if not row.get("passed", True):
+                failed.append(refusal(row, Path(row["path"])))
         rows.append(row)
-        if not row.get("passed", True):
-            failed.append(refusal(row, Path(row["path"])))
-    if failed:
-        raise failed[0]
+        told(row)
+    if errors := failed + unwritten:
+        raise errors[0]
     return rows
 
 
@@ -157,9 +168,9 @@ def _plan_quantized(formats: Sequence[str], precisions: Sequence[str]) -> list[t
     own = {"saved_model": "float32", "tflite": "int8"}
     wanted = [
         (form, precision)
-        for form in formats or own
-        for precision in precisions or [own.get(form, "float32")]
-        if formats or own[form] == precision
+        for form in dict.fromkeys(formats or own)
+        for precision in dict.fromkeys(precisions or [own.get(form, "float32")])
+        if formats or precision == own[form] or precision not in own.values()
     ]
     for form, precision in wanted:
         if own.get(form) != precision:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -90,11 +91,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def recover(path: Path) -> None:
     """Puts back what a process that was killed while it replaced a folder had moved aside."""
-    for old in path.parent.glob(f".{path.name}.*{OLD}"):
-        if not path.exists():
-            old.rename(path)
-    for partial in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    found = leftovers(path)
+    for other in found:
+        if other.name.endswith(OLD) and not path.exists():
+            other.rename(path)
+    for other in found:
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Returns what a process that was killed while it made a file or a folder left beside it."""
+    # Not of another whose name begins as this one's does.
+    mine = re.compile(rf"\.{re.escape(path.name)}\.[^.]+({re.escape(OLD)})?")
+    return [other for other in path.parent.glob(f".{path.name}.*") if mine.fullmatch(other.name)]
 
 
 def sha256(path: Path) -> str:

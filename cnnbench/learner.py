@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench import beginning, checkpoint, network, runtime, steps, weights
-from cnnbench.compress import Record, stage_of
+from cnnbench.compress import Record, build_stage
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import Dataset
 from cnnbench.data.pipeline import (
@@ -95,9 +95,8 @@ class Learner:
             if architecture is None:
                 first = beginning.begin(recipe, self.data, self.shape, self._others.get("init"))
             self._first, self.architecture = first.weights, first.architecture
-            self._lesson = beginning.lesson(
-                recipe, self.data, self.shape, self.preprocess, self._others.get("teacher")
-            )
+            teacher = self._others.get("teacher")
+            self._lesson = beginning.lesson(recipe, self.data, self.shape, teacher)
         # Names and random weights as if nothing had been built before.
         runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
         with runtime.precision(recipe.train.precision), self.strategy.scope():
@@ -108,10 +107,13 @@ class Learner:
             self.optimizer = build_optimizer(recipe.optimizer, recipe.train, weights_to_train)
             self.slow = steps.slow_weights(weights_to_train) if recipe.train.lookahead else []
             self.averaged = None
+            averages = None
             if recipe.train.ema is not None:
                 self.averaged = self._built()
+                averages = without_auxiliary(self.averaged)
+                weights.freeze(averages, recipe.model)
             self.masking = beginning.masking(
-                recipe, self.architecture, self.network, self.averaged, self.total_steps
+                recipe, self.architecture, self.network, averages, self.total_steps
             )
         compiled = partial(
             steps.training_steps,
@@ -133,7 +135,7 @@ class Learner:
             (each.until * self.stream.steps_per_epoch, compiled(size=each.size))
             for each in recipe.train.image_sizes
         ]
-        network = self.network if self.averaged is None else without_auxiliary(self.averaged)
+        network = self.network if averages is None else averages
         self._evaluate_batch = steps.evaluation_step(recipe, network, self.preprocess, classes)
 
     def _built(self) -> Any:
@@ -149,17 +151,20 @@ class Learner:
             named[path].assign(value)
         from_images = MODELS.get(model.name).facts.get("from_images")
         if from_images and not self._first:
-            from_images(self.network, self._some_images())
+            from_images(self.network, self._some_images(INITIAL_IMAGES))
         if self.recipe.compress:
-            stage_of(self.recipe.compress[-1]).initialize(self.network, self._some_images)
+            build_stage(self.recipe.compress[-1]).initialize(self.network, self._some_images)
         if self.masking is not None:
             self.masking.initialize()
         if self.averaged is not None:
             self.averaged.set_weights(self.model.get_weights())
 
-    def _some_images(self) -> np.ndarray:
-        """Returns normalised training images, (examples, height, width, channels) float32."""
-        some = self.examples.take(slice(INITIAL_IMAGES))
+    def _some_images(self, count: int) -> np.ndarray:
+        """Returns normalised training images, (count, height, width, channels) float32.
+
+        Fewer where there are not so many.
+        """
+        some = self.examples.take(slice(count))
         batches = evaluation_batches(some, self.recipe.data, self.shape[:2], len(some))
         ((images, *_),) = batches
         return self.preprocess(images).numpy()

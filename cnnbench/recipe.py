@@ -315,24 +315,41 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 def parse_recipe(text: str) -> Recipe:
     """Reads back what `Recipe.dump` wrote."""
-    return check(recipe_yaml.parse(text, "recipe"))
+    return _validated(recipe_yaml.parse(text, "recipe"))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads back a file that has what `Recipe.dump` wrote.
+
+    That its sections fit each other was seen to before; a smoke run may begin with a stage that
+    otherwise needs a trained network.
+
+    Raises:
+        RecipeError: it has something else.
+    """
+    return _validated(recipe_yaml.read(path))
 
 
 def check(tree: Located) -> Recipe:
     """Turns a located tree into a recipe, or raises RecipeError with every problem in it."""
+    recipe = _validated(tree)
+    if problems := list(recipe_checks.mismatches(recipe, tree)):
+        raise RecipeError(problems)
+    return recipe
+
+
+def _validated(tree: Located) -> Recipe:
+    """Turns a located tree into a recipe whose sections are each right by themselves."""
     if not isinstance(tree.value, dict):
         raise RecipeError([Problem(tree.where, "not a mapping", "a recipe has keys and values")])
     try:
-        recipe = Recipe.model_validate(tree.plain())
+        return Recipe.model_validate(tree.plain())
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = [_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
         if more := len(found) - len(problems):
             problems.append(Problem(tree.where, f"{more} more problems"))
         raise RecipeError(_merged(problems)) from None
-    if problems := list(recipe_checks.mismatches(recipe, tree)):
-        raise RecipeError(problems)
-    return recipe
 
 
 def _problem(detail: Any, tree: Located) -> Problem:

@@ -146,6 +146,9 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
         if stage.name == "prune" and options["begin"] >= options["end"]:
             what = f"begin {options['begin']} and end {options['end']}"
             yield problem(f"{path}.begin", what, "begin before the end")
+        if stage.name == "distill" and recipe.train.image_sizes:
+            what = "the teacher would see larger images than the network does"
+            yield problem(path, what, "distill without train.image_sizes")
         if stage.epochs and recipe.schedule.warmup_epochs >= stage.epochs:
             what = f"{stage.epochs} with schedule.warmup_epochs {recipe.schedule.warmup_epochs}"
             yield problem(f"{path}.epochs", what, "more than the warm-up takes")

@@ -23,10 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnnbench import files
 from cnnbench.errors import RecipeError, RunError, UsageError
-from cnnbench.recipe import Recipe, load_recipe
+from cnnbench.recipe import Recipe, read_recipe
 from cnnbench.runtime import Settings
 
 RUNS = Path("runs")
+# The whole recipe, in a folder that has the runs of its stages.
+STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
 # What is written before recipe.yaml makes a folder a run.
 FIRST = {"lock", "environment.json", ARCHITECTURE}
@@ -272,6 +274,9 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
         try:
             # Now, for another process may have begun a run here before the lock was held. One that
             # was killed at its very start leaves no more than these.
+            for name in (*FIRST, "recipe.yaml"):
+                for partial in files.leftovers(path / name):
+                    partial.unlink()
             if {entry.name for entry in path.iterdir()} - FIRST:
                 raise RunError(
                     "the run directory is not empty",
@@ -323,12 +328,21 @@ def begin(
 
 
 def open_run(path: str | Path) -> Run:
-    """Opens a run directory.
+    """Opens a run directory; where it has the runs of several stages, that of the last.
 
     Raises:
-        RunError: it is none, or its recipe is damaged.
+        RunError: it is none, or its recipe is damaged, or not all its stages are done.
     """
     path = Path(path)
+    if (path / STAGES).is_file():
+        *_, path = folders = stage_folders(path, read_recipe(path / STAGES))
+        if not (path / "finished.json").is_file():
+            begun = [str(each) for each in folders if (each / "recipe.yaml").is_file()]
+            raise RunError(
+                "its stages are not all done",
+                where=str(path.parent),
+                allowed=" or ".join(["--resume to go on", *begun]),
+            )
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         raise RunError("not a run directory: it has no recipe.yaml", where=str(path))
@@ -341,9 +355,15 @@ def open_run(path: str | Path) -> Run:
     if environment.get("recipe_sha256") != digest:
         raise RunError("the recipe was changed since the run began", where=str(recipe))
     try:
-        return Run(path, load_recipe(recipe))
+        return Run(path, read_recipe(recipe))
     except RecipeError as error:
         raise RunError(f"the recipe cannot be read any more:\n{error}") from None
+
+
+def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
+    """Returns where the run of each stage of a recipe lies, below its folder."""
+    names = [f"{number}-{spec.name}" for number, spec in enumerate(recipe.compress, start=1)]
+    return [folder / name for name in names]
 
 
 def find_run(name: str) -> Run:
@@ -354,7 +374,7 @@ def find_run(name: str) -> Run:
         RunError: the run is damaged.
     """
     path = Path(name).expanduser()
-    if (path / "recipe.yaml").is_file():
+    if (path / "recipe.yaml").is_file() or (path / STAGES).is_file():
         return open_run(path)
     if "/" in name:
         raise UsageError(

@@ -7,12 +7,13 @@ import math
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.errors import MissingDataError, UsageError
 from cnnbench.parts import DATASETS, CompressionSpec, DataSpec, min_size
-from cnnbench.recipe import Init, Recipe
+from cnnbench.recipe import MAX_NAME, Init, Recipe
 from cnnbench.run import find_run
 
 BATCH, EXAMPLES, STEPS = 4, 24, 4
 # Pixels of the largest images, unless the network takes none so small.
 SIZE = 64
+SUFFIX = ".smoke"
 
 
 def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
@@ -56,6 +57,8 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     )
     init, compress, absent = _stages(recipe)
     update = {
+        # Another one, for a run goes by its recipe's name where others begin with it.
+        "name": f"{recipe.name[: MAX_NAME - len(SUFFIX)]}{SUFFIX}",
         "init": init,
         "compress": compress,
         "data": data,

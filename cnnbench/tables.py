@@ -92,20 +92,24 @@ def exports(result: dict[str, Any]) -> Any:
     rows, paths, parts = [], [], []
     for row in result["rows"]:
         cells = [row["format"], row["precision"]]
-        paths.append((*cells, row["path"]))
-        cells.append(_megabytes(row["size_bytes"]))
+        if "path" in row:
+            paths.append((*cells, row["path"]))
+            cells.append(_megabytes(row["size_bytes"]))
+        else:
+            cells.append("")
         if "agreement" in row:
+            difference = row["max_abs_logit_diff"]
             cells += [
                 f"{row['top1']:.4f}",
                 f"{row['reference_top1']:.4f}",
                 f"{row['agreement']:.2%} of {row['examples']}",
-                f"{row['max_abs_logit_diff']:.2g}",
+                "NaN" if difference is None else f"{difference:.2g}",
                 f"{row['latency_ms']['p50']:.2f} ms",
-                f"{row['best_batch']['images_per_s']:.0f}",
+                f"{row['best_batch']['images_per_s']:.0f}" if row.get("best_batch") else "",
                 f"{row['peak_memory_mb']:.0f} MB",
             ]
         else:
-            cells += ["not verified"] + [""] * 6
+            cells += ["failed" if "error" in row else "not verified"] + [""] * 6
         rows.append(cells)
         if layers := row.get("layers"):
             parts.append(_layers(layers))

@@ -16,7 +16,7 @@ from cnnbench.errors import VerificationError
 from cnnbench.lazy import tf
 from cnnbench.network import Network
 from cnnbench.run import Run
-from cnnbench.tasks.classification import first_in_top_k
+from cnnbench.tasks.classification import first_in_top_k, probabilities
 from cnnbench.workers import WorkerError
 
 # A float artifact may name another class for so many of the images,
@@ -25,7 +25,10 @@ MAX_DISAGREEMENT = {"float32": 0.001, "float16": 0.005}
 MAX_DROP = 0.01
 # and no logit of a float32 one differs by more than this share of the largest.
 MAX_LOGIT_DIFFERENCE = 1e-2
-BATCH = 32
+# Its probabilities are those of its logits, but for the step of an integer between them; and they
+# are asked for of so many images.
+MAX_PROBABILITY_DIFFERENCE = 0.02
+PROBABILITIES = 32
 
 
 class Reference:
@@ -46,7 +49,7 @@ class Reference:
             logits.append(answer(images)["logits"].numpy()[:count])
         self.images, self.labels = np.concatenate(pixels), np.concatenate(truth)
         self.logits = np.concatenate(logits)
-        self._preprocess = net.preprocess
+        self._preprocess, self._loss = net.preprocess, net.loss
         if not np.isfinite(self.logits).all():
             raise VerificationError("the network's own logits are not finite")
 
@@ -68,17 +71,23 @@ class Reference:
             with Artifact(*format_of(artifact)) as opened:
                 images = self.images if opened.takes_pixels else self._normalised()
                 speed = opened.speed(images)
-                starts = range(0, len(images), BATCH)
-                logits = np.concatenate([opened.logits(images[i : i + BATCH]) for i in starts])
+                logits = opened.logits(images)
                 if logits.shape != self.logits.shape:
                     raise WorkerError(f"the outputs are {logits.shape}, not {self.logits.shape}")
                 row = compare(self.logits, logits, self.labels) | speed | {"tolerance": share}
+                shares = opened.probabilities(images[:PROBABILITIES])
+                expected = self._probabilities(logits[:PROBABILITIES])
+                gap = float(np.abs(shares - expected).max())
+                row["max_abs_probability_diff"] = gap if np.isfinite(gap) else None
                 row["passed"] = passes(row, precision)
                 if row["passed"]:
                     row["best_batch"] = opened.best_batch(images)
         except WorkerError as error:
             return {"examples": len(self.labels), "error": str(error), "passed": False}
         return row
+
+    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return probabilities(logits, self._loss).numpy()
 
     def _normalised(self) -> np.ndarray:
         return self._preprocess(self.images).numpy()
@@ -115,6 +124,8 @@ def passes(row: dict[str, Any], precision: str) -> bool:
     """Tells whether what `compare` found is within row["tolerance"]."""
     if row["max_abs_logit_diff"] is None:
         return False
+    if not _has_own_probabilities(row):
+        return False
     if precision not in MAX_DISAGREEMENT:
         return row["reference_top1"] - row["top1"] <= row["tolerance"] + 1e-9
     bound = MAX_LOGIT_DIFFERENCE * row["max_abs_logit"]
@@ -135,6 +146,13 @@ def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
     if row["precision"] == "float32":
         allowed += f", and {MAX_LOGIT_DIFFERENCE:.0%} of the largest logit"
     difference = row["max_abs_logit_diff"]
+    if difference is not None and not _has_own_probabilities(row):
+        return VerificationError(
+            f"{name}: the probabilities are not those of the logits: "
+            f"the largest difference is {row['max_abs_probability_diff'] or 'NaN'}",
+            where=str(folder),
+            allowed=f"at most {MAX_PROBABILITY_DIFFERENCE}",
+        )
     return VerificationError(
         f"{name} agrees with Keras on {row['agreement']:.2%} of {row['examples']} images; "
         f"top-1 {row['top1']:.4f}, Keras {row['reference_top1']:.4f}; "
@@ -144,6 +162,11 @@ def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
         where=str(folder),
         allowed=allowed,
     )
+
+
+def _has_own_probabilities(row: dict[str, Any]) -> bool:
+    gap = row["max_abs_probability_diff"]
+    return gap is not None and gap <= MAX_PROBABILITY_DIFFERENCE
 
 
 def _tolerance(precision: str) -> float:

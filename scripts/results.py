@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cnnbench import files, open_run
+from cnnbench import files, load_recipe, open_run
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RESULTS, README = RECIPES / "results", RECIPES / "README.md"
@@ -35,6 +35,8 @@ def keep(path: Path) -> None:
     run = open_run(path)
     if not run.finished or not (path / "eval.json").is_file():
         sys.exit(f"{path}: not finished, or not evaluated on the test split")
+    if run.recipe != load_recipe(RECIPES / f"{run.recipe.name}.yaml").absolute():
+        sys.exit(f"{path}: its recipe is not recipes/{run.recipe.name}.yaml")
     folder = RESULTS / run.recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.yaml", "metrics.jsonl"):

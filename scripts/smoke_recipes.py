@@ -66,7 +66,7 @@ def by_python(recipe: Path, folder: Path) -> None:
     access = Access(None)
     small, note = smoke(cnnbench.load_recipe(recipe), access)
     print(f"{recipe.stem}: {note}", file=sys.stderr, flush=True)
-    trained = cnnbench.train(small, access=access, run_dir=folder)
+    trained = cnnbench.open_run(cnnbench.train(small, access=access, run_dir=folder).path)
     cnnbench.evaluate(trained)
     cnnbench.export(trained, ["tflite"], examples=EXAMPLES)
 

@@ -249,6 +249,19 @@ def test_a_file_is_told_by_its_name(tmp_path):
             format_of(path)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_probabilities_are_what_the_loss_makes_of_logits(tmp_path, form):
+    given = keras.Input((8, 8, 3))
+    model = keras.Model(given, keras.layers.GlobalAveragePooling2D()(given))
+    net = replace(small_net(model), loss="binary_cross_entropy")
+    write(tmp_path / "a", net, form)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    with Artifact(*format_of(tmp_path / "a")) as opened:
+        found = opened.probabilities(pixels)
+        assert np.allclose(opened.logits(pixels), net(pixels)["logits"], atol=1e-5)
+    assert np.allclose(found, 1 / (1 + np.exp(-net(pixels)["logits"].numpy())), atol=1e-5)
+
+
 def test_which_output_is_the_logits():
     assert output_name(["probabilities", "logits"]) == "logits"
     assert output_name(["Identity"]) == "Identity"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_training import InterruptAt, assert_same
 
-from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, train
+from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, resume, train
 from cnnbench.data.datasets import Access
 from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
 from cnnbench.learner import Learner
@@ -91,7 +91,9 @@ def test_no_weights_are_the_best_before_all_are_pruned(small, base):
 
 
 @pytest.mark.parametrize(
-    "step", [9, 21, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 16))]
+    # 15 and 20 are the last ones of the first two stages.
+    "step",
+    [9, 15, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 16, 20, 21))],
 )
 def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, whole, step):
     class Once(InterruptAt):
@@ -106,14 +108,38 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
             self.now = now
             super().progressed(self.before + now, *facts)
 
-    with pytest.raises(InterruptedRun, match="--resume"):
+    with pytest.raises(InterruptedRun) as caught:
         train(recipe_of(small, base), run_dir=tmp_path / "run", listener=Once())
+    assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
     assert not chain.is_finished(tmp_path / "run")
-    chain.resume(tmp_path / "run")
+    begun = chain.stages(tmp_path / "run")
+    with pytest.raises(RunError, match=r"not all done.*1-prune"):
+        open_run(tmp_path / "run")
+    # One of its stages stands for them all.
+    run = resume(begun[-1] if step == 9 else tmp_path / "run")
+    assert run.path == open_run(tmp_path / "run").path == tmp_path / "run" / "3-qat"
     for one, other in zip(chain.stages(whole), chain.stages(tmp_path / "run"), strict=True):
         assert_same(one, other)
     with pytest.raises(RunError, match="nothing to resume"):
         chain.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ("[{name: prune, sparsity: 0.5}, {name: distill, teacher: ./nobody}]", "there is no run"),
+        # Found when the first stage is made ready.
+        ("[{name: prune_filters, macs: 0.001}, {name: qat}]", "cannot be thinned"),
+    ],
+)
+def test_stages_that_cannot_begin_leave_nothing(small, tmp_path, base, stages, words):
+    with pytest.raises(UsageError, match=words):
+        train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_runs_of_all_stages_are_opened_as_that_of_the_last(whole):
+    assert open_run(whole).path == find_run(str(whole)).path == whole / "3-qat"
 
 
 def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
@@ -169,6 +195,8 @@ def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeyp
     (("compress=[{name: prune, sparsity: 0.4, epochs: 1}]",), "more than the warm-up takes"),
     (("compress=[{name: prun, sparsity: 0.4}]",), "did you mean prune"),
     (("compress=[{name: distill, teacher: x, share: 1.5}]",), "less than or equal to 1"),
+    (("compress=[{name: distill, teacher: x}]", "train.image_sizes=[{until: 1, size: 8}]"),
+     "distill without train.image_sizes"),
 ])  # fmt: skip
 def test_stages_that_make_no_sense_are_refused(small, settings, words):
     with pytest.raises(RecipeError, match=words) as refused:
@@ -219,6 +247,6 @@ def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, mon
 
 def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
     recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
-    (tmp_path / chain.RECIPE).write_text(recipe.dump())
+    (tmp_path / "stages.yaml").write_text(recipe.dump())
     names = [stage.name for _, stage in chain._stages(tmp_path)]
     assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

@@ -1,13 +1,19 @@
 """Comparison: files that are really written and run, and the best among them."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+from conftest import resign
 from PIL import Image
 
-from cnnbench import load_recipe, plots, train
+from cnnbench import comparison, load_recipe, plots, train
 from cnnbench.comparison import _beats, compare
 from cnnbench.errors import UsageError
 from cnnbench.network import restore
+from cnnbench.parts import COMPRESSIONS
+from cnnbench.run import STAGES, Run
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +56,26 @@ def test_one_network_beats_another_where_it_is_nowhere_worse():
 def test_the_front_is_what_no_smaller_one_reaches():
     points = [(3.0, 90.0), (1.0, 80.0), (2.0, 79.0), (4.0, 90.0), (1.0, 70.0)]
     assert plots._front(points) == [(1.0, 80.0), (3.0, 90.0)]
+
+
+def test_what_two_begin_with_is_told_once(digits_run, tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        folder = tmp_path / name / "1-prune"
+        shutil.copytree(digits_run.path, folder)
+        environment = json.loads((folder / "environment.json").read_text())
+        environment["runs"] = {
+            "init": {"path": str(digits_run.path), "weights_sha256": digits_run.weights_sha256()}
+        }
+        resign(Run(folder, digits_run.recipe), environment)
+        recipe = digits_run.recipe.model_copy(
+            update={"compress": [COMPRESSIONS.spec("prune", sparsity=0.5)]}
+        )
+        (tmp_path / name / STAGES).write_text(recipe.dump())
+    paths = [digits_run.path, tmp_path / "one", tmp_path / "other"]
+    monkeypatch.setattr(comparison, "_row", lambda run, *_: {"name": run.path.parent.name})
+    monkeypatch.setattr(comparison, "_beats", lambda one, other: False)
+    names = [row["name"] for row in compare(paths)["rows"]]
+    assert names == [digits_run.path.parent.name, "one", "other"]
 
 
 def test_a_run_named_twice_is_refused(digits_run):

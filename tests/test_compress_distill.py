@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from cnnbench import checkpoint, load_recipe, train
+from cnnbench import beginning, checkpoint, load_recipe, presets, train, weights
 from cnnbench.compress.distill import Lesson, soft_losses
+from cnnbench.compress.prune import sparsity_of
 from cnnbench.compress.stages import Distillation
-from cnnbench.data.datasets import Access
+from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.errors import RecipeError, UsageError
 from cnnbench.lazy import keras, tf
 from cnnbench.learner import Learner
@@ -90,7 +91,9 @@ def distilled(small, teacher, *settings, **options):
 
 
 def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, teacher_run):
-    recipe = distilled(small, teacher_run.path, "train.epochs=1", share=1.0, temperature=1.0)
+    # Its images are normalised in another way than the teacher's.
+    settings = ("train.epochs=1", "model.dropout=0.0", "data.mean=[0.1, 0.2, 0.3]")
+    recipe = distilled(small, teacher_run.path, *settings, share=1.0, temperature=1.0)
     learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})
     learner.initialize()
     pixels, _ = next(iter(learner.stream.dataset(0)))
@@ -101,8 +104,7 @@ def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, te
     iterator = iter(learner.stream.dataset(0))
     nothing = tf.zeros(2)
     losses, *_ = learner.train_steps(iterator, nothing, nothing, tf.constant(1))
-    # Dropout is drawn anew.
-    assert float(losses[0]) == pytest.approx(expected, rel=0.2)
+    assert float(losses[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_hints_are_trained_and_not_kept(small, tmp_path, teacher_run):
@@ -113,6 +115,35 @@ def test_hints_are_trained_and_not_kept(small, tmp_path, teacher_run):
     kept = checkpoint.load(run.best).arrays
     assert kept and not any("hint_" in name for name in kept)
     assert len(restore(run).model.outputs) == 1
+
+
+def test_averages_are_pruned_after_a_lesson_with_hints(small, tmp_path, teacher_run):
+    stages = (
+        f"compress=[{{name: distill, teacher: {teacher_run.path}, hints: 0.1}},"
+        " {name: prune, sparsity: 0.5, every: 2}]"
+    )
+    settings = (stages, "train.ema=0.9", "train.epochs=1", "schedule={name: cosine}")
+    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    assert sparsity_of(restore(run).model)[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monkeypatch):
+    net = build_model("mobilenet_v1_025", (32, 32, 3), 10)
+    arrays = {weight.path: weight.numpy() for weight in net.weights}
+    monkeypatch.setattr(presets, "download", lambda name: tmp_path / "x.safetensors")
+    monkeypatch.setattr(
+        weights, "load_published", lambda model, *_, **__: weights.load(model, arrays, where="x")
+    )
+    preset = presets.Preset("mobilenet_v1_025", "", "", "", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    monkeypatch.setitem(presets.PRESETS, "mine", preset)
+    recipe = distilled(small, "mine", "data.shape=[32, 32, 3]", "data.color=hsv", share=1.0)
+    data = open_dataset(recipe.data, Access())
+    taught = beginning.lesson(recipe, data, (32, 32, 3), None)
+    pixels = RANDOM.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    logits = net((pixels / 255 - preset.mean) / preset.std, training=False)
+    student = np.zeros((2, 10), np.float32)
+    found = taught.losses(pixels, [tf.constant(student)], np.zeros(2, np.float32))
+    assert np.allclose(found, soft_losses(logits, student, 4.0), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("setting", "words"), [

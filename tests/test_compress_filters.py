@@ -180,6 +180,17 @@ def test_widths_are_multiples_of_the_divisor(divisor):
         assert stages[i - 1] == stages[i - 2] + sum(pad.padding[1])
 
 
+@pytest.mark.parametrize(("share", "width"), [(0.85, 32), (0.65, 16)])
+def test_a_width_that_is_no_multiple_becomes_one(share, width):
+    given = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.Conv2D(40, 3, name="first")(given)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(given, keras.layers.Dense(4, name="logits")(x), name="wide")
+    widths, thinner = thin(model, share)
+    assert widths["first"] == width
+    assert count_macs(thinner) <= share * count_macs(model)
+
+
 def test_whole_groups_are_removed_and_what_is_not_trained_stays():
     model = NETS["resnext"]()
     _, thinner = thin(model, 0.3)

@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +18,7 @@ from cnnbench import (
     calibration,
     evaluate,
     export,
+    exports,
     files,
     network,
     open_run,
@@ -215,11 +220,46 @@ def test_a_failed_artifact_replaces_the_one_before_and_a_good_one_it(run, monkey
     assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite"}
 
 
+def test_a_failure_hides_no_other_result(run, monkeypatch):
+    def lacking(request, folder):
+        raise UsageError("cannot be converted to ONNX: an operation")
+
+    tflite, told = module_of("tflite"), []
+    monkeypatch.setattr(module_of("onnx"), "write", lacking)
+    monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
+    with pytest.raises(VerificationError, match="tflite float32"):
+        export(run, ["onnx", "tflite", "keras"], examples=20, told=told.append)
+    assert [row["passed"] for row in told] == [False, False, True]
+    monkeypatch.undo()
+    monkeypatch.setattr(module_of("onnx"), "write", lacking)
+    command = ["export", str(run.path), "--onnx", "--saved-model", "--examples", "20"]
+    done = CliRunner().invoke(cli, command)
+    assert re.search(r"onnx .*failed", done.output) and "100.00% of 20" in done.output
+    assert isinstance(done.exception, UsageError)
+
+
+def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
+    settings = ("data.image_size=16", "data.resize_short=24")
+    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    (row,) = export(run, ["saved_model"])
+    assert row["agreement"] == 1
+
+
+ALL_AGAIN = """
+import sys
+from cnnbench import export, open_run
+from cnnbench.artifacts import FORMATS
+for form in ("tflite", "onnx", "openvino"):
+    export(open_run(sys.argv[1]), [form], FORMATS[form].precisions, verify=False)
+"""
+
+
 def test_two_exports_have_the_same_bytes(run):
     written = []
-    for _ in range(2):
-        for form in ("tflite", "onnx", "openvino"):
-            export(run, [form], FORMATS[form].precisions, verify=False)
+    # Sets of words have another order under another seed.
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", ALL_AGAIN, run.path]
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
         paths = list((run.path / "exports").rglob("model.*"))
         written.append({p.relative_to(run.path): p.read_bytes() for p in paths})
     assert len(written[0]) == 5 + 2 + 2  # OpenVINO has two files
@@ -274,6 +314,27 @@ def test_what_is_written(formats, precisions, wanted):
 
 
 @pytest.mark.parametrize(
+    ("formats", "precisions", "wanted"),
+    [
+        ((), (), [("saved_model", "float32"), ("tflite", "int8")]),
+        ((), ("int8", "int8"), [("tflite", "int8")]),
+        ((), ("int8", "float32"), [("saved_model", "float32"), ("tflite", "int8")]),
+        (("tflite",), (), [("tflite", "int8")]),
+        ((), ("float16",), None),
+        ((), ("int8", "dynamic"), None),
+        (("tflite",), ("float32",), None),
+        (("onnx",), (), None),
+    ],
+)
+def test_what_is_written_of_a_network_that_was_trained_for_integers(formats, precisions, wanted):
+    if wanted is None:
+        with pytest.raises(UsageError, match="trained with quantization"):
+            plan(formats, precisions, quantized=True)
+    else:
+        assert plan(formats, precisions, quantized=True) == wanted
+
+
+@pytest.mark.parametrize(
     ("options", "what"),
     [
         (("--keras", "--precision", "int8"), "Keras has no precision int8; it has float32"),
@@ -293,6 +354,12 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, what):
     said = refused.output + str(refused.exception)
     assert what in said and getattr(refused.exception, "exit_code", refused.exit_code) in (1, 2)
     assert not (run.path / "exports").exists()
+
+
+def test_the_layers_of_a_network_that_was_trained_for_integers_are_not_explained(run, monkeypatch):
+    monkeypatch.setattr(exports, "_is_quantized", lambda run: True)
+    with pytest.raises(UsageError, match="--explain and --keep-float of a network"):
+        export(run, ["tflite"], explain=True)
 
 
 def test_more_layers_than_there_are_cannot_be_kept(run):
@@ -317,6 +384,10 @@ def test_eval_of_an_artifact_equals_eval(run):
         assert theirs[key] == pytest.approx(ours[key], rel=1e-3)
     int8 = evaluate_artifact(run, run.path / "exports/tflite-int8")
     assert ours["top1"] - int8["top1"] <= 0.01 and int8["loss"] != theirs["loss"]
+    shutil.copy(artifact, run.path / "my.tflite")
+    evaluate_artifact(run, run.path / "my.tflite", trust=True)
+    assert json.loads((run.path / "eval.json").read_text())["weights"] == "best"
+    assert (run.path / "eval-my.tflite.json").is_file()
 
 
 @pytest.mark.parametrize("where", ["changed", "elsewhere", "added", "unlisted"])

@@ -7,6 +7,8 @@ import pytest
 
 from cnnbench.verification import compare, passes, refusal
 
+ALIKE = {"max_abs_probability_diff": 0.001}
+
 
 @pytest.fixture
 def answers():
@@ -58,7 +60,7 @@ def test_each_precision_has_its_tolerance(answers, precision, changed, passed):
         reference[row, second] = reference[row, first] - 1e-3
         theirs[row] = reference[row]
         theirs[row, second] += 2e-3
-    row = compare(reference, theirs, labels) | {"tolerance": _tolerance(precision)}
+    row = compare(reference, theirs, labels) | ALIKE | {"tolerance": _tolerance(precision)}
     assert passes(row, precision) is passed
     row["tolerance"] = 0.02
     assert passes(row, precision)
@@ -69,7 +71,7 @@ def test_integers_may_be_wrong_elsewhere_if_they_are_right_as_often(answers):
     theirs = reference.copy()
     theirs[:20] = np.roll(reference[:20], -1, axis=1)  # right
     theirs[500:520] = np.roll(reference[500:520], 1, axis=1)  # wrong
-    row = compare(reference, theirs, labels) | {"tolerance": 0.01}
+    row = compare(reference, theirs, labels) | ALIKE | {"tolerance": 0.01}
     assert row["agreement"] == 0.96
     assert passes(row, "int8") and not passes(row, "float16")
 
@@ -78,7 +80,7 @@ def test_a_logit_of_float32_may_not_wander(answers):
     reference, labels = answers
     largest = np.abs(reference).max()
     for share, passed in ((0.009, True), (0.011, False)):
-        row = compare(reference, reference + share * largest, labels) | {"tolerance": 1.0}
+        row = compare(reference, reference + share * largest, labels) | ALIKE | {"tolerance": 1.0}
         assert row["agreement"] == 1.0 and passes(row, "float32") is passed
 
 
@@ -88,7 +90,7 @@ def test_what_is_not_finite_never_passes(answers, precision, value):
     reference, labels = answers
     theirs = reference.copy()
     theirs[3, 4] = value
-    row = compare(reference, theirs, labels) | {"tolerance": 1.0, "format": "f"}
+    row = compare(reference, theirs, labels) | ALIKE | {"tolerance": 1.0, "format": "f"}
     assert not passes(row, precision)
     assert "NaN or infinite" in str(refusal(row | {"precision": precision}, Path("there")))
 
@@ -97,3 +99,13 @@ def test_of_equal_logits_the_first_is_named():
     logits = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     row = compare(logits, logits, np.array([0, 2]))
     assert row["top1"] == 0.5 and row["agreement"] == 1.0
+
+
+@pytest.mark.parametrize("gap", [0.05, None])
+def test_probabilities_of_another_function_are_not_let_through(answers, gap):
+    reference, labels = answers
+    row = compare(reference, reference, labels) | {"tolerance": 1.0, "precision": "int8"}
+    assert passes(row | ALIKE, "int8")
+    row |= {"max_abs_probability_diff": gap, "format": "tflite"}
+    assert not passes(row, "int8")
+    assert "probabilities are not those of the logits" in str(refusal(row, Path("x")))

@@ -173,12 +173,18 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in about]
 
 
-def output_name(names: list[str]) -> str:
+def output_name(names: list[str], preferred: str = "logits") -> str:
     """Returns which output is taken for the logits: the one of that name, or the only one.
+
+    Args:
+        names: of all outputs.
+        preferred: "probabilities" where these are wanted in the place of logits, if they are there.
 
     Raises:
         ValueError: there are several of other names.
     """
+    if preferred in names:
+        return preferred
     likely = [name for name in ("logits", "probabilities") if name in names] or names
     if len(likely) > 1 and "logits" not in likely:
         raise ValueError(f"none of the outputs {', '.join(names)} is called logits")

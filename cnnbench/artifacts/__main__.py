@@ -75,7 +75,11 @@ def main(form: str, path: str, handle: str) -> None:
         connection.send(("done", loaded.takes_pixels))
         while True:
             command, images = connection.recv()
-            connection.send(("done", COMMANDS[command](loaded, images)))
+            if command == "probabilities":
+                answer = np.exp(logits(module_of(form).load(Path(path), command), images))
+            else:
+                answer = COMMANDS[command](loaded, images)
+            connection.send(("done", answer))
     except EOFError:
         return
     except Exception as error:  # told to whoever asked, whatever it is

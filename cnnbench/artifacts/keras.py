@@ -57,13 +57,13 @@ def preprocessed(images: Any, preprocess: Preprocess) -> Any:
     return keras.layers.Rescaling(scale, shift, name="normalise")(x)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, output: str = "logits") -> Loaded:
     """Opens a .keras file."""
     model = keras.saving.load_model(path, compile=False)
     answer = tf.function(lambda images: model(images, training=False), autograph=False)
     (images,) = model.inputs
     outputs = model.output if isinstance(model.output, dict) else {"": model.output}
-    name = output_name(sorted(outputs))
+    name = output_name(sorted(outputs), output)
 
     def run(batch: np.ndarray) -> np.ndarray:
         out = answer(tf.constant(batch))

@@ -159,13 +159,13 @@ def _write(model: Any, file: Path) -> None:
     file.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, output: str = "logits") -> Loaded:
     """Opens a file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
-    name = output_name([output.name for output in session.get_outputs()])
+    name = output_name([each.name for each in session.get_outputs()], output)
 
     def run(batch: np.ndarray) -> np.ndarray:
         return as_logits(name, session.run([name], {images.name: batch})[0])

@@ -41,14 +41,14 @@ def write(request: Request, folder: Path) -> None:
     file.write_text(by_place, encoding="utf-8")
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, output: str = "logits") -> Loaded:
     """Compiles a model for the CPU, in float32 on processors too that have less precise types."""
     import openvino
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (images,) = model.inputs
-    names = [output.any_name for output in model.outputs]
-    name = output_name(names)
+    names = [each.any_name for each in model.outputs]
+    name = output_name(names, output)
     place = names.index(name)
 
     def run(batch: np.ndarray) -> np.ndarray:

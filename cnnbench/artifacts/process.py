@@ -15,6 +15,7 @@ import numpy as np
 from cnnbench.workers import WorkerError
 
 TIMEOUT_S = 600.0
+BATCH = 32
 
 
 class Artifact:
@@ -62,15 +63,26 @@ class Artifact:
         Raises:
             WorkerError: the run-time fails; this is so of all that follows.
         """
-        return self._ask("logits", images)
+        starts = range(0, len(images), BATCH)
+        return np.concatenate([self._ask("logits", images[i : i + BATCH]) for i in starts])
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns (images, classes) float32 probabilities, as `logits` does."""
+        return self._ask("probabilities", images)
 
     def speed(self, images: np.ndarray) -> dict[str, Any]:
         """Returns "latency_ms" of one image, and "peak_memory_mb" of the process until then."""
         return self._ask("speed", images[:1])
 
-    def best_batch(self, images: np.ndarray) -> dict[str, Any]:
-        """Returns the "batch_size" that answers most images, and its "images_per_s"."""
-        return self._ask("best_batch", images[:1])
+    def best_batch(self, images: np.ndarray) -> dict[str, Any] | None:
+        """Returns the "batch_size" that answers most images, and its "images_per_s".
+
+        None where larger batches are too much for the run-time, which has ended then.
+        """
+        try:
+            return self._ask("best_batch", images[:1])
+        except WorkerError:  # how fast it is does not tell whether it is right
+            return None
 
     def close(self) -> None:
         """Ends the process, whatever it does."""

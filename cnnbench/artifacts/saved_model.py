@@ -14,8 +14,9 @@ def write(request: Request, folder: Path) -> None:
     """Writes a SavedModel whose `serving_default` takes what the request says, in any batch.
 
     With preprocessing inside, that is uint8 (0-255) images of any size, and `serve_float` takes
-    float32 ones (0-1). Images of another size than the network's are treated as `predict` does: the
-    short side is scaled, bilinear with antialiasing, and the centre cut out.
+    float32 ones (0-1). Images of the network's size are taken as they are. Those of another are
+    treated as `predict` does: the short side is scaled, bilinear with antialiasing, and the centre
+    cut out.
     """
     archive = keras.export.ExportArchive()
     archive.track(request.net.model)
@@ -44,7 +45,6 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
 
     def serve(images: Any) -> dict[str, Any]:
         as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
-        as_it_is = tf.logical_and(as_it_is, net.short_side == max(height, width))
         pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
         pixels.set_shape((None, height, width, channels))
         out = net(pixels)
@@ -78,12 +78,12 @@ def write_function(
     archive.write_out(str(folder), verbose=False)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, output: str = "logits") -> Loaded:
     """Opens a SavedModel in TensorFlow."""
     loaded = tf.saved_model.load(str(path))  # it has to outlive the function
     serve = loaded.signatures["serving_default"]
     ((key, spec),) = serve.structured_input_signature[1].items()
-    name = output_name(sorted(set(serve.structured_outputs) - {"classes"}))
+    name = output_name(sorted(set(serve.structured_outputs) - {"classes"}), output)
 
     def run(images: Any, model: Any = loaded) -> Any:
         return as_logits(name, serve(**{key: tf.constant(images)})[name].numpy())

@@ -208,20 +208,20 @@ def _graph(content: bytes) -> Any:
     return graph
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, output: str = "logits") -> Loaded:
     """Opens a file in LiteRT's interpreter, on one thread as is its default."""
-    takes_pixels, batch, run = _open(path, None)
+    takes_pixels, batch, run = _open(path, None, output)
 
     def resized(size: int) -> Any:
         try:
-            return _open(path, size)[2]
+            return _open(path, size, output)[2]
         except (RuntimeError, ValueError):  # the file has its batch size in an operation
             return None
 
     return Loaded(run, takes_pixels, batch, resized)
 
 
-def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
+def _open(path: Path, size: int | None, output: str) -> tuple[bool, int, Any]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
@@ -233,7 +233,7 @@ def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
     outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
     if interpreter.get_signature_list():
         outputs = interpreter.get_signature_runner().get_output_details()
-    name = output_name(sorted(outputs))
+    name = output_name(sorted(outputs), output)
     logits = outputs[name]
     takes_pixels = images["dtype"] == np.uint8
     scale, zero_point = images["quantization"]

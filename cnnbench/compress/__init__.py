@@ -1,5 +1,5 @@
 """Compression: stages that make a trained network smaller; importing this registers them all."""
 
-from cnnbench.compress.stages import Record, Stage, rebuild, stage_of
+from cnnbench.compress.stages import Record, Stage, build_stage, rebuild
 
-__all__ = ["Record", "Stage", "rebuild", "stage_of"]
+__all__ = ["Record", "Stage", "build_stage", "rebuild"]

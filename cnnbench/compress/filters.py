@@ -54,22 +54,31 @@ def thin(
     graph = _Graph(model)
     importance = _importance(model, graph)
     bundles = graph.bundles()
-    steps = [step for bundle in bundles for step in _steps(bundle, importance, divisor)]
+    steps = [
+        (number, step)
+        for number, bundle in enumerate(bundles)
+        for step in _steps(bundle, importance, divisor)
+    ]
     full, keep, taken = count_macs(model), np.ones(graph.units, bool), []
-    for step in sorted(steps, key=lambda units: importance[units].mean()):
+    for number, step in sorted(steps, key=lambda each: importance[each[1]].mean()):
         if graph.macs(keep) <= macs_share * full:
             break
         keep[step] = False
-        taken.append(step)
+        taken.append((number, step))
     if (macs := graph.macs(keep)) > macs_share * full:
         raise UsageError(
             f"{model.name} cannot be thinned to {macs_share:.3g} of its MACs",
             allowed=f"at least {math.ceil(1000 * macs / full) / 1000} with a divisor of {divisor}",
         )
-    # The last step may have gone far beyond what was wanted.
-    for step in reversed(taken):
-        keep[step] = True
-        keep[step] = graph.macs(keep) <= macs_share * full
+    # The last step may have gone far beyond what was wanted. A bundle gets back its last ones
+    # first, and so has one of the widths that it had on the way.
+    narrowed = set()
+    for number, step in reversed(taken):
+        if number not in narrowed:
+            keep[step] = True
+            if graph.macs(keep) > macs_share * full:
+                keep[step] = False
+                narrowed.add(number)
     return _cut(model, graph, keep)
 
 

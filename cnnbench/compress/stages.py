@@ -33,12 +33,13 @@ class Stage:
         """Does to a network without values what `begin` did when it made the record."""
         return model
 
-    def initialize(self, model: Any, images: Callable[[], Any]) -> None:
+    def initialize(self, model: Any, images: Callable[[int], Any]) -> None:
         """Sets what is to be known of training images.
 
         Args:
             model: that has the weights of the stage's beginning.
-            images: returns (examples, height, width, channels) normalised images, float32.
+            images: returns as many normalised images as it is given a number, or all if there are
+                fewer, (examples, height, width, channels) float32.
         """
 
 
@@ -108,11 +109,11 @@ class Quantization(Stage):
 
         return fake_quantized(model, bits=self.bits)
 
-    def initialize(self, model: Any, images: Callable[[], Any]) -> None:
-        """Sets the ranges of activations by some of the images."""
+    def initialize(self, model: Any, images: Callable[[int], Any]) -> None:
+        """Sets the ranges of activations by some images."""
         from cnnbench.compress.quantize import calibrate
 
-        some = images()[:CALIBRATED]
+        some = images(CALIBRATED)
         calibrate(model, [some[i : i + 100] for i in range(0, len(some), 100)])
 
 
@@ -184,7 +185,7 @@ def qat(*, bits: Literal[8] = 8) -> Quantization:
     return Quantization(bits)
 
 
-def stage_of(spec: Spec) -> Any:
+def build_stage(spec: Spec) -> Any:
     """Returns the stage that a recipe names, of the class that its kind of stage has."""
     return COMPRESSIONS.build(spec)
 
@@ -198,5 +199,5 @@ def rebuild(model: Any, records: Sequence[Record]) -> Any:
     """
     for record in records:
         spec = COMPRESSIONS.spec_type(record["stage"]["name"]).model_validate(record["stage"])
-        model = stage_of(spec).rebuild(model, record)
+        model = build_stage(spec).rebuild(model, record)
     return model
