@@ -76,6 +76,7 @@ def test_reading_is_measured_by_augmentation(bench):
     assert row["training_images_per_s"] > 0 and 0 <= row["waiting_for_data"] <= 1
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_dearest_operations(bench, tmp_path):
     result = bench("--profile", tmp_path / "trace", "--json")
     names = [row["operation"] for row in result["operations"]]

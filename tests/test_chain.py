@@ -157,6 +157,7 @@ def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
         chain.resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, tmp_path, base):
     import shutil
 

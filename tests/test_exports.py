@@ -228,11 +228,11 @@ def test_a_failure_hides_no_other_result(run, monkeypatch):
     monkeypatch.setattr(module_of("onnx"), "write", lacking)
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
     with pytest.raises(VerificationError, match="tflite float32"):
-        export(run, ["onnx", "tflite", "keras"], examples=20, told=told.append)
+        export(run, ["onnx", "tflite", "openvino"], examples=20, told=told.append)
     assert [row["passed"] for row in told] == [False, False, True]
     monkeypatch.undo()
     monkeypatch.setattr(module_of("onnx"), "write", lacking)
-    command = ["export", str(run.path), "--onnx", "--saved-model", "--examples", "20"]
+    command = ["export", str(run.path), "--onnx", "--openvino", "--examples", "20"]
     done = CliRunner().invoke(cli, command)
     assert re.search(r"onnx .*failed", done.output) and "100.00% of 20" in done.output
     assert isinstance(done.exception, UsageError)

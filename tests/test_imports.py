@@ -30,6 +30,7 @@ FLOORS = (
     },
     {"data", "run", "weights", "listener", "compress"},
     {"events", "network", "artifacts", "steps", "tta", "robustness", "beginning"},
+    {"learner"},
     {
         "training",
         "importing",

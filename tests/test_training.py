@@ -94,7 +94,9 @@ def test_training_the_resolved_recipe_again_gives_the_same_bytes(whole, tmp_path
     assert_same(whole, again)
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 10, 14])
+@pytest.mark.parametrize(
+    "step", [1, 7, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 10, 14))]
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(small, tmp_path, whole, step):
     with pytest.raises(InterruptedRun, match="--resume"):
         train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(step))

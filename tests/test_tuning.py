@@ -172,6 +172,7 @@ def test_the_command_line_sets_them_before_tensorflow_is_imported(small, tmp_pat
     assert open_run(tmp_path / "run").settings() == Settings(False, xla=False, threads=1)
 
 
+@pytest.mark.slow
 def test_a_step_that_xla_compiles_computes_the_same(small, tmp_path):
     losses = []
     for xla in ("false", "true"):
