@@ -137,6 +137,7 @@ def test_normalisation_of_a_data_set_is_the_published_one():
     assert found.mean == (0.3053,) * 3 and found.std == (0.3760,) * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10"])
 def test_published_statistics_are_those_of_the_data(name, cifar10):
     spec = DATASETS.spec(name)

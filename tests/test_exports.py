@@ -150,7 +150,7 @@ def test_preprocessing_can_be_left_to_the_user(run):
     ("harm", "cases"),
     [
         ("weights", FLOAT),
-        ("weights", OTHERS),
+        pytest.param("weights", OTHERS, marks=pytest.mark.slow),
         # SavedModel and Keras, whose processes take long to begin, with this harm too.
         pytest.param("normalisation", FLOAT[:2], marks=pytest.mark.slow),
         ("normalisation", FLOAT[2:]),

@@ -105,6 +105,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small, tmp_path, whole, ste
     assert_same(whole, resume(run))
 
 
+@pytest.mark.slow
 def test_interrupted_three_times(small, tmp_path, whole):
     with pytest.raises(InterruptedRun):
         train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
@@ -451,9 +452,8 @@ train(load_recipe(sys.argv[1], settings), run_dir=__import__("pathlib").Path(sys
 """
 
 
-@pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_two_replicas_equal_one_device(small, tmp_path, precision):
     runs = []
     for strategy in ("one_device", "mirrored"):

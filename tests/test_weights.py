@@ -116,7 +116,11 @@ def test_a_new_head_keeps_its_own_weights(model, state, tmp_path):
 
 @pytest.mark.parametrize(
     ("freeze", "still"),
-    [("stem", ("stem_",)), ("stages", ("stem_", "stage")), ("all_but_head", ("stem_", "stage"))],
+    [
+        pytest.param("stem", ("stem_",), marks=pytest.mark.slow),
+        ("stages", ("stem_", "stage")),
+        pytest.param("all_but_head", ("stem_", "stage"), marks=pytest.mark.slow),
+    ],
 )
 def test_transfer_trains_what_is_not_frozen(state, tmp_path, small, freeze, still):
     from cnnbench import checkpoint, load_recipe, train

@@ -318,7 +318,7 @@ def poison(place: str, step: int, value: float, share: float) -> None:
         value: what is put there.
         share: which variable, and which of its values, of all of them.
     """
-    from cnnbench import training
+    from cnnbench import learner
     from cnnbench.lazy import tf
     from cnnbench.parts import LOSSES
 
@@ -347,7 +347,7 @@ def poison(place: str, step: int, value: float, share: float) -> None:
             optimizer.apply = and_poison
         return optimizer
 
-    real_build, training.build_optimizer = training.build_optimizer, build
+    real_build, learner.build_optimizer = learner.build_optimizer, build
     if place == "loss":
         real_loss = LOSSES.build
         LOSSES.build = lambda *arguments: poisoned(real_loss(*arguments), step)
