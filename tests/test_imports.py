@@ -15,7 +15,7 @@ PACKAGE = Path(cnnbench.__file__).parent
 # Rooms from the lowest up: each may import from those before it, and from its own.
 FLOORS = (
     {"errors", "lazy", "signals", "workers"},
-    {"registry", "files", "recipe_yaml"},
+    {"registry", "files", "recipe_yaml", "tflite_files"},
     {"parts", "presets", "checkpoint"},
     {
         "recipe",

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
+from cnnbench import tflite_files
+from cnnbench.artifacts import CALIBRATED, Loaded, Request, as_logits, output_name, saved_model
 from cnnbench.compress.quantize import is_fake_quantized, tflite_int8
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import tf
@@ -37,6 +38,8 @@ def write(request: Request, folder: Path) -> None:
     content = convert(request)
     if request.precision == "int8":
         _check_int8(content, request)
+    if request.precision in CALIBRATED:
+        content = tflite_files.compact(content)
     (folder / "model.tflite").write_bytes(content)
 
 
@@ -52,7 +55,7 @@ def convert(request: Request) -> bytes:
             float_outputs=False,
         )
     # The integer converters begin with float inputs, for there is no integer cast from pixels.
-    is_integer = request.precision in ("int8", "int16x8")
+    is_integer = request.precision in CALIBRATED
     dtype = "float32" if is_integer else request.input_dtype
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
         saved_model.write_function(request, Path(scratch), 1, dtype, request.serve)
@@ -144,9 +147,8 @@ def converter_errors(precision: str) -> Iterator[None]:
 def _with_pixels_in(content: bytes) -> bytes:
     """Puts a cast from uint8 before a file's float32 input, which the 16x8 quantizer refuses."""
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    model = tflite_files.opened(content)
     (graph,) = model.subgraphs
     (image,) = graph.inputs
     pixels = copy.copy(graph.tensors[image])
@@ -168,7 +170,7 @@ def _with_pixels_in(content: bytes) -> bytes:
     graph.inputs = cast.inputs
     for signature in model.signatureDefs:
         signature.inputs[0].tensorIndex = cast.inputs[0]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    return tflite_files.packed(model)
 
 
 def input_type(content: bytes) -> dict[str, Any]:
@@ -202,9 +204,7 @@ def _check_int8(content: bytes, request: Request) -> None:
 
 
 def _graph(content: bytes) -> Any:
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    (graph,) = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs
+    (graph,) = tflite_files.opened(content).subgraphs
     return graph
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench import tflite_files
 from cnnbench.compress.graph import copied, inputs_of, rebuilt, users
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import keras, tf
@@ -226,7 +227,7 @@ def tflite_int8(
             tf.float32 if float_outputs else converter.inference_input_type
         )
         content: bytes = converter.convert()
-    content = _compact(content)
+    content = tflite_files.compact(content)
     _check_integers(content)
     return content
 
@@ -399,34 +400,6 @@ def _as_convolution(preprocess: Any, channels: int) -> tuple[Any, Any]:
     if not np.allclose(77 * kernel.sum(0) + black, grey, atol=1e-4):
         raise UsageError("this preprocessing is not linear in the pixels", allowed="not hsv")
     return tf.constant(kernel[None, None]), tf.constant(black)
-
-
-def _compact(content: bytes) -> bytes:
-    """Returns a TFLite file that is the same in fewer bytes, a twentieth less for a small network.
-
-    Tensors have the names of all the operations that were merged into theirs, of which the first
-    will do. Every channel has a zero point of 0 in 8 bytes, which tensors of as many can share.
-    """
-    import flatbuffers
-    from tensorflow.lite.tools import flatbuffer_utils
-
-    class Builder(flatbuffers.Builder):
-        def __init__(self) -> None:
-            super().__init__(len(content))
-            self.written: dict[tuple[str, bytes], int] = {}
-
-        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802 - overrides
-            key = (x.dtype.str, x.tobytes())
-            if key not in self.written:
-                self.written[key] = super().CreateNumpyVector(x)
-            return self.written[key]
-
-    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
-    for tensor in model.subgraphs[0].tensors:
-        tensor.name = tensor.name.partition(b";")[0]
-    builder = Builder()
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
 
 
 def _check_integers(content: bytes) -> None:
