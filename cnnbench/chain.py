@@ -57,7 +57,8 @@ def train(
     try:
         return _go_on(folder, access=access, listener=listener, choice=choice)
     finally:
-        if not stages(folder):  # none could begin
+        began = (path / "recipe.yaml" for path in stage_folders(folder, recipe))
+        if not any(file.is_file() for file in began):
             (folder / STAGES).unlink(missing_ok=True)
             if made:
                 shutil.rmtree(folder, ignore_errors=True)

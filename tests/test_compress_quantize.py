@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench import checkpoint, runtime
+from cnnbench import checkpoint, runtime, tflite_files
 from cnnbench.compress.fake_quant import DECAY, FixedRange, MovingRange, on_grid
 from cnnbench.compress.quantize import (
     calibrate,
@@ -631,7 +631,7 @@ def test_integers_name_the_classes_that_floats_name(digits, name, options, size)
 def test_the_file_is_small_and_has_no_operations_but_the_networks(name, options):
     model = fake_quantized(built(name, options, 32))
     calibrate(model, [normals((2, 32, 32, 3))])
-    content = tflite_int8(model, pixel_shape=(32, 32, 3))
+    content = tflite_files.compact(tflite_int8(model, pixel_shape=(32, 32, 3)))
     floats = 4 * sum(np.prod(v.shape) for v in model.trainable_variables)
     # Of the weights alone; the float32 file has names and a graph besides, a hundredth more.
     assert len(content) < 0.272 * floats

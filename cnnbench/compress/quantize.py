@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import tflite_files
 from cnnbench.compress.graph import copied, inputs_of, rebuilt, users
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import keras, tf
@@ -227,7 +226,6 @@ def tflite_int8(
             tf.float32 if float_outputs else converter.inference_input_type
         )
         content: bytes = converter.convert()
-    content = tflite_files.compact(content)
     _check_integers(content)
     return content
 
