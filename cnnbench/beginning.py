@@ -11,6 +11,7 @@ import numpy as np
 from cnnbench import network, presets, runtime, weights
 from cnnbench.compress import Record, build_stage
 from cnnbench.data.examples import Dataset
+from cnnbench.data.pipeline import preprocess
 from cnnbench.data.preprocess import Preprocess
 from cnnbench.errors import UsageError
 from cnnbench.models import build_model, without_auxiliary
@@ -82,11 +83,20 @@ def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beg
         model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
         weights.start_from(without_auxiliary(model), recipe.model)
     if recipe.compress:
-        spec = recipe.compress[-1]
-        model, record = build_stage(spec).begin(without_auxiliary(model))
-        records = [*records, {"stage": spec.model_dump(), **record}]
+        model, records = follow(recipe, model, records)
     named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}
     return Beginning(named, records)
+
+
+def follow(recipe: Recipe, model: Any, records: Sequence[Record]) -> tuple[Any, list[Record]]:
+    """Returns what the last stage of a recipe makes of a network, and its record after the others.
+
+    Raises:
+        UsageError: the stage cannot work on it.
+    """
+    spec = recipe.compress[-1]
+    model, record = build_stage(spec).begin(without_auxiliary(model))
+    return model, [*records, {"stage": spec.model_dump(), **record}]
 
 
 def lesson(
@@ -115,6 +125,9 @@ def lesson(
         net = network.teacher(teacher, data.classes, (*shape[:2], data.shape[2]))
         return Lesson(net.model, net.preprocess, stage)
     preset = presets.PRESETS[name]
+    if preset.classes != len(data.classes):
+        what = f"the teacher {name} knows {preset.classes} other classes"
+        raise UsageError(what, allowed=f"the {len(data.classes)} classes of the data")
     with runtime.precision("float32"):
         model = build_model(preset.model, (*shape[:2], len(preset.mean)), len(data.classes))
     weights.load_published(model, preset.model, presets.download(name), whole=True)
@@ -150,13 +163,16 @@ def _teacher_of(recipe: Recipe) -> str | None:
 
 
 def _must_fit(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> None:
-    """Refuses a run to start from that has another network, other classes or other images."""
-    about = start.data()
+    """Refuses a run to start from that has another network, other classes or sees other images."""
+    about, prepare = start.data(), preprocess(data, recipe.data)
     for what, theirs, own in (
         ("network", start.recipe.model.name, recipe.model.name),
         ("network", start.recipe.model.options(), recipe.model.options()),
         ("classes", about.classes, list(data.classes)),
         ("images", tuple(about.input_shape), shape),
+        ("data.color", about.color, prepare.color),
+        ("data.mean", tuple(about.mean), prepare.mean),
+        ("data.std", tuple(about.std), prepare.std),
     ):
         if theirs != own:
             raise UsageError(

@@ -27,8 +27,8 @@ from cnnbench.lazy import keras, tf
 from cnnbench.models import build_model
 from cnnbench.models.complexity import count_macs
 from cnnbench.parts import OPTIMIZERS, input_shape, kind_of
+from cnnbench.provenance import machine, versions
 from cnnbench.recipe import Recipe, parse_recipe
-from cnnbench.run import machine, versions
 from cnnbench.runtime import Settings
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 

@@ -6,13 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cnnbench import beginning, files, signals, training
+from cnnbench import beginning, files, runtime, signals, training
 from cnnbench.data.datasets import Access
 from cnnbench.errors import InterruptedRun, RunError, UsageError
+from cnnbench.learner import Learner
 from cnnbench.listener import Listener
 from cnnbench.recipe import MAX_NAME, Recipe, read_recipe
-from cnnbench.run import RUNS, STAGES, Run, new_folder, newest_run, open_run, stage_folders
-from cnnbench.runtime import Choice
+from cnnbench.run import (
+    RUNS,
+    STAGES,
+    Run,
+    name_in,
+    new_folder,
+    newest_run,
+    open_run,
+    stage_folders,
+)
+from cnnbench.runtime import Choice, Settings
 
 
 def train(
@@ -46,7 +56,8 @@ def train(
             recipe, access=access, run_dir=run_dir, listener=listener, choice=choice
         )
     recipe = recipe.absolute()
-    beginning.runs(recipe)  # now, and not when the stages before are trained
+    choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
+    _rehearse(recipe, access or Access(), choice.settings)
     with files.storage_errors(run_dir or RUNS):
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
@@ -57,7 +68,7 @@ def train(
     try:
         return _go_on(folder, access=access, listener=listener, choice=choice)
     finally:
-        began = (path / "recipe.yaml" for path in stage_folders(folder, recipe))
+        began = (path / "recipe.yaml" for path, _ in _stages(folder, recipe))
         if not any(file.is_file() for file in began):
             (folder / STAGES).unlink(missing_ok=True)
             if made:
@@ -104,7 +115,7 @@ def unfinished(recipe: Recipe) -> Path:
         return newest_run(finished=False, name=recipe.name).path
     found = sorted(RUNS.glob(f"*/{STAGES}"), key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(found):
-        if read_recipe(file).name == recipe.name and not is_finished(file.parent):
+        if name_in(file) == recipe.name and not is_finished(file.parent):
             return file.parent
     raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")
 
@@ -122,17 +133,36 @@ def must_match(path: Path, recipe: Recipe) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Tells whether all stages of a recipe are done."""
-    return all(path.joinpath("finished.json").is_file() for path, _ in _stages(folder))
+    return all(path.joinpath("finished.json").is_file() for path, _ in _kept_stages(folder))
 
 
 def stages(folder: Path) -> list[Run]:
     """Returns the runs of the stages that have begun."""
-    return [open_run(path) for path, _ in _stages(folder) if (path / "recipe.yaml").is_file()]
+    paths = (path for path, _ in _kept_stages(folder))
+    return [open_run(path) for path in paths if (path / "recipe.yaml").is_file()]
 
 
-def _stages(folder: Path) -> list[tuple[Path, Recipe]]:
+def _rehearse(recipe: Recipe, access: Access, settings: Settings) -> None:
+    """Refuses what a stage cannot do now, and not when those before it are trained.
+
+    Each is made ready as for its training, of a network that has learned nothing.
+    """
+    runtime.apply(settings)
+    learner: Learner | None = None
+    for _, stage in _stages(Path(), recipe):
+        records = None
+        if learner is not None:
+            with runtime.precision(recipe.train.precision), learner.strategy.scope():
+                _, records = beginning.follow(stage, learner.network, learner.architecture)
+        learner = Learner(stage, access, settings, beginning.runs(stage), records)
+
+
+def _kept_stages(folder: Path) -> list[tuple[Path, Recipe]]:
+    return _stages(folder, read_recipe(folder / STAGES))
+
+
+def _stages(folder: Path, recipe: Recipe) -> list[tuple[Path, Recipe]]:
     """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
-    recipe = read_recipe(folder / STAGES)
     found = []
     for number, path in enumerate(stage_folders(folder, recipe), start=1):
         name, is_last = path.name, number == len(recipe.compress)
@@ -155,19 +185,20 @@ def _go_on(
 ) -> Run:
     before: Run | None = None
     with signals.caught() as interrupted:
-        for path, stage in _stages(folder):
+        for path, stage in _kept_stages(folder):
             if interrupted():  # while the stage before came to its end
                 raise _interrupted(folder, "interrupted between stages")
-            if (path / "finished.json").is_file():
-                before = open_run(path)
-                continue
+            begun = open_run(path) if (path / "recipe.yaml").is_file() else None
+            if begun is not None:
+                begun.must_match(stage)
+                if begun.finished:
+                    before = begun
+                    continue
             if before is not None:  # TensorFlow runs in one way in a process, and so on resume
                 choice = Choice(before.settings(), "that of the stage before")
             try:
-                if (path / "recipe.yaml").is_file():
-                    before = training.resume(
-                        open_run(path), access=access, listener=listener, force=force
-                    )
+                if begun is not None:
+                    before = training.resume(begun, access=access, listener=listener, force=force)
                 else:
                     before = training.train(
                         stage,

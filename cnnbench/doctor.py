@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.lazy import tf
-from cnnbench.run import machine, versions
+from cnnbench.provenance import machine, versions
 
 
 def examine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cnnbench.artifacts import files_of, format_of, require
 from cnnbench.artifacts.process import Artifact
 from cnnbench.data.datasets import Access
 from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.errors import UsageError
+from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import tf
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.network import Network
@@ -44,8 +44,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a run's network on a split and writes eval.json.
 
-    Of another split, other weights or test-time augmentation, the file is eval-validation.json,
-    eval-last.json, eval-flip.json, ….
+    Of another split, other weights or test-time augmentation, or with robustness, the file is
+    eval-validation.json, eval-last.json, eval-flip.json, eval-robust.json, ….
 
     Args:
         run: a run with weights.
@@ -113,10 +113,9 @@ def evaluate(
         chosen = examples.take(slice(robust_examples))
         batches = evaluation_batches(chosen, recipe.data, size, batch_size)
         result["robust"] = robustness(lambda pixels: answer(pixels)["logits"], batches)
-    usual = ("test", "best", recipe.evaluation.tta)
-    kind = "".join(
-        f"-{x}" for x, each in zip((split, weights, tta), usual, strict=True) if x != each
-    )
+    kinds = (split, weights, tta, "robust" if robust_examples else "")
+    usual = ("test", "best", recipe.evaluation.tta, "")
+    kind = "".join(f"-{x}" for x, each in zip(kinds, usual, strict=True) if x != each)
     files.write_json(run.path / f"eval{kind}.json", result)
     return result
 
@@ -145,7 +144,9 @@ def evaluate_artifact(
         What the file says; its keys are those of `evaluate`, "artifact" in place of "weights".
 
     Raises:
-        UsageError: it is no artifact, cannot be run, or cnnbench did not write it.
+        UsageError: it is no artifact, cannot be run, or cnnbench did not write it, or did when the
+            run had other weights.
+        VerificationError: a logit of it is not finite.
         RunError, DataError: as for `evaluate`.
     """
     form, file = format_of(artifact)
@@ -174,6 +175,8 @@ def evaluate_artifact(
                         where=str(artifact),
                         allowed=f"{len(net.classes)} classes, as the run has",
                     )
+                if not np.isfinite(logits).all():
+                    raise VerificationError("it answers NaN or infinity", where=str(artifact))
                 row = {k: v.numpy() for k, v in _scores(logits, labels, run.recipe).items()}
                 row |= {f"top{k}": first_in_top_k(logits, labels, k) for k in (1, 5)}
                 rows.append(row)
@@ -210,13 +213,15 @@ def must_be_written_by(run: Run, artifact: Path) -> None:
         artifact: what its run-time opens.
 
     Raises:
-        UsageError: it lies elsewhere, or metadata.json beside it has not the SHA-256 of its files.
+        UsageError: it lies elsewhere, metadata.json beside it has not the SHA-256 of its files, or
+            the run has other weights by now.
     """
     folder = artifact if artifact.is_dir() else artifact.parent
     try:
-        written = dict(json.loads((folder / "metadata.json").read_text())["files"])
+        about = dict(json.loads((folder / "metadata.json").read_text()))
+        written = dict(about["files"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        written = {}
+        about, written = {}, {}
     is_inside = folder.resolve().is_relative_to(run.path.resolve())
     if not (is_inside and written) or written != {
         str(path.relative_to(folder)): files.sha256(path) for path in files_of(folder)
@@ -226,6 +231,12 @@ def must_be_written_by(run: Run, artifact: Path) -> None:
             "program in it",
             where=str(artifact),
             allowed="--trust-model opens it if you trust who made it",
+        )
+    if about.get("weights_sha256") != run.weights_sha256():
+        raise UsageError(
+            "the run has other weights than when this was exported",
+            where=str(artifact),
+            allowed="cnnbench export writes it anew",
         )
 
 

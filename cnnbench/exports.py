@@ -23,7 +23,7 @@ from cnnbench.artifacts import (
     require,
 )
 from cnnbench.data.datasets import Access
-from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.errors import CnnbenchError, UsageError, VerificationError
 from cnnbench.lazy import quiet, tensorflow_errors
 from cnnbench.run import Run
 from cnnbench.verification import Reference, refusal
@@ -110,7 +110,7 @@ def export(
         wish = replace(request, precision=precision, calibration=calibrated)
         try:
             row = _export(run, form, wish, reference, tolerance, explained)
-        except UsageError as error:
+        except (UsageError, VerificationError) as error:
             row = {"format": form, "precision": precision, "error": str(error), "passed": False}
             unwritten.append(error)
         else:
@@ -265,11 +265,13 @@ def _metadata(
     """Returns what a user of an artifact has to know, and what tells that it is cnnbench's own."""
     net, (height, width, channels) = request.net, request.input_shape
     writers = ("cnnbench", "tensorflow", "keras", *FORMATS[form].packages)
+    packed = metadata.packages_distributions()
     return {
         "format": form,
         "precision": request.precision,
         "recipe": run.recipe.name,
         "recipe_sha256": files.sha256(run.path / "recipe.yaml"),
+        "weights_sha256": run.weights_sha256(),
         "classes": list(net.classes),
         "input": {"height": height, "width": width, "channels": channels}
         | _input_type(form, request, artifact),
@@ -280,7 +282,8 @@ def _metadata(
         "mean": list(net.preprocess.mean),
         "std": list(net.preprocess.std),
         "float_layers": [row["layer"] for row in layers if row["kept_float"]],
-        "versions": {name: metadata.version(name) for name in writers},
+        # A package may come of a distribution of another name, such as onnxruntime-gpu.
+        "versions": {name: metadata.version(packed.get(name, [name])[0]) for name in writers},
         "files": {str(p.relative_to(artifact)): files.sha256(p) for p in files_of(artifact)},
     }
 

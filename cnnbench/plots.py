@@ -76,7 +76,7 @@ def pareto(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = result["rows"]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5 + 0.1 * len(rows)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     costs = (
         ("zipped TFLite file, KB", [row["zip_bytes"] / 1e3 for row in rows]),
@@ -84,17 +84,18 @@ def pareto(result: dict[str, Any], path: Path) -> None:
     )
     top1 = [100 * row["top1"] for row in rows]
     for axes, (title, values) in zip(panels, costs, strict=True):
-        axes.scatter(values, top1, color="#33527a", zorder=2)
-        for row, x, y in zip(rows, values, top1, strict=True):
+        for i, (row, x, y) in enumerate(zip(rows, values, top1, strict=True)):
             name = f"{row['name']}, {row['precision']}"
-            axes.annotate(name, (x, y), (5, 5), textcoords="offset points", fontsize=8)
+            axes.scatter(x, y, s=60, c=f"C{i}", marker="os^Dv"[i // 10 % 5], label=name, zorder=2)
         front = _front(list(zip(values, top1, strict=True)))
-        axes.plot(*zip(*front, strict=True), color="#c0504d", drawstyle="steps-post", zorder=1)
+        axes.plot(*zip(*front, strict=True), color="#888888", drawstyle="steps-post", zorder=1)
         axes.set_xlabel(title)
         axes.set_xlim(left=0)
         axes.margins(0.15)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"top-1 of {result['examples']} test images, %")
+    names = panels[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=2, frameon=False)
     with files.new_file(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 

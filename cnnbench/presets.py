@@ -20,12 +20,13 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Preset:
-    """A file of published weights, trained on ImageNet.
+    """A file of published weights.
 
     model: the network that they fit, with its default options.
     address, sha256: of the file.
     licence: of the weights, as their publishers state it.
     mean, std: the normalisation they were trained with, of RGB values in 0-1.
+    classes: how many they know; those of ImageNet are 1000.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Preset:
     licence: str
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    classes: int = 1000
 
 
 def _timm(name: str, commit: str) -> str:

@@ -277,13 +277,20 @@ class Recipe(Section):
         return self.model_copy(update=update)
 
     def of_last_stage(self) -> Recipe:
-        """Returns the recipe with the duration and the learning rate of its last stage."""
+        """Returns the recipe with the duration and the learning rate of its last stage.
+
+        Small images are for the first one alone: what comes after is to keep what was learned.
+        """
         if not self.compress:
             return self
         stage, lr = self.compress[-1], self.optimizer.options()["lr"]
-        changed = {"epochs": stage.epochs, "steps": None, "examples": None}
+        changed: dict[str, Any] = {}
+        if stage.epochs:
+            changed |= {"epochs": stage.epochs, "steps": None, "examples": None}
+        if len(self.compress) > 1:
+            changed["image_sizes"] = []
         update: dict[str, Any] = {
-            "train": self.train.model_copy(update=changed) if stage.epochs else self.train,
+            "train": self.train.model_copy(update=changed),
             "optimizer": self.optimizer.model_copy(update={"lr": lr * stage.lr_scale}),
         }
         return self.model_copy(update=update)

@@ -94,6 +94,11 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         if other.until <= one.until:
             what = f"{other.until} after {one.until}"
             yield problem(f"train.image_sizes.{i}.until", what, "a later epoch each")
+    epochs = (recipe.compress[0].epochs if recipe.compress else None) or train.epochs
+    if train.image_sizes and epochs and train.image_sizes[-1].until >= epochs:
+        what = f"{train.image_sizes[-1].until} of {epochs:g} epochs"
+        allowed = "less than all, so that the network sees images of its size"
+        yield problem(f"train.image_sizes.{len(train.image_sizes) - 1}.until", what, allowed)
     if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
         yield problem(
             "schedule.warmup_epochs",
@@ -130,7 +135,7 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
     if recipe.init and recipe.model.weights:
         yield problem("init.run", "given besides model.weights", "one of them")
     begun = bool(recipe.init or recipe.model.weights)
-    quantized = False
+    quantized, pruned = False, None
     for i, stage in enumerate(recipe.compress):
         path, facts = f"compress.{i}", COMPRESSIONS.get(stage.name).facts
         if facts.get("needs_weights") and not (begun or i):
@@ -146,12 +151,27 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
         if stage.name == "prune" and options["begin"] >= options["end"]:
             what = f"begin {options['begin']} and end {options['end']}"
             yield problem(f"{path}.begin", what, "begin before the end")
+        if options.get("teacher") in PRESETS:
+            known = PRESETS[options["teacher"]].classes
+            classes = DATASETS.get(recipe.data.name).facts.get("classes") or recipe.data.classes
+            if classes and classes != known:
+                what = f"{options['teacher']} knows {known} classes, the data have {classes}"
+                yield problem(f"{path}.teacher", what, "a run that was trained on such data")
+        if stage.name == "prune":
+            is_less = pruned is not None and options["sparsity"] < pruned
+            if is_less and options["pattern"] == "unstructured":
+                what = f"{options['sparsity']} after {pruned}, and what is zero stays zero"
+                yield problem(f"{path}.sparsity", what, f"{pruned} at least")
+            pruned = max(pruned or 0.0, options["sparsity"])
         if stage.name == "distill" and recipe.train.image_sizes:
             what = "the teacher would see larger images than the network does"
             yield problem(path, what, "distill without train.image_sizes")
         if stage.epochs and recipe.schedule.warmup_epochs >= stage.epochs:
             what = f"{stage.epochs} with schedule.warmup_epochs {recipe.schedule.warmup_epochs}"
             yield problem(f"{path}.epochs", what, "more than the warm-up takes")
+    if quantized and recipe.data.color == "hsv":
+        what = "hsv with qat, whose file takes pixels to colours by a convolution"
+        yield problem("data.color", what, "a colour space that is linear in the pixels")
     if quantized and recipe.train.precision != "float32":
         yield problem("train.precision", f"{recipe.train.precision} with qat", "float32")
 

@@ -9,19 +9,15 @@ import hashlib
 import itertools
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnnbench import files
+from cnnbench import files, provenance
 from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe import Recipe, read_recipe
 from cnnbench.runtime import Settings
@@ -32,7 +28,6 @@ STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
 # What is written before recipe.yaml makes a folder a run.
 FIRST = {"lock", "environment.json", ARCHITECTURE}
-PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
 
 
 class DataFacts(BaseModel):
@@ -130,7 +125,7 @@ class Run:
         environment = _environment_of(self.path)
         kept: Any = environment.get("versions")
         before = kept if isinstance(kept, dict) else {}
-        now: dict[str, Any] = versions() | {"git_commit": _git_commit()}
+        now: dict[str, Any] = provenance.versions() | {"git_commit": provenance.git_commit()}
         before = before | {"git_commit": environment.get("git_commit")}
         changed = [
             f"{key} was {before.get(key)}, is {now.get(key)}"
@@ -311,7 +306,7 @@ def begin(
         others: the runs that this one begins or learns from, by what the recipe calls them.
     """
     text = run.recipe.dump().encode()
-    environment = _environment() | {
+    environment = provenance.describe() | {
         "recipe_sha256": hashlib.sha256(text).hexdigest(),
         "data": data.model_dump(),
         "runtime": dict(runtime),
@@ -394,11 +389,19 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
     candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(candidates):
         done = (file.parent / "finished.json").is_file()
-        if done == finished and (name is None or open_run(file.parent).recipe.name == name):
+        if done == finished and name in (None, name_in(file)):
             return open_run(file.parent)
     kind = "finished run" if finished else "unfinished run"
     kind += f" of {name!r}" if name else ""
     raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory, or train one")
+
+
+def name_in(file: Path) -> str | None:
+    """Returns the name in a recipe that a run kept; None if it cannot be read any more."""
+    try:
+        return read_recipe(file).name
+    except (RecipeError, OSError):
+        return None
 
 
 def _open_lock(file: Path) -> int:
@@ -458,52 +461,3 @@ def _facts(environment: dict[str, Any], path: Path) -> DataFacts:
         raise RunError(
             f"environment.json is damaged: {wrong}", where=str(path / "environment.json")
         ) from None
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "versions": versions(),
-        "machine": machine(),
-        "git_commit": _git_commit(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide results."""
-    installed = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version()} | installed
-
-
-def machine() -> dict[str, Any]:
-    """Returns the processor's name, its cores, the memory in GiB and the system."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        cpu = next(names, cpu)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 1024**3, 1),
-        "system": platform.platform(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Returns the commit of the code that runs, with + for changes to it; None outside git."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
-        return done.stdout.strip()
-
-    try:
-        if not git("ls-files", "--", Path(__file__).name):
-            return None  # installed inside somebody else's repository
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

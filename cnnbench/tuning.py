@@ -24,8 +24,8 @@ from cnnbench import files
 from cnnbench.data.datasets import Access
 from cnnbench.errors import CnnbenchError
 from cnnbench.parts import DATASETS, MODELS, input_shape
+from cnnbench.provenance import machine
 from cnnbench.recipe import Recipe, Runtime, parse_recipe
-from cnnbench.run import machine
 from cnnbench.runtime import Choice, Settings
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 

@@ -25,6 +25,8 @@ MAX_DISAGREEMENT = {"float32": 0.001, "float16": 0.005}
 MAX_DROP = 0.01
 # and no logit of a float32 one differs by more than this share of the largest.
 MAX_LOGIT_DIFFERENCE = 1e-2
+# Those of the others may be off by so much of their size, each as a root mean square.
+MAX_RELATIVE_ERROR = 0.5
 # Its probabilities are those of its logits, but for the step of an integer between them; and they
 # are asked for of so many images.
 MAX_PROBABILITY_DIFFERENCE = 0.02
@@ -102,7 +104,8 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> di
         labels: (images,) the true classes.
 
     Returns:
-        Shares of the images, and differences of logits, None where any is not finite.
+        Shares of the images, and differences of logits, None where any is not finite;
+        "relative_logit_error" is the root mean square of the differences over that of the logits.
     """
     difference = np.abs(reference - logits)
     is_finite = bool(np.isfinite(difference).all())
@@ -116,6 +119,9 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> di
         "agreement": float(same.mean()),
         "max_abs_logit_diff": float(difference.max()) if is_finite else None,
         "mean_abs_logit_diff": float(difference.mean()) if is_finite else None,
+        "relative_logit_error": _rms(difference) / max(_rms(reference), 1e-30)
+        if is_finite
+        else None,
         "max_abs_logit": float(np.abs(reference).max()),
     }
 
@@ -125,6 +131,8 @@ def passes(row: dict[str, Any], precision: str) -> bool:
     if row["max_abs_logit_diff"] is None:
         return False
     if not _has_own_probabilities(row):
+        return False
+    if precision != "float32" and row["relative_logit_error"] > MAX_RELATIVE_ERROR:
         return False
     if precision not in MAX_DISAGREEMENT:
         return row["reference_top1"] - row["top1"] <= row["tolerance"] + 1e-9
@@ -145,6 +153,8 @@ def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
         allowed = f"a top-1 at most {share:.2%} below"
     if row["precision"] == "float32":
         allowed += f", and {MAX_LOGIT_DIFFERENCE:.0%} of the largest logit"
+    else:
+        allowed += f", and a relative error of the logits of {MAX_RELATIVE_ERROR:g}"
     difference = row["max_abs_logit_diff"]
     if difference is not None and not _has_own_probabilities(row):
         return VerificationError(
@@ -158,10 +168,15 @@ def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
         f"top-1 {row['top1']:.4f}, Keras {row['reference_top1']:.4f}; "
         "largest difference of a logit: "
         + ("NaN or infinite" if difference is None else f"{difference:.3g}")
-        + f", largest logit {row['max_abs_logit']:.3g}",
+        + f", largest logit {row['max_abs_logit']:.3g}"
+        + ("" if difference is None else f", relative error {row['relative_logit_error']:.3g}"),
         where=str(folder),
         allowed=allowed,
     )
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 def _has_own_probabilities(row: dict[str, Any]) -> bool:

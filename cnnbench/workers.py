@@ -139,7 +139,18 @@ def _serve(
     except EOFError:
         return
     except Exception as error:  # told to whoever asked, whatever it is
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        connection.send(("failed", reason(error)))
+
+
+def reason(error: Exception) -> str:
+    """Returns an error's kind and the first line of its message that says what is wrong.
+
+    Those of TensorFlow begin with where in a graph it is.
+    """
+    where = ("Graph execution error", "Detected at node", "<stack traces")
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    what = [line for line in lines if not line.startswith(where)] or lines
+    return ": ".join([type(error).__name__, *what[:1]])
 
 
 def peak_memory_mb() -> float:

@@ -12,7 +12,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-from cnnbench.run import machine, versions
+from cnnbench.provenance import machine, versions
 from cnnbench.runtime import ONEDNN
 from cnnbench.workers import Round, Worker, alternate
 

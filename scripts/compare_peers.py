@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from cnnbench import benchmark, tuning
 from cnnbench.parts import MODELS
+from cnnbench.provenance import machine, versions
 from cnnbench.recipe import Recipe, parse_recipe
-from cnnbench.run import machine, versions
 from cnnbench.workers import Round, Worker, WorkerError, alternate
 
 TIMEOUT_S = 900.0

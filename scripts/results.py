@@ -1,21 +1,26 @@
-"""Keeps the proof of what recipes reach: copies runs, and writes the table in recipes/README.md.
+"""Keeps the proof of what recipes reach: copies runs, and writes the tables of them.
 
 python scripts/results.py [RUN...]
 
-A run must be finished and evaluated on the test split. What names this machine's folders is left
-out of the copies.
+A run must be finished and evaluated on the test split; of a recipe of several stages, each of them.
+What its exports were proven to be is kept with it. What names this machine's folders is left out of
+the copies. recipes/README.md has the table of the runs, README.md that of the exports.
 """
 
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cnnbench import files, load_recipe, open_run
+from cnnbench import chain, files, load_recipe, open_run
+from cnnbench.artifacts import FORMATS
+from cnnbench.run import STAGES, Run
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-RESULTS, README = RECIPES / "results", RECIPES / "README.md"
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+RESULTS = RECIPES / "results"
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 TITLES = (
     "recipe", "network", "epochs", "test top-1", "target", "NLL", "ECE", "minutes", "images/s",
@@ -23,21 +28,58 @@ TITLES = (
 
 
 def main() -> None:
-    """Copies the runs named on the command line, and writes the table of all."""
+    """Copies the runs named on the command line, and writes the tables of all."""
     for path in sys.argv[1:]:
         keep(Path(path))
-    before, _, rest = README.read_text().partition(BEGIN)
-    files.write_bytes(README, (before + BEGIN + table() + END + rest.partition(END)[2]).encode())
+    for page, text in pages().items():
+        files.write_bytes(page, text.encode())
+
+
+def pages() -> dict[Path, str]:
+    """Returns the text of each page that has a table, with the table of what is kept."""
+    kept = sorted(RESULTS.iterdir())
+    tables = {
+        RECIPES / "README.md": [TITLES, *map(trained, kept)],
+        ROOT / "README.md": list(exported(kept)),
+    }
+    return {page: with_table(page.read_text(), rows) for page, rows in tables.items()}
+
+
+def with_table(text: str, rows: list[tuple[str, ...]]) -> str:
+    """Puts a table between the marks of a text; the first row is the titles."""
+    titles, *rest = rows
+    lines = [titles, ("---",) * len(titles), *rest]
+    table = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    before, _, after = text.partition(BEGIN)
+    return before + BEGIN + table + END + after.partition(END)[2]
 
 
 def keep(path: Path) -> None:
-    """Copies what proves a run's result to recipes/results/NAME."""
-    run = open_run(path)
+    """Copies what proves a run's result to recipes/results/NAME, or NAME.seedN if that differs."""
+    runs = runs_of(path)
+    last = runs[-1].recipe
+    ours = load_recipe(RECIPES / f"{last.name}.yaml").absolute()
+    # A goal that was set before may have become what was reached.
+    if last != ours.model_copy(update={"target": last.target, "seed": last.seed}):
+        sys.exit(f"{path}: its recipe is not recipes/{last.name}.yaml")
+    folder = RESULTS / (last.name + f".seed{last.seed}" * (last.seed != ours.seed))
+    if len(runs) > 1:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path / STAGES, folder / STAGES)
+    for run in runs:
+        keep_run(run, folder / run.path.name if len(runs) > 1 else folder)
+
+
+def runs_of(path: Path) -> list[Run]:
+    """Returns the run of each stage, or the one that lies there."""
+    return chain.stages(path) if (path / STAGES).is_file() else [open_run(path)]
+
+
+def keep_run(run: Run, folder: Path) -> None:
+    """Copies what proves the result of one training."""
+    path = run.path
     if not run.finished or not (path / "eval.json").is_file():
         sys.exit(f"{path}: not finished, or not evaluated on the test split")
-    if run.recipe != load_recipe(RECIPES / f"{run.recipe.name}.yaml").absolute():
-        sys.exit(f"{path}: its recipe is not recipes/{run.recipe.name}.yaml")
-    folder = RESULTS / run.recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.yaml", "metrics.jsonl"):
         shutil.copyfile(path / name, folder / name)
@@ -50,27 +92,27 @@ def keep(path: Path) -> None:
     files.write_json(folder / "environment.json", files.signed(environment))
     result = json.loads((path / "eval.json").read_text())
     files.write_json(folder / "eval.json", result | {"run": run.recipe.name})
+    proofs = [path / "saved_model" / "verify.json", *sorted(path.glob("exports/*/verify.json"))]
+    found = [json.loads(file.read_text())["rows"] for file in proofs if file.is_file()]
+    if rows := [row for rows in found for row in rows]:
+        files.write_json(folder / "exports.json", {"rows": rows})
 
 
-def table() -> str:
-    """Returns the table of all that is kept, in Markdown."""
-    rows = [TITLES, ("---",) * len(TITLES)]
-    rows += [row(folder) for folder in sorted(RESULTS.iterdir())]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
-
-
-def row(folder: Path) -> tuple[str, ...]:
+def trained(folder: Path) -> tuple[str, ...]:
     """Returns the cells of one result."""
-    recipe = open_run(folder).recipe
-    result: dict[str, Any] = json.loads((folder / "eval.json").read_text())
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    runs = runs_of(folder)
+    recipe = runs[-1].recipe
+    result: dict[str, Any] = json.loads((runs[-1].path / "eval.json").read_text())
+    stages = [run.metrics() for run in runs]
+    epochs = [row for rows in stages for row in rows]
     seconds = sum(each["seconds"] for each in epochs)
     images = sum(each["seconds"] * each["throughput_images_per_s"] for each in epochs)
     target = f"{recipe.target.top1}" if recipe.target else ""
+    _, dot, seed = folder.name.partition(".seed")
     return (
-        f"[{recipe.name}]({recipe.name}.yaml)",
+        f"[{recipe.name}]({recipe.name}.yaml)" + (f", seed {seed}" if dot else ""),
         recipe.model.name,
-        str(len(epochs)),
+        " + ".join(str(len(each)) for each in stages),
         f"{result['top1']:.4f}",
         target,
         f"{result['nll']:.3f}",
@@ -78,6 +120,34 @@ def row(folder: Path) -> tuple[str, ...]:
         f"{seconds / 60:.0f}",
         f"{images / seconds:.0f}",
     )
+
+
+def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
+    """Yields a row for each format and precision, with a cell for each network that has all."""
+    kinds = [(form, each) for form, about in FORMATS.items() for each in about.precisions]
+    proven: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for folder in kept:
+        if (file := folder / "exports.json").is_file():
+            rows = json.loads(file.read_text())["rows"]
+            found = {(row["format"], row["precision"]): row for row in rows}
+            if found.keys() >= set(kinds):
+                proven[open_run(folder).recipe.model.name] = found
+    yield ("", *proven)
+    for form, precision in kinds:
+        yield (
+            f"{FORMATS[form].title} {precision}",
+            *(cell(each[form, precision]) for each in proven.values()),
+        )
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Returns top-1 and agreement, in per cent, megabytes, and milliseconds an image."""
+    if "error" in row:
+        return "refused: does not run"
+    return "refused: " * (not row["passed"]) + (
+        f"{row['top1']:.1%} / {row['agreement']:.1%} / {row['size_bytes'] / 1e6:.3g} / "
+        f"{row['latency_ms']['p50']:.3g}"
+    ).replace("%", "")
 
 
 if __name__ == "__main__":

@@ -65,10 +65,13 @@ def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
 
 
 def zeros(run) -> float:
+    return np.mean(np.concatenate([places.ravel() for places in places_of_zeros(run)]))
+
+
+def places_of_zeros(run) -> list[np.ndarray]:
     from cnnbench.compress.prune import prunable
 
-    kernels = [np.array(kernel) for kernel in prunable(restore(run).model)]
-    return sum((k == 0).sum() for k in kernels) / sum(k.size for k in kernels)
+    return [np.array(kernel) == 0 for kernel in prunable(restore(run).model)]
 
 
 def test_what_a_stage_did_stays_done(whole):
@@ -77,6 +80,17 @@ def test_what_a_stage_did_stays_done(whole):
     assert zeros(thin) > 0.3 and zeros(quantized) == pytest.approx(zeros(thin), abs=0.02)
     assert evaluate(thin)["macs"] <= 0.7 * evaluate(pruned)["macs"]
     assert evaluate(thin)["params"] < evaluate(pruned)["params"]
+
+
+def test_what_was_pruned_stays_so_in_a_stage_that_prunes_more(small, tmp_path, base):
+    stages = (
+        "[{name: prune, sparsity: 0.6, scope: global, epochs: 1},"
+        " {name: prune, sparsity: 0.7, epochs: 1}]"
+    )
+    train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
+    before, after = map(places_of_zeros, chain.stages(tmp_path / "run"))
+    assert all(np.all(late[early]) for early, late in zip(before, after, strict=True))
+    assert all(late.mean() >= 0.7 - 1 / late.size for late in after)
 
 
 def test_no_weights_are_the_best_before_all_are_pruned(small, base):
@@ -125,17 +139,40 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
 
 
 @pytest.mark.parametrize(
-    ("stages", "words"),
+    ("stages", "settings", "words"),
     [
-        ("[{name: prune, sparsity: 0.5}, {name: distill, teacher: ./nobody}]", "there is no run"),
-        # Found when the first stage is made ready.
-        ("[{name: prune_filters, macs: 0.001}, {name: qat}]", "cannot be thinned"),
+        ("[{name: prune, sparsity: 0.5}, {name: distill, teacher: ./nobody}]", (),
+         "there is no run"),
+        ("[{name: prune, sparsity: 0.5}, {name: prune_filters, macs: 0.001}]", (),
+         "cannot be thinned"),
+        # Batch norms are folded, and their betas gone.
+        ("[{name: prune, sparsity: 0.5}, {name: qat}]",
+         ("train.groups=[{match: /beta$, lr_scale: 2.0}]",), "matches no weight"),
     ],
-)
-def test_stages_that_cannot_begin_leave_nothing(small, tmp_path, base, stages, words):
+)  # fmt: skip
+def test_a_stage_that_cannot_begin_is_refused_before_the_first_is_trained(
+    small, tmp_path, base, stages, settings, words
+):
     with pytest.raises(UsageError, match=words):
-        train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
+        train(recipe_of(small, base, stages, *settings), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_stages_that_were_changed_are_not_gone_on_with(small, tmp_path, base):
+    with pytest.raises(InterruptedRun):
+        train(recipe_of(small, base), run_dir=tmp_path / "run", listener=InterruptAt(2))
+    kept = tmp_path / "run" / "stages.yaml"
+    kept.write_text(kept.read_text().replace("sparsity: 0.6", "sparsity: 0.7"))
+    with pytest.raises(RunError, match=r"the recipe changed since the run began\n.*0\.6"):
+        chain.resume(tmp_path / "run")
+
+
+def test_small_images_are_for_the_first_stage(small, base):
+    sizes = "train.image_sizes=[{until: 1, size: 8}]"
+    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}, {name: qat}]", sizes)
+    first, last = (stage.of_last_stage() for _, stage in chain._stages(small.parent, recipe))
+    assert [each.size for each in first.train.image_sizes] == [8]
+    assert not last.train.image_sizes
 
 
 def test_the_runs_of_all_stages_are_opened_as_that_of_the_last(whole):
@@ -180,6 +217,11 @@ def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeyp
     assert find_run("small").path.name == "small-20260101-000000"
     with pytest.raises(UsageError, match="no finished run of 'other'"):
         find_run("other")
+    # Later ones of other names, or of a name that nobody can tell, are not what is looked for.
+    for name, text in (("other", "name: other\n"), ("damaged", "name: [")):
+        shutil.copytree(base.path, tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "recipe.yaml").write_text(text)
+    assert find_run("small").path.name == "small-20260101-000000"
 
 
 @pytest.mark.parametrize(("settings", "words"), [
@@ -195,6 +237,13 @@ def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeyp
     (("compress=[{name: prune, sparsity: 0.4, begin: 0.8, end: 0.5}]",), "begin"),
     (("compress=[{name: prune, sparsity: 0.4, epochs: 1}]",), "more than the warm-up takes"),
     (("compress=[{name: prun, sparsity: 0.4}]",), "did you mean prune"),
+    (("compress=[{name: prune, sparsity: 0.8}, {name: prune, sparsity: 0.5}]",),
+     "0.5 after 0.8, and what is zero stays zero"),
+    (("init={run: x}", "compress=[{name: qat}]", "data.color=hsv"), "hsv with qat"),
+    (("compress=[{name: distill, teacher: resnet18.tv_in1k}]", "data.classes=4"),
+     "knows 1000 classes, the data have 4"),
+    (("compress=[{name: prune, sparsity: 0.4, epochs: 2}]",
+      "train.image_sizes=[{until: 2, size: 8}]"), "2 of 2 epochs"),
     (("compress=[{name: distill, teacher: x, share: 1.5}]",), "less than or equal to 1"),
     (("compress=[{name: distill, teacher: x}]", "train.image_sizes=[{until: 1, size: 8}]"),
      "distill without train.image_sizes"),
@@ -209,6 +258,8 @@ def test_stages_that_make_no_sense_are_refused(small, settings, words):
     (("model={name: resnet14}",), "init.run: network: resnet8"),
     (("data.shape=[32, 32, 3]",), "init.run: images"),
     (("data.classes=4",), "init.run: classes"),
+    (("data.color=yuv",), "init.run: data.color: rgb"),
+    (("data.mean=[0.1, 0.2, 0.3]",), "init.run: data.mean"),
 ])  # fmt: skip
 def test_a_run_of_another_network_is_not_begun_from(small, tmp_path, base, settings, words):
     recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}]", *settings)
@@ -248,6 +299,5 @@ def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, mon
 
 def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
     recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
-    (tmp_path / "stages.yaml").write_text(recipe.dump())
-    names = [stage.name for _, stage in chain._stages(tmp_path)]
+    names = [stage.name for _, stage in chain._stages(tmp_path, recipe)]
     assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

@@ -1,5 +1,7 @@
 """Distillation: the loss of the papers, from a teacher that sees what the student sees."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -134,7 +136,8 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     monkeypatch.setattr(
         weights, "load_published", lambda model, *_, **__: weights.load(model, arrays, where="x")
     )
-    preset = presets.Preset("mobilenet_v1_025", "", "", "", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    means, deviations = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    preset = presets.Preset("mobilenet_v1_025", "", "", "", means, deviations, classes=10)
     monkeypatch.setitem(presets.PRESETS, "mine", preset)
     recipe = distilled(small, "mine", "data.shape=[32, 32, 3]", "data.color=hsv", share=1.0)
     data = open_dataset(recipe.data, Access())
@@ -144,6 +147,9 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     student = np.zeros((2, 10), np.float32)
     found = taught.losses(pixels, [tf.constant(student)], np.zeros(2, np.float32))
     assert np.allclose(found, soft_losses(logits, student, 4.0), rtol=1e-3)
+    monkeypatch.setitem(presets.PRESETS, "mine", replace(preset, classes=1000))
+    with pytest.raises(UsageError, match="mine knows 1000 other classes"):
+        beginning.lesson(recipe, data, (32, 32, 3), None)
 
 
 @pytest.mark.parametrize(("setting", "words"), [

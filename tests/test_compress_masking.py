@@ -23,14 +23,29 @@ def models():
 
 
 def test_masks_change_every_so_many_steps_and_at_the_end(models):
-    masking = Masking(models[0], None, pruning(begin_at=0.2, end_at=0.75), 0.1, 100)
-    asked = {step + 1: masking.sparsity_after(step) for step in range(100)}
+    stage = pruning(begin_at=0.2, end_at=0.75, every=50)
+    masking = Masking(models[0], None, stage, 0.1, 1000)
+    asked = {step + 1: masking.sparsity_after(step) for step in range(1000)}
     changes = {step: value for step, value in asked.items() if not math.isnan(value)}
-    assert list(changes) == [20, 30, 40, 50, 60, 70, 75]
-    # Zhu & Gupta 2017, equation 1, at step 40 of 20 to 75.
-    assert changes[40] == pytest.approx(0.8 - 0.7 * (1 - 20 / 55) ** 3)
-    assert changes[20] == pytest.approx(0.1) and changes[75] == pytest.approx(0.8)
-    assert [masking.is_settled(step) for step in (74, 75, 100)] == [False, True, True]
+    assert list(changes) == list(range(200, 751, 50))
+    # Zhu & Gupta 2017, equation 1, at step 400 of 200 to 750.
+    assert changes[400] == pytest.approx(0.8 - 0.7 * (1 - 200 / 550) ** 3)
+    assert changes[200] == pytest.approx(0.1) and changes[750] == pytest.approx(0.8)
+    assert [masking.is_settled(step) for step in (749, 750, 1000)] == [False, True, True]
+
+
+def test_masks_change_gradually_in_a_short_stage_too(models):
+    masking = Masking(models[0], None, pruning(every=50), 0.0, 40)
+    asked = [masking.sparsity_after(step) for step in range(40)]
+    changes = [value for value in asked if not math.isnan(value)]
+    assert len(changes) == 10 and changes == sorted(changes) and changes[-1] == 0.8
+
+
+@pytest.mark.parametrize("steps", [1, 3, 11])
+def test_masks_change_however_early_the_end_is(models, steps):
+    masking = Masking(models[0], None, pruning(end_at=0.04), 0.0, steps)
+    assert not masking.is_settled(0) and masking.is_settled(1)
+    assert masking.sparsity_after(0) == 0.8
 
 
 def test_without_a_stage_zeros_stay(models):

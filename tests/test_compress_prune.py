@@ -128,7 +128,32 @@ def test_a_masked_weight_does_not_come_back_though_an_optimizer_moved_it():
     prune.update(kernels, masks, 0.5, "layer")
     assert np.array_equal(masks[0], [[0, 1], [0, 1]])
     prune.update(kernels, masks, 0.0, "layer")
-    assert np.array_equal(masks[0], [[1, 1], [1, 1]])
+    assert np.array_equal(masks[0], [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "2:4"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7, 0.9])
+def test_what_was_pruned_before_stays_so(scope, sparsity):
+    kernels = kernels_of(*drawn((3, 3, 8, 6), (4, 10)))
+    masks = prune.masks_like(kernels)
+    # The first kernel is sparser than the mean, the second less so.
+    for mask, share in zip(masks, (0.8, 0.4), strict=True):
+        mask.assign(np.random.default_rng(1).random(mask.shape) > share)
+    before = [mask.numpy() for mask in masks]
+    if scope == "2:4":
+        prune.update_two_of_four(kernels, masks)
+    else:
+        prune.update(kernels, masks, sparsity, scope)
+    for mask, was in zip(masks, before, strict=True):
+        assert not mask.numpy()[was == 0].any()
+        if scope == "2:4":
+            fours = mask.numpy().reshape(-1, 4, mask.shape[-1])
+            assert fours.sum(1).max() <= 2
+        elif scope == "layer":
+            assert zeros(mask) == max(zeros(was), round(sparsity * was.size))
+    if scope == "global":
+        count = sum(was.size for was in before)
+        assert sum(map(zeros, masks)) == max(sum(map(zeros, before)), round(sparsity * count))
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 5), (1, 1, 4, 1), (12, 7)])

@@ -88,7 +88,7 @@ def test_robustness_equals_a_plain_count(run, test_images):
     assert robust["mean_corruption_error"] == pytest.approx(1 - mean)
     assert result["top1"] > mean > 0.3
     assert robust["corruptions"]["contrast"][4] < robust["corruptions"]["contrast"][0]
-    assert json.loads((run.path / "eval.json").read_text())["robust"] == robust
+    assert json.loads((run.path / "eval-robust.json").read_text())["robust"] == robust
 
 
 def test_robustness_does_not_depend_on_the_size_of_a_batch(run):
@@ -144,12 +144,12 @@ def test_the_table_has_what_was_measured(run):
 
 def test_a_target_that_is_missed_ends_with_5_and_the_result_is_kept(tmp_path):
     run = trained(tmp_path, "target={top1: 1.0, source: all}")
-    (run.path / "eval-flip_shift.json").unlink(missing_ok=True)
+    (run.path / "eval-flip_shift-robust.json").unlink(missing_ok=True)
     done = cnnbench("eval", run.path, "--require-target", "--robust", "--robust-examples", 3,
                     "--tta", "flip_shift", "--json")  # fmt: skip
     assert done.returncode == 5, done.stderr
     result = json.loads(done.stdout)
-    assert result == json.loads((run.path / "eval-flip_shift.json").read_text())
+    assert result == json.loads((run.path / "eval-flip_shift-robust.json").read_text())
     assert f"missed by {1 - result['top1']:.4f}" in done.stderr and "Traceback" not in done.stderr
     assert result["robust"]["examples"] == 3 and result["tta"] == "flip_shift"
     without = cnnbench("eval", run.path)

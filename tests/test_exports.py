@@ -16,6 +16,7 @@ from rich.console import Console
 
 from cnnbench import (
     calibration,
+    checkpoint,
     evaluate,
     export,
     exports,
@@ -238,6 +239,28 @@ def test_a_failure_hides_no_other_result(run, monkeypatch):
     assert isinstance(done.exception, UsageError)
 
 
+def test_a_file_that_is_not_what_was_asked_for_hides_no_other_result(run, monkeypatch):
+    def floats(request, folder):
+        raise VerificationError("computes in floats")
+
+    told = []
+    monkeypatch.setattr(module_of("tflite"), "write", floats)
+    with pytest.raises(VerificationError, match="in floats"):
+        export(run, ["tflite", "openvino"], examples=20, told=told.append)
+    assert [row["passed"] for row in told] == [False, True]
+
+
+def test_what_a_converter_stumbles_over_is_one_line(run, monkeypatch):
+    import tf2onnx
+
+    def stumbles(*_, **__):
+        raise KeyError("a node\nand pages about it")
+
+    monkeypatch.setattr(tf2onnx.convert, "from_function", stumbles)
+    with pytest.raises(UsageError, match=r"ONNX float32: KeyError: [^\n]*a node[^\n]*$"):
+        export(run, ["onnx"], examples=20)
+
+
 def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
     settings = ("data.image_size=16", "data.resize_short=24")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
@@ -352,7 +375,7 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, what):
     shutil.rmtree(run.path / "best")  # no weights: work would fail otherwise
     refused = CliRunner().invoke(cli, ["export", str(run.path), *options])
     said = refused.output + str(refused.exception)
-    assert what in said and getattr(refused.exception, "exit_code", refused.exit_code) in (1, 2)
+    assert what in said and getattr(refused.exception, "exit_code", refused.exit_code) == 2
     assert not (run.path / "exports").exists()
 
 
@@ -388,6 +411,24 @@ def test_eval_of_an_artifact_equals_eval(run):
     evaluate_artifact(run, run.path / "my.tflite", trust=True)
     assert json.loads((run.path / "eval.json").read_text())["weights"] == "best"
     assert (run.path / "eval-my.tflite.json").is_file()
+
+
+def test_an_artifact_of_other_weights_is_refused(run):
+    export(run, ["tflite"], verify=False)
+    saved = checkpoint.load(run.best)
+    moved = {name: array + np.float32(0.01) for name, array in saved.arrays.items()}
+    checkpoint.save(run.best, checkpoint.Checkpoint(moved, saved.state))
+    with pytest.raises(UsageError, match="other weights than when this was exported"):
+        evaluate_artifact(run, run.path / "exports/tflite")
+
+
+def test_an_artifact_that_answers_nan_is_not_measured(run, monkeypatch):
+    tflite = module_of("tflite")
+    with monkeypatch.context() as patched, pytest.raises(VerificationError):
+        patched.setattr(tflite, "write", harming(tflite.write, "nan"))
+        export(run, ["tflite"], examples=20)
+    with pytest.raises(VerificationError, match="NaN or infinity"):
+        evaluate_artifact(run, run.path / "exports/tflite.failed")
 
 
 @pytest.mark.parametrize("where", ["changed", "elsewhere", "added", "unlisted"])

@@ -25,6 +25,7 @@ FLOORS = (
         "lars",
         "models",
         "tasks",
+        "provenance",
         "runtime",
         "weight_names",
     },

@@ -1,6 +1,7 @@
 """The README says what is so."""
 
 import re
+import runpy
 import shlex
 
 from click.testing import CliRunner
@@ -54,3 +55,10 @@ def test_every_make_target_in_it_exists():
 
 def test_nothing_is_left_to_be_filled_in():
     assert "@@" not in README and "TODO" not in README
+
+
+def test_its_tables_are_those_of_the_results_that_are_kept():
+    pages = runpy.run_path(str(ROOT / "scripts" / "results.py"))["pages"]()
+    assert len(pages) == 2
+    for page, text in pages.items():
+        assert page.read_text() == text, page

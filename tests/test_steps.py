@@ -406,6 +406,7 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
 @pytest.mark.parametrize(("sizes", "words"), [
     ("[{until: 1, size: 17}]", "17 pixels; 4 to 16"),
     ("[{until: 2, size: 8}, {until: 2, size: 12}]", "a later epoch each"),
+    ("[{until: 1, size: 8}, {until: 3, size: 12}]", r"image_sizes.1.until: 3 of 3 epochs"),
 ])  # fmt: skip
 def test_sizes_that_make_no_sense_are_refused(small, sizes, words):
     with pytest.raises(RecipeError, match=words):

@@ -84,6 +84,23 @@ def test_a_logit_of_float32_may_not_wander(answers):
         assert row["agreement"] == 1.0 and passes(row, "float32") is passed
 
 
+@pytest.mark.parametrize("precision", ["float16", "dynamic", "int8", "int16x8"])
+def test_logits_of_another_size_or_of_no_image_do_not_pass(precision):
+    """Where a network is right by chance alone, top-1 tells nothing."""
+    random = np.random.default_rng(0)
+    reference = random.normal(size=(1000, 100)).astype(np.float32)
+    labels = random.integers(0, 100, 1000)
+    always_first = np.zeros_like(reference)
+    always_first[:, 0] = 3
+    for theirs in (8 * reference, always_first, reference[::-1], 0 * reference):
+        row = compare(reference, theirs, labels) | ALIKE | {"tolerance": 1.0}
+        assert row["relative_logit_error"] > 0.5 and not passes(row, precision)
+    noisy = reference + random.normal(size=reference.shape).astype(np.float32) / 4
+    row = compare(reference, noisy, labels) | ALIKE | {"tolerance": 1.0}
+    assert row["relative_logit_error"] == pytest.approx(0.25, rel=0.02)
+    assert passes(row, precision)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
 def test_what_is_not_finite_never_passes(answers, precision, value):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.artifacts import Loaded, module_of
-from cnnbench.workers import latency_ms, peak_memory_mb
+from cnnbench.workers import latency_ms, peak_memory_mb, reason
 
 BATCHES = (1, 8, 32, 128)
 BATCH_SECONDS = 0.25
@@ -83,7 +83,7 @@ def main(form: str, path: str, handle: str) -> None:
     except EOFError:
         return
     except Exception as error:  # told to whoever asked, whatever it is
-        connection.send(("failed", f"{type(error).__name__}: {error}"))
+        connection.send(("failed", reason(error)))
 
 
 if __name__ == "__main__":

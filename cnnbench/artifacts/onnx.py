@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.artifacts import Loaded, Request, as_logits, output_name
-from cnnbench.errors import UsageError
+from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.lazy import tf
 
 OPSET = 18
@@ -43,9 +43,25 @@ def write(request: Request, folder: Path) -> None:
     """
     folder.mkdir()
     file = folder / "model.onnx"
-    _write(_converted(request), file)
-    if request.precision == "int8":
-        _quantize(request, file)
+    with _converter_errors(request.precision):
+        _write(_converted(request), file)
+        if request.precision == "int8":
+            _quantize(request, file)
+
+
+@contextlib.contextmanager
+def _converter_errors(precision: str) -> Iterator[None]:
+    """Turns what a converter stumbles over into one line."""
+    try:
+        yield
+    except (CnnbenchError, OSError):
+        raise
+    except Exception as error:  # of tf2onnx and onnxruntime, which have no errors of their own
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise UsageError(
+            f"cannot be converted to ONNX {precision}: {type(error).__name__}: {first[:300]}",
+            allowed="another precision or format",
+        ) from error
 
 
 def _converted(request: Request) -> Any:

@@ -15,6 +15,8 @@ import numpy as np
 from cnnbench.workers import WorkerError
 
 TIMEOUT_S = 600.0
+# A run-time that crashes may write its memory to a file first.
+ENDING_S = 30.0
 BATCH = 32
 
 
@@ -112,11 +114,14 @@ class Artifact:
         except (EOFError, OSError):
             raise WorkerError(self._end()) from None
         if kind == "failed":
-            raise WorkerError(value.splitlines()[0][:300])
+            raise WorkerError(value[:300])
         return value
 
     def _end(self) -> str:
-        code = self._process.wait(5)
+        try:
+            code = self._process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            return "the run-time does not answer, and does not end"
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").split("\n")
         words = [line for line in said if line.strip()][-1:]

@@ -9,6 +9,9 @@ from cnnbench.compress import prune
 from cnnbench.compress.stages import Pruning
 from cnnbench.lazy import tf
 
+# How often masks change on the way at least, where there are so many steps.
+LEAST_CHANGES = 10
+
 
 class Masking:
     """The masks of a network's kernels, and what a step of training does by them.
@@ -24,8 +27,9 @@ class Masking:
     def __init__(
         self, model: Any, averaged: Any, stage: Pruning | None, initial: float, steps: int
     ):
-        self._stage, self._initial, self._steps = stage, initial, steps
-        self._end = round(stage.end_at * steps) if stage else 0
+        self._stage, self._initial = stage, initial
+        self._begin = round(stage.begin_at * steps) if stage else 0
+        self._end = max(1, round(stage.end_at * steps)) if stage else 0
         self._kernels = prune.prunable(model)
         self._averages = prune.prunable(averaged) if averaged is not None else []
         self.variables: list[Any] = prune.masks_like(self._kernels)
@@ -42,9 +46,9 @@ class Masking:
         """
         if self._stage is None:
             return math.nan
-        begin, end = round(self._stage.begin_at * self._steps), self._end
-        done = step + 1
-        if done != end and not (begin <= done < end and (done - begin) % self._stage.every == 0):
+        begin, end, done = self._begin, self._end, step + 1
+        every = min(self._stage.every, max(1, (end - begin) // LEAST_CHANGES))
+        if done != end and not (begin <= done < end and (done - begin) % every == 0):
             return math.nan
         return prune.sparsity_at(done, begin, end, self._stage.sparsity, self._initial)
 

@@ -56,17 +56,16 @@ def masks_like(kernels: Sequence[Any]) -> list[Any]:
 
 
 def update(kernels: Sequence[Any], masks: Sequence[Any], sparsity: Any, scope: Scope) -> None:
-    """Sets the masks to zero for the smallest magnitudes, and to one for the others.
+    """Sets the masks to zero for the smallest magnitudes.
 
-    Exactly round(sparsity * count) weights are masked, of equal ones those that come first. One
-    that was masked already counts as smaller than any other, whatever an optimizer has done to it
-    since, so it comes back only if the sparsity falls. The kernels themselves are not changed.
+    Exactly round(sparsity * count) weights are masked, of equal ones those that come first, or as
+    many as there were if those are more. One that was masked stays so, whatever an optimizer has
+    done to it since. The kernels themselves are not changed.
 
     Args:
         kernels: from `prunable`.
         masks: one for each.
-        sparsity: scalar, 0-1; float64 where a kernel has more than ten million weights, for the
-            count to be exact.
+        sparsity: scalar, 0-1.
         scope: "layer" prunes the same share of each kernel, as Zhu & Gupta 2017 do; "global"
             compares the weights of all kernels with one another (Han et al. 2015 do so within a
             layer), which spares small layers but can at high sparsities prune one wholly.
@@ -77,7 +76,7 @@ def update(kernels: Sequence[Any], masks: Sequence[Any], sparsity: Any, scope: S
     else:
         kept = [_largest(each, sparsity) for each in flat]
     for mask, values in zip(masks, kept, strict=True):
-        mask.assign(tf.cast(tf.reshape(values, mask.shape), mask.dtype))
+        mask.assign(mask * tf.cast(tf.reshape(values, mask.shape), mask.dtype))
 
 
 def update_two_of_four(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
@@ -85,8 +84,8 @@ def update_two_of_four(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
 
     This is the pattern that sparse tensor cores compute at twice the speed (Mishra et al. 2021,
     "Accelerating Sparse Deep Neural Networks", section 3); there a trained network is pruned once,
-    and trained again. A kernel whose input channels are no multiple of four stays whole. Of equal
-    weights the first are kept, and one that was masked already comes last.
+    and trained again. A kernel whose input channels are no multiple of four stays as it is. Of
+    equal weights the first are kept. One that was masked stays so, if that leaves less than two.
     """
     for kernel, mask in zip(kernels, masks, strict=True):
         *window, channels, filters = kernel.shape
@@ -95,7 +94,8 @@ def update_two_of_four(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
         ranked = tf.reshape(_ranked(kernel, mask), (-1, BLOCK, filters))
         _, places = tf.math.top_k(tf.transpose(ranked, (0, 2, 1)), KEPT)
         kept = tf.reduce_sum(tf.one_hot(places, BLOCK, dtype=mask.dtype), -2)
-        mask.assign(tf.reshape(tf.transpose(kept, (0, 2, 1)), (*window, channels, filters)))
+        kept = tf.reshape(tf.transpose(kept, (0, 2, 1)), (*window, channels, filters))
+        mask.assign(mask * kept)
 
 
 def apply(kernels: Sequence[Any], masks: Sequence[Any]) -> None:

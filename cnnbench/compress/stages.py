@@ -156,7 +156,7 @@ def prune(
         scope: whether each kernel has that share of zeros, or all together.
         begin: share of the stage's steps after which it begins.
         end: share of the stage's steps after which nothing more is set to zero.
-        every: steps after which weights are chosen anew.
+        every: steps after which weights are chosen anew; a tenth of the way where that is less.
     """
     return Pruning(sparsity, pattern, scope, begin, end, every)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, open_run, run
+from cnnbench import checkpoint, open_run, provenance
 
 # One try: given a folder of its own and its random numbers, it raises if anything is wrong.
 Try = Callable[[Path, random.Random], None]
@@ -176,7 +176,7 @@ def _main(folder: Path, arguments: list[str], output: Path, harms: Sequence[Harm
         os.dup2(file.fileno(), 2)
     tempfile.tempdir = str(folder)
     _small_network()
-    run._git_commit = lambda: "0" * 40  # the code may be worked on while faults are made
+    provenance.git_commit = lambda: "0" * 40  # the code may be worked on while faults are made
     if arguments[0] == "train":
         from cnnbench import exports
 

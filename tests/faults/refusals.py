@@ -253,17 +253,17 @@ CHANGES = (
 
 def other_version(package: str) -> None:
     """Harm: has a package say another version."""
-    from cnnbench import run
+    from cnnbench import provenance
 
-    real = run.versions
-    run.versions = lambda: real() | {package: "0.0.1"}
+    real = provenance.versions
+    provenance.versions = lambda: real() | {package: "0.0.1"}
 
 
 def other_commit() -> None:
     """Harm: has git say another commit."""
-    from cnnbench import run
+    from cnnbench import provenance
 
-    run._git_commit = lambda: "1" * 40
+    provenance.git_commit = lambda: "1" * 40
 
 
 def two_devices() -> None:
