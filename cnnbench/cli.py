@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 ROBUST_EXAMPLES = 1000
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
+CALIBRATION_METHODS = ("min_max", "average_min_max")
 LISTS = (
     "models",
     "presets",
@@ -276,6 +277,13 @@ def evaluate(
     show_default=True,
     help="Training images for int8 and int16x8.",
 )
+@click.option(
+    "--calibration-method",
+    type=click.Choice(CALIBRATION_METHODS),
+    default="min_max",
+    show_default=True,
+    help="How int8 has its ranges of them.",
+)
 @click.option("--explain", is_flag=True, help="Tell what each layer of TFLite int8 loses.")
 @click.option(
     "--keep-float",
@@ -299,6 +307,7 @@ def export(
     examples: int,
     tolerance: float | None,
     calibration_examples: int,
+    calibration_method: str,
     explain: bool,
     keep_float: int,
     data_dir: Path | None,
@@ -332,6 +341,7 @@ def export(
             examples=examples,
             tolerance=tolerance,
             calibration_examples=calibration_examples,
+            calibration_method=calibration_method,
             explain=explain,
             keep_float=keep_float,
             access=_access(data_dir),

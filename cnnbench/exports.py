@@ -15,6 +15,7 @@ from typing import Any
 from cnnbench import calibration, files, network
 from cnnbench.artifacts import (
     CALIBRATED,
+    CALIBRATION_METHODS,
     FORMATS,
     PRECISIONS,
     Request,
@@ -42,6 +43,7 @@ def export(
     examples: int = EXAMPLES,
     tolerance: float | None = None,
     calibration_examples: int = calibration.EXAMPLES,
+    calibration_method: str = "min_max",
     explain: bool = False,
     keep_float: int = 0,
     access: Access | None = None,
@@ -64,6 +66,7 @@ def export(
         tolerance: a share, 0-1, of the images: of a float artifact how many may be named otherwise,
             of one with integers how much less may be right; None: what is usual for the precision.
         calibration_examples: how many training images give integer artifacts their ranges.
+        calibration_method: one of CALIBRATION_METHODS, how int8 has its ranges of them.
         explain: whether explain.json tells what each layer of the TFLite int8 file loses.
         keep_float: how many of the layers that lose most stay in float32 there.
         access: where data sets lie; None: where the training found them.
@@ -83,16 +86,15 @@ def export(
 
     is_quantized = _is_quantized(run)
     wanted = plan(formats, precisions, quantized=is_quantized)
+    if calibration_method not in CALIBRATION_METHODS:
+        raise UsageError(
+            f"there is no calibration method {calibration_method!r}",
+            allowed=", ".join(CALIBRATION_METHODS),
+        )
     if explain or keep_float:
-        if ("tflite", "int8") not in wanted:
-            raise UsageError(
-                "--explain and --keep-float are for TFLite int8, which is not exported"
-            )
-        if is_quantized:
-            raise UsageError(
-                "--explain and --keep-float of a network that was trained with quantization",
-                allowed="those without; its ranges were trained, and all its layers have them",
-            )
+        _check_int8("--explain and --keep-float are", ("tflite",), wanted, is_quantized)
+    if calibration_method != "min_max":
+        _check_int8("--calibration-method is", tuple(FORMATS), wanted, is_quantized)
     access = access or Access()
     is_calibrated = not is_quantized and any(form in CALIBRATED for _, form in wanted)
     if is_calibrated:
@@ -105,9 +107,12 @@ def export(
     failed: list[CnnbenchError] = []
     unwritten: list[CnnbenchError] = []
     for form, precision in wanted:
-        calibrated = images if precision in CALIBRATED else None
+        wish = replace(request, precision=precision)
+        if precision in CALIBRATED:
+            wish = replace(wish, calibration=images)
+        if precision == "int8":
+            wish = replace(wish, calibration_method=calibration_method)
         explained = (explain, keep_float) if (form, precision) == ("tflite", "int8") else None
-        wish = replace(request, precision=precision, calibration=calibrated)
         try:
             row = _export(run, form, wish, reference, tolerance, explained)
         except (UsageError, VerificationError) as error:
@@ -180,6 +185,24 @@ def _plan_quantized(formats: Sequence[str], precisions: Sequence[str]) -> list[t
                 "was trained",
             )
     return wanted
+
+
+def _check_int8(
+    options: str, formats: Sequence[str], wanted: Sequence[tuple[str, str]], is_quantized: bool
+) -> None:
+    """Refuses options for int8 where none is written in those formats, or its ranges are trained.
+
+    Raises:
+        UsageError: the message begins with the options and their verb.
+    """
+    if not any(form in formats and precision == "int8" for form, precision in wanted):
+        what = f"{FORMATS[formats[0]].title} int8" if len(formats) == 1 else "int8"
+        raise UsageError(f"{options} for {what}, which is not exported")
+    if is_quantized:
+        raise UsageError(
+            f"{options} not for a network that was trained with quantization",
+            allowed="those without; its ranges were trained, and all its layers have them",
+        )
 
 
 def _is_quantized(run: Run) -> bool:
@@ -281,6 +304,9 @@ def _metadata(
         "color": net.preprocess.color,
         "mean": list(net.preprocess.mean),
         "std": list(net.preprocess.std),
+        "calibration": None
+        if request.calibration is None
+        else {"images": len(request.calibration), "method": request.calibration_method},
         "float_layers": [row["layer"] for row in layers if row["kept_float"]],
         # A package may come of a distribution of another name, such as onnxruntime-gpu.
         "versions": {name: metadata.version(packed.get(name, [name])[0]) for name in writers},

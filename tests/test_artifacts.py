@@ -8,11 +8,13 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from cnnbench import calibration, network
 from cnnbench.artifacts import (
     CALIBRATED,
+    CALIBRATION_METHODS,
     FORMATS,
     Format,
     Request,
@@ -125,6 +127,27 @@ def test_int8_has_integers_alone_and_pixels_go_in_as_they_are(written, inside, d
     outputs = runner.get_output_details()
     assert {detail["dtype"] for detail in outputs.values()} == {np.dtype(dtype).type}
     assert outputs["probabilities"]["quantization"][0] == 1 / 256
+
+
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+def test_ranges_are_extremes_of_all_images_or_means_of_those_of_batches(
+    net, images, tmp_path, method
+):
+    batches = [images] if method == "min_max" else np.array_split(images, 6)
+    assert len(images) == 61 and {len(batch) for batch in batches} <= {61, 10, 11}
+    logits = [net(batch)["logits"].numpy() for batch in batches]
+    low, high = np.mean([x.min() for x in logits]), np.mean([x.max() for x in logits])
+    assert low < 0 < high
+    for form in ("tflite", "onnx"):
+        write(tmp_path / form, net, form, "int8", images, calibration_method=method)
+    graph = tensors_of(tmp_path / "tflite")
+    pixels = graph.tensors[graph.inputs[0]].quantization
+    assert (pixels.scale[0], pixels.zeroPoint[0]) == (pytest.approx(1), 0)
+    steps = [graph.tensors[i].quantization.scale[0] for i in graph.outputs]
+    assert pytest.approx((high - low) / 255, rel=1e-3) in steps
+    constants = onnx.load(tmp_path / "onnx" / "model.onnx").graph.initializer
+    (step,) = (onnx.numpy_helper.to_array(x) for x in constants if x.name == "logits_scale")
+    assert step == pytest.approx((high - low) / 255, rel=1e-3)
 
 
 def test_an_int8_file_that_would_stretch_pixels_is_refused(net, images, tmp_path):

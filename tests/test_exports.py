@@ -318,6 +318,7 @@ def test_explain_and_keep_float_say_which_layers(run):
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["float_layers"] == [layer["layer"] for layer in layers[:2]]
     assert metadata["files"].keys() == {"model.tflite"}
+    assert metadata["calibration"] == {"images": 201, "method": "min_max"}
     console = Console(width=120, file=io.StringIO())
     console.print(tables.exports({"rows": [row]}))
     assert "kept in float32" in console.file.getvalue()
@@ -368,6 +369,10 @@ def test_what_is_written_of_a_network_that_was_trained_for_integers(formats, pre
         (("--tflite", "--explain"), "--explain and --keep-float are for TFLite int8"),
         (("--onnx", "--precision", "int8", "--keep-float", "1"), "are for TFLite int8"),
         (("--precision", "int8", "--calibration-examples", "9"), "too few to tell the ranges"),
+        (
+            ("--tflite", "--calibration-method", "average_min_max"),
+            "--calibration-method is for int8, which is not exported",
+        ),
         (("--no-verify", "--tolerance", "0.1"), "--tolerance is for --verify"),
     ],
 )
@@ -379,10 +384,11 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, what):
     assert not (run.path / "exports").exists()
 
 
-def test_the_layers_of_a_network_that_was_trained_for_integers_are_not_explained(run, monkeypatch):
+def test_trained_ranges_are_neither_explained_nor_calibrated(run, monkeypatch):
     monkeypatch.setattr(exports, "_is_quantized", lambda run: True)
-    with pytest.raises(UsageError, match="--explain and --keep-float of a network"):
-        export(run, ["tflite"], explain=True)
+    for options in ({"explain": True}, {"calibration_method": "average_min_max"}):
+        with pytest.raises(UsageError, match="not for a network that was trained with quantiz"):
+            export(run, ["tflite"], **options)
 
 
 def test_more_layers_than_there_are_cannot_be_kept(run):

@@ -66,6 +66,10 @@ FORMATS: Mapping[str, Format] = {
 PRECISIONS = FORMATS["tflite"].precisions
 # Those whose ranges of activations are measured on images.
 CALIBRATED = ("int8", "int16x8")
+# How int8 has a range of some images: from the least value to the greatest, or from the mean of the
+# least to the mean of the greatest of batches of so many images, which an outlier hardly moves.
+CALIBRATION_METHODS = ("min_max", "average_min_max")
+AVERAGED_BATCH = 10
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Request:
     net: a network of Keras's own layers.
     preprocessing: whether the artifact takes uint8 pixels, or normalised images.
     calibration: (images, *net.pixel_shape) uint8, for CALIBRATED precisions.
+    calibration_method: one of CALIBRATION_METHODS.
     keep_float: names of tensors, in a TFLite file, whose layers stay in float32 among int8 ones.
     """
 
@@ -82,6 +87,7 @@ class Request:
     precision: str = "float32"
     preprocessing: bool = True
     calibration: np.ndarray | None = None
+    calibration_method: str = "min_max"
     keep_float: tuple[str, ...] = ()
 
     @property
@@ -104,6 +110,12 @@ class Request:
         if self.preprocessing:
             return self.calibration.astype(np.float32)
         return self.net.preprocess(self.calibration).numpy()
+
+    def calibration_batches(self) -> list[np.ndarray]:
+        """Returns the same in batches, of whose ranges int8 has the mean."""
+        images = self.calibration_inputs()
+        is_whole = self.calibration_method == "min_max"
+        return np.array_split(images, 1 if is_whole else max(1, len(images) // AVERAGED_BATCH))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.artifacts import Request, saved_model
-from cnnbench.artifacts.tflite import converter_errors, images_of
+from cnnbench.artifacts.tflite import calibrated, converter_errors, images_of
 from cnnbench.lazy import tf
 
 # Operations that pass on integers, of the same scale, as they come; the converter keeps none of
@@ -62,6 +62,8 @@ def layer_errors(request: Request) -> list[LayerError]:
     Raises:
         UsageError: an operation of the network does not exist in int8.
     """
+    from tensorflow.lite.python.convert import mlir_quantize
+
     assert request.calibration is not None
     shown = replace(request, calibration=request.calibration[:IMAGES])
     debugger = tf.lite.experimental.QuantizationDebugger
@@ -75,12 +77,9 @@ def layer_errors(request: Request) -> list[LayerError]:
         warnings.simplefilter("ignore", UserWarning)
         saved_model.write_function(request, Path(scratch), 1, "float32", request.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: images_of(request)
-        made = debugger(converter=converter, debug_dataset=lambda: images_of(shown))
-        # Opened anew by its content, it keeps the values that the measures of both types need.
+        content = calibrated(converter, request)
         opened = debugger(
-            quant_debug_model_content=made.get_debug_quantized_model(),
+            quant_debug_model_content=bytes(mlir_quantize(content, enable_numeric_verify=True)),
             debug_dataset=lambda: images_of(shown),
             debug_options=options(layer_direct_compare_metrics={"noise": _noise, "power": _power}),
         )

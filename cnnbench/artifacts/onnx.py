@@ -148,8 +148,10 @@ def _quantize(request: Request, file: Path) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    dtype = request.input_dtype
-    images = iter([{"images": x[None].astype(dtype)} for x in request.calibration_inputs()])
+    is_averaged = request.calibration_method == "average_min_max"
+    one_by_one = request.calibration_inputs()[:, None]
+    batches = request.calibration_batches() if is_averaged else one_by_one
+    images = iter([{"images": batch.astype(request.input_dtype)} for batch in batches])
 
     class Images(quantization.CalibrationDataReader):
         def get_next(self) -> Any:
@@ -165,6 +167,8 @@ def _quantize(request: Request, file: Path) -> None:
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=list(QUANTIZED),
+            # Of all batches, which are collected at once, it is the plain mean.
+            extra_options={"CalibMovingAverage": is_averaged},
         )
     import onnx
 

@@ -82,23 +82,14 @@ def _dynamic(converter: Any, request: Request) -> bytes:
 
 
 def _int8(converter: Any, request: Request) -> bytes:
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
     dtype = tf.uint8 if request.preprocessing else tf.int8
-    converter.inference_input_type = converter.inference_output_type = dtype
-    converter.representative_dataset = lambda: images_of(request)
-    if not request.keep_float:
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        return converter.convert()
     # The converter has no option for layers in float; its quantizer, as the debugger uses it, has.
     from tensorflow.lite.python.convert import mlir_quantize
 
-    converter._experimental_calibrate_only = True
+    content = calibrated(converter, request)
     kept = list(request.keep_float)
-    calibrated = converter.convert()
     return bytes(
-        mlir_quantize(
-            calibrated, input_data_type=dtype, output_data_type=dtype, denylisted_nodes=kept
-        )
+        mlir_quantize(content, input_data_type=dtype, output_data_type=dtype, denylisted_nodes=kept)
     )
 
 
@@ -121,10 +112,56 @@ CONVERT = {
 }
 
 
-def images_of(request: Request) -> Iterator[list[np.ndarray]]:
-    """Yields the calibration images as converters and debuggers want them."""
-    for image in request.calibration_inputs():
-        yield [image[None]]
+def calibrated(converter: Any, request: Request) -> bytes:
+    """Returns a float32 file whose tensors have their ranges, for the quantizer.
+
+    Args:
+        converter: of a SavedModel of one function.
+        request: with calibration images; a range is the mean of those of its batches, but that of
+            what goes in is as wide as any.
+    """
+    from tensorflow.lite.python.optimize.calibrator import Calibrator
+
+    first, *others = map(_fed, request.calibration_batches())
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter._experimental_calibrate_only = True
+    converter.representative_dataset = lambda: first
+    content: bytes = converter.convert()
+    if not others:
+        return content
+    model = tflite_files.opened(content)
+    (graph,) = model.subgraphs
+    found = [_ranges(graph)]
+    for batch in others:
+        observed = Calibrator(content).calibrate(lambda batch=batch: batch)
+        found.append(_ranges(_graph(bytes(observed))))
+    ranges = np.stack(found)
+    for i, (low, high) in enumerate(ranges.mean(0)):
+        if i in graph.inputs:
+            low, high = ranges[:, i, 0].min(), ranges[:, i, 1].max()
+        if not np.isnan(low):
+            graph.tensors[i].quantization.min = np.array([low], np.float32)
+            graph.tensors[i].quantization.max = np.array([high], np.float32)
+    return tflite_files.packed(model)
+
+
+def _ranges(graph: Any) -> np.ndarray:
+    """Returns the least and the greatest value of each tensor, NaN where none were observed."""
+    ranges = np.full((len(graph.tensors), 2), np.nan)
+    for i, tensor in enumerate(graph.tensors):
+        about = tensor.quantization
+        if about is not None and about.min is not None:
+            ranges[i] = about.min[0], about.max[0]
+    return ranges
+
+
+def images_of(request: Request) -> list[list[np.ndarray]]:
+    """Returns the calibration images as converters and debuggers want them."""
+    return _fed(request.calibration_inputs())
+
+
+def _fed(images: np.ndarray) -> list[list[np.ndarray]]:
+    return [[image[None]] for image in images]
 
 
 @contextlib.contextmanager
