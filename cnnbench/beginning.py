@@ -42,7 +42,8 @@ def runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
 
     Args:
         recipe: what is going to be trained.
-        start: the run of the stage before, in place of what the recipe names.
+        start: the run of the stage before, in place of what the recipe names; its teacher goes on
+            where the recipe names no other.
 
     Raises:
         UsageError: there is no such run.
@@ -54,7 +55,10 @@ def runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
     elif recipe.init is not None:
         found["init"] = find_run(recipe.init.run)
     if (name := _teacher_of(recipe)) and name not in presets.PRESETS:
-        found["teacher"] = find_run(name)
+        # The name of a recipe may mean a newer run by now.
+        is_kept = start is not None and _teacher_of(start.recipe) == name
+        others = start.others() if start is not None and is_kept else {}
+        found["teacher"] = others.get("teacher") or find_run(name)
     return found
 
 

@@ -16,6 +16,7 @@ from cnnbench.run import (
     RUNS,
     STAGES,
     Run,
+    must_be_free,
     name_in,
     new_folder,
     newest_run,
@@ -57,13 +58,14 @@ def train(
         )
     recipe = recipe.absolute()
     choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
+    if run_dir is not None:
+        must_be_free(run_dir)
     _rehearse(recipe, access or Access(), choice.settings)
     with files.storage_errors(run_dir or RUNS):
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise RunError("the run directory is not empty", where=str(folder))
+    must_be_free(folder)  # another may have begun there meanwhile
     files.write_bytes(folder / STAGES, recipe.dump().encode())
     try:
         return _go_on(folder, access=access, listener=listener, choice=choice)

@@ -111,6 +111,10 @@ def train(
             run = chain.resume(folder, access=access, listener=listener, force=force)
     else:
         assert checked is not None
+        if run_dir is not None:
+            from cnnbench.run import must_be_free
+
+            must_be_free(run_dir)
         if smoke:
             from cnnbench.smoke import smoke as cut_down
 
@@ -260,9 +264,7 @@ def evaluate(
 @click.option(
     "--examples",
     type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Test images to compare on.",
+    help="Test images to compare on. [default: 1000]",
 )
 @click.option(
     "--tolerance",
@@ -273,9 +275,7 @@ def evaluate(
 @click.option(
     "--calibration-examples",
     type=int,
-    default=200,
-    show_default=True,
-    help="Training images for int8 and int16x8.",
+    help="Training images for int8 and int16x8. [default: 200]",
 )
 @click.option(
     "--calibration-method",
@@ -304,9 +304,9 @@ def export(
     precisions: Sequence[str],
     no_preprocessing: bool,
     verify: bool,
-    examples: int,
+    examples: int | None,
     tolerance: float | None,
-    calibration_examples: int,
+    calibration_examples: int | None,
     calibration_method: str,
     explain: bool,
     keep_float: int,
@@ -324,8 +324,10 @@ def export(
         "onnx": onnx,
         "openvino": openvino,
     }
-    if tolerance is not None and not verify:
-        raise click.UsageError("--tolerance is for --verify.")
+    if not verify:
+        for option, given in (("--tolerance", tolerance), ("--examples", examples)):
+            if given is not None:
+                raise click.UsageError(f"{option} is for --verify.")
     opened = _run(run)
     from cnnbench import tables
     from cnnbench.exports import export as write
@@ -368,11 +370,11 @@ def compare(
     if plot is not None and plot.suffix != ".png":
         raise click.UsageError("--plot is for a .png file.")
     result = measure(runs, examples=examples, access=_access(data_dir))
+    _answer(result, as_json, tables.comparison)
     if plot is not None:
         from cnnbench import plots
 
         plots.pareto(result, plot)
-    _answer(result, as_json, tables.comparison)
 
 
 @cli.command()

@@ -15,7 +15,6 @@ from typing import Any
 from cnnbench import calibration, files, network
 from cnnbench.artifacts import (
     CALIBRATED,
-    CALIBRATION_METHODS,
     FORMATS,
     PRECISIONS,
     Request,
@@ -24,7 +23,7 @@ from cnnbench.artifacts import (
     require,
 )
 from cnnbench.data.datasets import Access
-from cnnbench.errors import CnnbenchError, UsageError, VerificationError
+from cnnbench.errors import CnnbenchError, RunError, UsageError, VerificationError
 from cnnbench.lazy import quiet, tensorflow_errors
 from cnnbench.run import Run
 from cnnbench.verification import Reference, refusal
@@ -40,9 +39,9 @@ def export(
     *,
     preprocessing: bool = True,
     verify: bool = True,
-    examples: int = EXAMPLES,
+    examples: int | None = None,
     tolerance: float | None = None,
-    calibration_examples: int = calibration.EXAMPLES,
+    calibration_examples: int | None = None,
     calibration_method: str = "min_max",
     explain: bool = False,
     keep_float: int = 0,
@@ -62,10 +61,11 @@ def export(
             trained for it, else float32.
         preprocessing: whether artifacts take uint8 pixels, or normalised images.
         verify: whether each artifact is run by its own run-time and compared with Keras.
-        examples: how many test images to compare on, at the most.
+        examples: how many test images to compare on, at the most; None: EXAMPLES.
         tolerance: a share, 0-1, of the images: of a float artifact how many may be named otherwise,
             of one with integers how much less may be right; None: what is usual for the precision.
-        calibration_examples: how many training images give integer artifacts their ranges.
+        calibration_examples: how many training images give integer artifacts their ranges; None:
+            calibration.EXAMPLES.
         calibration_method: one of CALIBRATION_METHODS, how int8 has its ranges of them.
         explain: whether explain.json tells what each layer of the TFLite int8 file loses.
         keep_float: how many of the layers that lose most stay in float32 there.
@@ -79,29 +79,37 @@ def export(
     Raises:
         UsageError: a format lacks a precision, a package or an operation, or an option fits none.
         VerificationError: an artifact differs from the network beyond tolerance.
-        RunError: the run has no weights, or its folder cannot be written.
+        RunError: the run has no weights, they change meanwhile, or its folder cannot be written.
         DataError: the images are not there.
     """
     from cnnbench.models.fast_layers import plain  # imports Keras
 
     is_quantized = _is_quantized(run)
     wanted = plan(formats, precisions, quantized=is_quantized)
-    if calibration_method not in CALIBRATION_METHODS:
-        raise UsageError(
-            f"there is no calibration method {calibration_method!r}",
-            allowed=", ".join(CALIBRATION_METHODS),
-        )
     if explain or keep_float:
         _check_int8("--explain and --keep-float are", ("tflite",), wanted, is_quantized)
     if calibration_method != "min_max":
         _check_int8("--calibration-method is", tuple(FORMATS), wanted, is_quantized)
     access = access or Access()
     is_calibrated = not is_quantized and any(form in CALIBRATED for _, form in wanted)
+    if calibration_examples is not None and not is_calibrated:
+        raise UsageError(
+            "--calibration-examples is for int8 and int16x8 of a network that was not trained for "
+            "them, which are not exported"
+        )
+    count = calibration.EXAMPLES if calibration_examples is None else calibration_examples
     if is_calibrated:
-        calibration.check(calibration_examples)
+        calibration.check(count, calibration_method)
+    weights_sha256 = run.weights_sha256()
     net = network.restore(run)
-    images = calibration.images(run, calibration_examples, access) if is_calibrated else None
-    reference = Reference(run, net, examples, access) if verify else None
+    if run.weights_sha256() != weights_sha256:
+        raise RunError(
+            "its weights were replaced while they were read: it is being trained",
+            where=str(run.path),
+            allowed="another try",
+        )
+    images = calibration.images(run, count, access) if is_calibrated else None
+    reference = Reference(run, net, examples or EXAMPLES, access) if verify else None
     request = Request(replace(net, model=plain(net.model)), preprocessing=preprocessing)
     rows: list[dict[str, Any]] = []
     failed: list[CnnbenchError] = []
@@ -114,13 +122,14 @@ def export(
             wish = replace(wish, calibration_method=calibration_method)
         explained = (explain, keep_float) if (form, precision) == ("tflite", "int8") else None
         try:
-            row = _export(run, form, wish, reference, tolerance, explained)
+            row = _export(run, form, wish, weights_sha256, reference, tolerance, explained)
         except (UsageError, VerificationError) as error:
             row = {"format": form, "precision": precision, "error": str(error), "passed": False}
             unwritten.append(error)
         else:
             if not row.get("passed", True):
-                failed.append(refusal(row, Path(row["path"])))
+                remedy = _remedy(wish, form, keep_float)
+                failed.append(refusal(row, Path(row["path"]), remedy))
         rows.append(row)
         told(row)
     if errors := failed + unwritten:
@@ -205,6 +214,17 @@ def _check_int8(
         )
 
 
+def _remedy(request: Request, form: str, keep_float: int) -> str | None:
+    """Returns the options that may spare an int8 file what it lost."""
+    options = []
+    if request.precision == "int8" and request.calibration is not None:
+        if request.calibration_method == "min_max":
+            options.append("--calibration-method average_min_max")
+        if form == "tflite" and not keep_float:
+            options.append("--explain --keep-float K")
+    return " or ".join(options) or None
+
+
 def _is_quantized(run: Run) -> bool:
     return any(record["stage"]["name"] == "qat" for record in run.architecture())
 
@@ -223,6 +243,7 @@ def _export(
     run: Run,
     form: str,
     request: Request,
+    weights_sha256: str,
     reference: Reference | None,
     tolerance: float | None,
     explained: tuple[bool, int] | None,
@@ -249,7 +270,8 @@ def _export(
         if about.varies:
             row["reason"] = about.varies
         files.write_json(
-            artifact / "metadata.json", _metadata(run, form, request, artifact, layers)
+            artifact / "metadata.json",
+            _metadata(run, form, request, artifact, layers) | {"weights_sha256": weights_sha256},
         )
         if layers:
             files.write_json(artifact / "explain.json", {"layers": layers})
@@ -294,7 +316,6 @@ def _metadata(
         "precision": request.precision,
         "recipe": run.recipe.name,
         "recipe_sha256": files.sha256(run.path / "recipe.yaml"),
-        "weights_sha256": run.weights_sha256(),
         "classes": list(net.classes),
         "input": {"height": height, "width": width, "channels": channels}
         | _input_type(form, request, artifact),

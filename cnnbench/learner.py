@@ -71,6 +71,13 @@ class Learner:
                 f"schedule.warmup_epochs of {recipe.schedule.warmup_epochs} epochs",
                 allowed=f"less than the {self.total_steps} steps that training takes",
             )
+        sizes = recipe.train.image_sizes
+        if sizes and sizes[-1].until * self.stream.steps_per_epoch >= self.total_steps:
+            raise UsageError(
+                f"train.image_sizes until epoch {sizes[-1].until}",
+                allowed=f"less than the {self.total_steps} steps that training takes, so that the "
+                "network sees images of its size",
+            )
         for key, needed in (
             ("train.early_stopping", recipe.train.early_stopping is not None),
             ("schedule.name", SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")),
@@ -125,6 +132,7 @@ class Learner:
             classes,
             averaged=self.averaged,
             slow=self.slow,
+            ends=(self.stream.steps_per_epoch, self.total_steps),
             masking=self.masking,
             lesson=self._lesson,
             xla=settings.xla,

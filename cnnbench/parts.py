@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -133,6 +133,21 @@ def kind_of(augmentation: Spec) -> AugmentationKind:
     """Returns what an augmentation works on; cnnbench.data.augment tells of the kinds."""
     kind: AugmentationKind = AUGMENTATIONS.get(augmentation.name).facts.get("kind", "batch")
     return kind
+
+
+def excess(augmentation: Spec, shape: Sequence[int]) -> tuple[str, int] | None:
+    """Returns the option of an augmentation that is too large for the images, and the most it may.
+
+    Args:
+        augmentation: what a recipe says.
+        shape: (height, width, …) of the images in pixels.
+    """
+    most = AUGMENTATIONS.get(augmentation.name).facts.get("most")
+    if most is None:
+        return None
+    options = augmentation.options()
+    option, limit = most(options, min(shape[:2]))
+    return (option, limit) if options[option] > limit else None
 
 
 def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:

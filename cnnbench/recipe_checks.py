@@ -15,6 +15,7 @@ from cnnbench.parts import (
     OPTIMIZERS,
     SCHEDULES,
     WEIGHT_FILES,
+    excess,
     input_shape,
     kind_of,
     min_size,
@@ -54,7 +55,10 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         elif data.batch_size > examples - kept:
             most = f"at most the {examples - kept} examples there are to train on"
             yield problem("data.batch_size", f"{data.batch_size}", most)
+        if not train.epochs and kept < examples:
+            yield from _unfit_steps(recipe, (examples - kept) // data.batch_size, problem)
     stored = facts.get("shape", (None, None, 3))
+    shape = None
     if data.image_size or None not in stored:
         shape = input_shape(data, stored)
         least = min_size(recipe.model)
@@ -80,6 +84,11 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         yield problem(
             "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
         )
+    if recipe.optimizer.options().get("nesterov") and not recipe.optimizer.options()["momentum"]:
+        yield problem("optimizer.nesterov", "true without a momentum", "optimizer.momentum above 0")
+    if recipe.schedule.name == "one_cycle" and recipe.schedule.warmup_epochs:
+        what = f"{recipe.schedule.warmup_epochs} with one_cycle, which warms up by itself"
+        yield problem("schedule.warmup_epochs", what, "0; `rise` and `start` say how it does")
     if data.batch_size % train.accumulate:
         what = f"{train.accumulate} parts of a batch of {data.batch_size}"
         yield problem("train.accumulate", what, "a divisor of data.batch_size")
@@ -105,7 +114,7 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
             f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
             "less than the training takes",
         )
-    yield from _unfit_augmentations(recipe, problem)
+    yield from _unfit_augmentations(recipe, shape, problem)
     yield from _unfit_stages(recipe, problem)
     if data.resize_short and not data.image_size:
         yield problem("data.resize_short", "given without data.image_size", "give both or neither")
@@ -118,13 +127,36 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
                 yield problem(path, "needs a validation split", "set data.validation above 0")
 
 
-def _unfit_augmentations(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
+def _unfit_steps(
+    recipe: Recipe, per_epoch: int, problem: Callable[..., Problem]
+) -> Iterator[Problem]:
+    """Yields what takes more epochs than a training that is counted in steps or examples."""
+    from cnnbench.schedules import total_steps
+
+    train = recipe.train
+    total = total_steps(train, per_epoch, recipe.data.batch_size)
+    if recipe.schedule.warmup_epochs * per_epoch >= total:
+        what = f"{recipe.schedule.warmup_epochs} epochs of {per_epoch} steps"
+        yield problem("schedule.warmup_epochs", what, f"less than the {total} steps of training")
+    if train.image_sizes and train.image_sizes[-1].until * per_epoch >= total:
+        what = f"{train.image_sizes[-1].until} epochs of {per_epoch} steps"
+        allowed = f"less than the {total} steps of training, so that the network sees its size"
+        yield problem(f"train.image_sizes.{len(train.image_sizes) - 1}.until", what, allowed)
+
+
+def _unfit_augmentations(
+    recipe: Recipe, shape: tuple[int, int, int] | None, problem: Callable[..., Problem]
+) -> Iterator[Problem]:
     kinds = [kind_of(spec) for spec in recipe.augment]
     hard = LOSSES.get(recipe.loss.name).facts.get("hard_labels")
     for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
         path = f"augment.{i}"
         if kind == "crop" and any(before != "crop" for before in kinds[:i]):
             yield problem(path, f"{spec.name} changes the size", "before all that keep it")
+        if shape and (found := excess(spec, shape)):
+            option, most = found
+            what = f"{spec.options()[option]}, of images of {shape[0]}x{shape[1]} pixels"
+            yield problem(f"{path}.{option}", what, f"at most {most}")
         if kind == "mix" and hard:
             what = f"{spec.name} makes shares of classes, which loss {recipe.loss.name} cannot take"
             soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
@@ -135,7 +167,7 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
     if recipe.init and recipe.model.weights:
         yield problem("init.run", "given besides model.weights", "one of them")
     begun = bool(recipe.init or recipe.model.weights)
-    quantized, pruned = False, None
+    quantized, pruned, patterns = False, None, []
     for i, stage in enumerate(recipe.compress):
         path, facts = f"compress.{i}", COMPRESSIONS.get(stage.name).facts
         if facts.get("needs_weights") and not (begun or i):
@@ -148,6 +180,10 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
         if options.get("pattern") == "2:4" and options["sparsity"] != 0.5:
             what = f"{options['sparsity']}, where 2:4 leaves half of the weights"
             yield problem(f"{path}.sparsity", what, "0.5")
+        if stage.name == "prune_filters" and "2:4" in patterns:
+            what = "prune_filters after 2:4, whose groups of four input channels it would tear"
+            yield problem(path, what, "prune_filters before it")
+        patterns.append(options.get("pattern"))
         if stage.name == "prune" and options["begin"] >= options["end"]:
             what = f"begin {options['begin']} and end {options['end']}"
             yield problem(f"{path}.begin", what, "begin before the end")

@@ -186,9 +186,17 @@ class Run:
             raise RunError(f"cannot be read: {error}", where=str(file)) from None
 
     def weights_sha256(self) -> str:
-        """Returns the SHA-256 of the best weights' manifest, which has that of the arrays."""
-        with files.storage_errors(self.best):
-            return files.sha256(self.best / "manifest.json")
+        """Returns the SHA-256 of the best weights' manifest, which has that of the arrays.
+
+        Raises:
+            RunError: there are none.
+        """
+        file = self.best / "manifest.json"
+        try:
+            return files.sha256(file)
+        except OSError as error:
+            what = f"the run has no weights: {error.strerror or error}"
+            raise RunError(what, where=str(file)) from error
 
     def others(self) -> dict[str, Run]:
         """Returns the runs that this one began from or learns from, by what the recipe calls them.
@@ -269,15 +277,9 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
         try:
             # Now, for another process may have begun a run here before the lock was held. One that
             # was killed at its very start leaves no more than these.
-            for name in (*FIRST, "recipe.yaml"):
-                for partial in files.leftovers(path / name):
-                    partial.unlink()
-            if {entry.name for entry in path.iterdir()} - FIRST:
-                raise RunError(
-                    "the run directory is not empty",
-                    where=str(path),
-                    allowed="--resume continues a run",
-                )
+            must_be_free(path)
+            for partial in _leftovers(path):
+                partial.unlink()
             yield run
         finally:
             if not (path / "recipe.yaml").is_file():
@@ -286,6 +288,24 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
                 if made:
                     with contextlib.suppress(OSError):  # another process has begun in it by now
                         path.rmdir()
+
+
+def must_be_free(path: Path) -> None:
+    """Refuses a folder in which there is more than a run that was killed at its very start left.
+
+    Raises:
+        RunError: there is, or it cannot be read.
+    """
+    with files.storage_errors(path):
+        there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if there - FIRST - {partial.name for partial in _leftovers(path)}:
+        raise RunError(
+            "the run directory is not empty", where=str(path), allowed="--resume continues a run"
+        )
+
+
+def _leftovers(path: Path) -> list[Path]:
+    return [x for name in (*FIRST, "recipe.yaml") for x in files.leftovers(path / name)]
 
 
 def begin(

@@ -98,7 +98,7 @@ def one_cycle(
 ) -> Curve:
     """Up from `start` to 1 over the share `rise` of training, then down to `final`.
 
-    Smith & Topin 2018; the defaults are PyTorch's.
+    Smith & Topin 2018; the defaults are PyTorch's. Deviation: the momentum stays as it is.
     """
     top = rise * total
     shape = _half_cosine if anneal == "cosine" else lambda x: 1 - x

@@ -30,6 +30,7 @@ def training_steps(
     *,
     averaged: Any = None,
     slow: Sequence[Any] = (),
+    ends: tuple[int, int] | None = None,
     masking: Masking | None = None,
     lesson: Lesson | None = None,
     size: int | None = None,
@@ -49,6 +50,7 @@ def training_steps(
         lesson: of a network that is distilled; its guesses are the model's last outputs.
         size: height and width that images are scaled to; None: they are not.
         slow: Lookahead's slow weights, one for each trainable variable; none without it.
+        ends: the steps of an epoch and of the whole training, for Lookahead; None: neither ends.
         xla: whether XLA compiles a step.
 
     Returns:
@@ -63,8 +65,6 @@ def training_steps(
     seen = model if size is None else at_size(model, size)
 
     def look(images: Any) -> Any:
-        if size is not None:
-            images = tf.image.resize(images, (size, size), antialias=True)
         return seen(prepare(images), training=True)
 
     differentiate = _differentiation(recipe, model, look, optimizer, classes, replicas, lesson)
@@ -79,7 +79,12 @@ def training_steps(
         total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
         return loss, right, total
 
-    run_step = tf.function(step, jit_compile=True) if xla else step
+    compiled = tf.function(step, jit_compile=True) if xla else step
+
+    def run_step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        if size is not None:  # not in the step, for XLA cannot resize
+            images = tf.image.resize(images, (size, size), antialias=True)
+        return compiled(images, labels)
 
     @tf.function(autograph=True)
     def steps(iterator: Any, rates: Any, sparsities: Any, count: Any) -> tuple[Any, ...]:
@@ -92,7 +97,7 @@ def training_steps(
                 follow(slow, variables, 1.0)
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
-            if lookahead and optimizer.iterations % lookahead.every == 0:
+            if lookahead and _is_due(optimizer.iterations, lookahead.every, ends):
                 follow(slow, variables, lookahead.share)
             if averaged is not None:
                 move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
@@ -227,6 +232,18 @@ def slow_weights(variables: Sequence[Any]) -> list[Any]:
         keras.Variable("zeros", v.shape, v.dtype, trainable=False, name=v.path.replace("/", "_"))
         for v in variables
     ]
+
+
+def _is_due(step: Any, every: int, ends: tuple[int, int] | None) -> Any:
+    """Tells whether slow weights follow after a step.
+
+    They do at the end of an epoch too, for they are what is validated and kept.
+    """
+    found = tf.equal(step % every, 0)
+    if ends is not None:
+        epoch, last = ends
+        found = found | tf.equal(step % epoch, 0) | tf.equal(step, last)
+    return found
 
 
 def follow(slow: Sequence[Any], fast: Sequence[Any], share: float) -> None:

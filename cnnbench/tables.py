@@ -89,7 +89,8 @@ def exports(result: dict[str, Any]) -> Any:
         "images/s",
         "memory",
     )
-    rows, paths, parts = [], [], []
+    rows, paths = [], []
+    parts: list[Any] = []
     for row in result["rows"]:
         cells = [row["format"], row["precision"]]
         if "path" in row:
@@ -111,6 +112,8 @@ def exports(result: dict[str, Any]) -> Any:
         else:
             cells += ["failed" if "error" in row else "not verified"] + [""] * 6
         rows.append(cells)
+        if "error" in row:
+            parts.append(Text(f"{row['format']} {row['precision']}: {row['error']}"))
         if layers := row.get("layers"):
             parts.append(_layers(layers))
     return Group(_table(columns, rows), *parts, _table(("format", "precision", "where"), paths))

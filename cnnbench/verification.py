@@ -141,8 +141,14 @@ def passes(row: dict[str, Any], precision: str) -> bool:
     return is_near and 1 - row["agreement"] <= row["tolerance"] + 1e-9
 
 
-def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
-    """Returns the error for a row that did not pass."""
+def refusal(row: dict[str, Any], folder: Path, remedy: str | None = None) -> VerificationError:
+    """Returns the error for a row that did not pass.
+
+    Args:
+        row: of verify.json.
+        folder: where the artifact is.
+        remedy: options to try where its answers are too far from the network's.
+    """
     name = f"{row['format']} {row['precision']}"
     if "error" in row:
         return VerificationError(f"{name} does not run: {row['error']}", where=str(folder))
@@ -171,7 +177,7 @@ def refusal(row: dict[str, Any], folder: Path) -> VerificationError:
         + f", largest logit {row['max_abs_logit']:.3g}"
         + ("" if difference is None else f", relative error {row['relative_logit_error']:.3g}"),
         where=str(folder),
-        allowed=allowed,
+        allowed=allowed + (f"; try {remedy}" if remedy and difference is not None else ""),
     )
 
 

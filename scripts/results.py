@@ -131,7 +131,8 @@ def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
             rows = json.loads(file.read_text())["rows"]
             found = {(row["format"], row["precision"]): row for row in rows}
             if found.keys() >= set(kinds):
-                proven[open_run(folder).recipe.model.name] = found
+                name = open_run(folder).recipe.model.name
+                proven[f"[{name}]({file.relative_to(ROOT)})"] = found
     yield ("", *proven)
     for form, precision in kinds:
         yield (

@@ -223,6 +223,36 @@ def test_grouped_convolutions_and_gelu_are_in_every_format(tmp_path, form):
         assert np.allclose(opened.logits(pixels), net(pixels)["logits"], atol=1e-5)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("form", ["tflite", "onnx"])
+def test_averaged_ranges_have_room_for_white_though_images_are_dark(tmp_path, form, inside):
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(3, 1, name="conv")(given)
+    net = small_net(keras.Model(given, keras.layers.GlobalMaxPooling2D()(x)))
+    net.model.get_layer("conv").set_weights([np.eye(3)[None, None], np.zeros(3)])
+    dark = np.random.default_rng(0).integers(0, 60, (40, 8, 8, 3), np.uint8)
+    request = {"calibration_method": "average_min_max", "preprocessing": inside}
+    write(tmp_path / "a", net, form, "int8", dark, **request)
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    seen = white if inside else net.preprocess(white).numpy()
+    found = module_of(form).load(format_of(tmp_path / "a")[1]).run(seen)
+    assert np.allclose(found, net(white)["logits"], atol=0.05)
+
+
+def test_what_is_left_in_float_besides_what_was_to_be_kept_is_refused(tmp_path):
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, name="stage1_conv")(given)
+    x = keras.layers.Lambda(tf.nn.local_response_normalization)(x)
+    net = small_net(keras.Model(given, keras.layers.GlobalAveragePooling2D()(x)))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    pixels[0, 0, :2] = [[0], [255]]
+    rows = explain.layer_errors(Request(net, "int8", calibration=pixels))
+    (conv,) = (row.tensor for row in rows if row.layer == "stage1_conv")
+    for kept in ((), (conv,)):
+        with pytest.raises(VerificationError, match="LOCAL_RESPONSE_NORMALIZATION"):
+            write(tmp_path / str(len(kept)), net, "tflite", "int8", pixels, keep_float=kept)
+
+
 def test_explain_names_the_layer_that_loses_most(net, images):
     # One weight that no image feels makes the steps of all weights of this layer coarse.
     harmed = replace(net, model=plain(net.model))

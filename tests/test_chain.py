@@ -268,6 +268,15 @@ def test_a_run_of_another_network_is_not_begun_from(small, tmp_path, base, setti
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_holds_something_is_refused_before_any_work(small, base, monkeypatch):
+    def rehearsed(*_):
+        raise AssertionError("the stages were made ready")
+
+    monkeypatch.setattr(chain, "_rehearse", rehearsed)
+    with pytest.raises(RunError, match="not empty; --resume continues"):
+        train(recipe_of(small, base), run_dir=base.path)
+
+
 def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):
     recipe = load_recipe(small, (f"init={{run: {base.path}}}", "optimizer.lr=1e-9"))
     run = train(recipe, run_dir=tmp_path / "run")

@@ -1,5 +1,6 @@
 """Distillation: the loss of the papers, from a teacher that sees what the student sees."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_averages_are_pruned_after_a_lesson_with_hints(small, tmp_path, teacher_
     settings = (stages, "train.ema=0.9", "train.epochs=1", "schedule={name: cosine}")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
     assert sparsity_of(restore(run).model)[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
+    small, tmp_path, teacher_run, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for time in ("20260101-000000", "20260102-000000"):
+        copy = tmp_path / "runs" / f"small-{time}"
+        shutil.copytree(teacher_run.path, copy, copy_function=shutil.copyfile)
+        if time.startswith("20260101"):
+            first = train(distilled(small, "small", "train.epochs=1"), run_dir=tmp_path / "run")
+    stages = "compress=[{name: distill, teacher: small}, {name: prune, sparsity: 0.5}]"
+    recipe = load_recipe(small, (stages,))
+    names = [beginning.runs(recipe, start)["teacher"].path.name for start in (first, None)]
+    assert names == ["small-20260101-000000", "small-20260102-000000"]
 
 
 def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monkeypatch):

@@ -271,6 +271,17 @@ def test_a_bad_image_fails_the_run_by_its_name(folder, tmp_path):
     assert "0.jpg" in done.stderr and "1.jpg" in done.stderr
 
 
+def test_an_image_is_cropped_once(folder):
+    crop = [AUGMENTATIONS.spec("random_resized_crop")]
+    seen = []
+    for short in (None, 24):
+        spec = folder_spec(folder, resize_short=short)
+        examples = training_splits(open_dataset(spec, Access()), spec).train
+        stream = TrainingStream(examples, spec, (16, 16), crop, 0, 2)
+        seen.append(next(iter(stream.dataset(0)))[0].numpy())
+    assert (seen[0] == seen[1]).all()
+
+
 def test_nothing_left_is_an_error(folder):
     for file in (folder / "test").rglob("*.jpg"):
         file.write_bytes(b"")

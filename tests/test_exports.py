@@ -221,6 +221,42 @@ def test_a_failed_artifact_replaces_the_one_before_and_a_good_one_it(run, monkey
     assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite"}
 
 
+def test_the_calibration_method_is_that_of_the_file(run):
+    export(run, ["tflite"], ["int8"], verify=False)
+    folder = run.path / "exports/tflite-int8"
+    before = (folder / "model.tflite").read_bytes()
+    asked = ["--tflite", "--precision", "int8", "--calibration-method", "average_min_max"]
+    done = CliRunner().invoke(cli, ["export", str(run.path), *asked, "--examples", "60"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((folder / "metadata.json").read_text())["calibration"]
+    assert told == {"images": 201, "method": "average_min_max"}
+    assert (folder / "model.tflite").read_bytes() != before
+
+
+def test_weights_that_are_replaced_meanwhile_are_not_exported(run, monkeypatch):
+    hashes = iter("ab")
+    monkeypatch.setattr(type(run), "weights_sha256", lambda _: next(hashes))
+    with pytest.raises(RunError, match="replaced while they were read"):
+        export(run, ["tflite"])
+    assert not (run.path / "exports").exists()
+
+
+def test_what_a_command_line_offers_is_what_there_is():
+    from cnnbench import artifacts
+    from cnnbench import cli as commands
+
+    assert commands.PRECISIONS == artifacts.PRECISIONS
+    assert commands.CALIBRATION_METHODS == artifacts.CALIBRATION_METHODS
+
+
+def test_an_int8_file_that_fails_says_what_to_try(run, monkeypatch):
+    tflite = module_of("tflite")
+    monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
+    tries = "try --calibration-method average_min_max or --explain --keep-float K"
+    with pytest.raises(VerificationError, match=tries):
+        export(run, ["tflite"], ["int8"], examples=20)
+
+
 def test_a_failure_hides_no_other_result(run, monkeypatch):
     def lacking(request, folder):
         raise UsageError("cannot be converted to ONNX: an operation")
@@ -373,7 +409,16 @@ def test_what_is_written_of_a_network_that_was_trained_for_integers(formats, pre
             ("--tflite", "--calibration-method", "average_min_max"),
             "--calibration-method is for int8, which is not exported",
         ),
+        (("--calibration-examples", "50"), "--calibration-examples is for int8 and int16x8"),
+        (
+            (
+                *("--precision", "int8", "--calibration-examples", "19"),
+                *("--calibration-method", "average_min_max"),
+            ),
+            "at least 20 for average_min_max",
+        ),
         (("--no-verify", "--tolerance", "0.1"), "--tolerance is for --verify"),
+        (("--no-verify", "--examples", "10"), "--examples is for --verify"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(run, options, what):

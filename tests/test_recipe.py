@@ -81,3 +81,28 @@ def test_augmentations_that_do_not_fit_are_refused(small, settings, where, words
     with pytest.raises(RecipeError, match=words) as caught:
         load_recipe(small, settings)
     assert where in str(caught.value)
+
+
+@pytest.mark.parametrize(("settings", "where", "words"), [
+    (("train={steps: 9}", "schedule.warmup_epochs=2"), "schedule.warmup_epochs", "than the 9"),
+    (("train={examples: 160}", "schedule.warmup_epochs=2"), "schedule.warmup_epochs", "the 10"),
+    (
+        ("train={steps: 50, image_sizes: [{until: 1, size: 12}]}", "schedule.warmup_epochs=0"),
+        "train.image_sizes.0.until",
+        "less than the 50 steps",
+    ),
+    (("schedule={name: one_cycle, warmup_epochs: 1}",), "schedule.warmup_epochs", "by itself"),
+    (("optimizer={name: sgd, lr: 0.1, nesterov: true}",), "optimizer.nesterov", "momentum"),
+    (("augment=[{name: cutout, size: 32}]",), "augment.0.size", "16x16 pixels; at most 31"),
+    (("augment=[{name: random_crop, padding: 17}]",), "augment.0.padding", "at most 16"),
+    (
+        ("augment=[{name: random_crop, padding: 16, mode: reflect}]",),
+        "augment.0.padding",
+        "at most 15",
+    ),
+])  # fmt: skip
+def test_trainings_that_make_no_sense_are_refused(small, settings, where, words):
+    data = "data={name: digits, image_size: 16, batch_size: 16}"
+    with pytest.raises(RecipeError, match=words) as caught:
+        load_recipe(small, (data, *settings))
+    assert where in str(caught.value)

@@ -69,14 +69,22 @@ def batches(count):
     return images, rng.integers(0, CLASSES, (count, BATCH))
 
 
-def train(recipe, model, images, labels, *, calls=None, xla=False, strategy=None):
+def train(recipe, model, images, labels, *, calls=None, xla=False, strategy=None, **options):
     """Trains a model on batches; returns what the steps returned, (3, steps)."""
     strategy, variables = strategy or tf.distribute.get_strategy(), model.trainable_variables
     with strategy.scope():
         optimizer = build_optimizer(recipe.optimizer, recipe.train, variables)
         slow = slow_weights(variables) if recipe.train.lookahead else ()
     steps = training_steps(
-        recipe, model, optimizer, strategy, lambda images: images, CLASSES, slow=slow, xla=xla
+        recipe,
+        model,
+        optimizer,
+        strategy,
+        lambda images: images,
+        CLASSES,
+        slow=slow,
+        xla=xla,
+        **options,
     )
     flat = tf.data.Dataset.from_tensor_slices((np.concatenate(images), np.concatenate(labels)))
     iterator = iter(strategy.experimental_distribute_dataset(flat.batch(BATCH)))
@@ -191,16 +199,17 @@ def test_sam_stands_where_there_is_no_slope(recipe):
     assert_close(model, start)
 
 
+@pytest.mark.parametrize("ends", [None, (4, 7)])
 @pytest.mark.parametrize("calls", [[7], [1, 2, 4]])
-def test_the_slow_weights_follow_every_few_updates(recipe, calls):
+def test_the_slow_weights_follow_every_few_updates_and_at_the_end_of_epochs(recipe, calls, ends):
     images, labels = batches(7)
     model = linear()
     fast = slow = float64(model)
     found = recipe("train.lookahead={every: 3, share: 0.25}")
-    train(found, model, images, labels, calls=calls)
+    train(found, model, images, labels, calls=calls, ends=ends)
     for step, (x, y) in enumerate(zip(images, labels, strict=True), start=1):
         fast = descend(fast, gradient(fast, x, y))
-        if step % 3 == 0:
+        if step in ((3, 6) if ends is None else (3, 4, 6, 7)):
             slow = [s + 0.25 * (f - s) for s, f in zip(slow, fast, strict=True)]
             fast = slow
     assert_close(model, fast)
@@ -401,6 +410,27 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
         fit(learner, run, Silence())
     assert seen == [8] * 5 + [12] * 5 + [16] * 5
     assert losses[0] == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-4)
+
+
+def test_small_images_are_scaled_outside_of_what_xla_compiles(recipe):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(1, BATCH, 12, 12, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, (1, BATCH))
+    losses = []
+    for xla in (False, True):
+        keras.utils.set_random_seed(1)
+        x = inputs = keras.Input((12, 12, 3))
+        x = keras.layers.Conv2D(4, 3)(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+        losses.append(train(recipe(), model, images, labels, size=8, xla=xla)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_training_of_steps_sees_images_of_its_size_too(small):
+    sizes = ("train={steps: 10}", "train.image_sizes=[{until: 2, size: 8}]")
+    with pytest.raises(UsageError, match="until epoch 2; less than the 10 steps"):
+        Learner(load_recipe(small, sizes), Access(), Settings())
 
 
 @pytest.mark.parametrize(("sizes", "words"), [

@@ -107,15 +107,27 @@ class Request:
     def calibration_inputs(self) -> np.ndarray:
         """Returns the calibration images as the artifact takes them, float32."""
         assert self.calibration is not None  # for CALIBRATED precisions
-        if self.preprocessing:
-            return self.calibration.astype(np.float32)
-        return self.net.preprocess(self.calibration).numpy()
+        return self._taken(self.calibration)
 
     def calibration_batches(self) -> list[np.ndarray]:
-        """Returns the same in batches, of whose ranges int8 has the mean."""
-        images = self.calibration_inputs()
-        is_whole = self.calibration_method == "min_max"
-        return np.array_split(images, 1 if is_whole else max(1, len(images) // AVERAGED_BATCH))
+        """Returns the same in batches, of whose ranges int8 has the mean.
+
+        Where there are several, the first image of each has a black and a white pixel in a corner,
+        so that the range of pixels is that of every batch, and none is clipped.
+        """
+        assert self.calibration is not None
+        if self.calibration_method == "min_max":
+            return [self.calibration_inputs()]
+        images = self.calibration.copy()
+        batches = np.array_split(images, len(images) // AVERAGED_BATCH)
+        for batch in batches:
+            batch[0, 0, :2] = [[0], [255]]
+        return [self._taken(batch) for batch in batches]
+
+    def _taken(self, pixels: np.ndarray) -> np.ndarray:
+        if self.preprocessing:
+            return pixels.astype(np.float32)
+        return self.net.preprocess(pixels).numpy()
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,9 @@ from typing import Any
 import numpy as np
 
 from cnnbench.artifacts import Request, saved_model
-from cnnbench.artifacts.tflite import calibrated, converter_errors, images_of
+from cnnbench.artifacts.tflite import PASSED_ON, calibrated, converter_errors, images_of
 from cnnbench.lazy import tf
 
-# Operations that pass on integers, of the same scale, as they come; the converter keeps none of
-# them in float by itself.
-PASSED_ON = (
-    "CONCATENATION",
-    "DEPTH_TO_SPACE",
-    "MAX_POOL_2D",
-    "PAD",
-    "RESHAPE",
-    "SPLIT",
-    "STRIDED_SLICE",
-    "TRANSPOSE",
-)
 IMAGES = 50
 
 

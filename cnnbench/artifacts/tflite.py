@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,19 @@ from cnnbench.artifacts import CALIBRATED, Loaded, Request, as_logits, output_na
 from cnnbench.compress.quantize import is_fake_quantized, tflite_int8
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.lazy import tf
+
+# Operations that pass on integers, of the same scale, as they come; the converter keeps none of
+# them in float by itself.
+PASSED_ON = (
+    "CONCATENATION",
+    "DEPTH_TO_SPACE",
+    "MAX_POOL_2D",
+    "PAD",
+    "RESHAPE",
+    "SPLIT",
+    "STRIDED_SLICE",
+    "TRANSPOSE",
+)
 
 
 def write(request: Request, folder: Path) -> None:
@@ -117,8 +131,7 @@ def calibrated(converter: Any, request: Request) -> bytes:
 
     Args:
         converter: of a SavedModel of one function.
-        request: with calibration images; a range is the mean of those of its batches, but that of
-            what goes in is as wide as any.
+        request: with calibration images; a range is the mean of those of its batches.
     """
     from tensorflow.lite.python.optimize.calibrator import Calibrator
 
@@ -131,17 +144,14 @@ def calibrated(converter: Any, request: Request) -> bytes:
         return content
     model = tflite_files.opened(content)
     (graph,) = model.subgraphs
-    found = [_ranges(graph)]
+    ranges = [_ranges(graph)]
     for batch in others:
         observed = Calibrator(content).calibrate(lambda batch=batch: batch)
-        found.append(_ranges(_graph(bytes(observed))))
-    ranges = np.stack(found)
-    for i, (low, high) in enumerate(ranges.mean(0)):
-        if i in graph.inputs:
-            low, high = ranges[:, i, 0].min(), ranges[:, i, 1].max()
+        ranges.append(_ranges(_graph(bytes(observed))))
+    for tensor, (low, high) in zip(graph.tensors, np.mean(ranges, axis=0), strict=True):
         if not np.isnan(low):
-            graph.tensors[i].quantization.min = np.array([low], np.float32)
-            graph.tensors[i].quantization.max = np.array([high], np.float32)
+            tensor.quantization.min = np.array([low], np.float32)
+            tensor.quantization.max = np.array([high], np.float32)
     return tflite_files.packed(model)
 
 
@@ -223,21 +233,41 @@ def input_type(content: bytes) -> dict[str, Any]:
 
 def _check_int8(content: bytes, request: Request) -> None:
     """Refuses a file that does not take pixels as they are, or did not keep what was to be kept."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
     found = input_type(content)
     wanted = {"dtype": "uint8", "scale": 1.0, "zero_point": 0}
     if request.preprocessing and found | {"scale": round(found["scale"], 6)} != wanted:
         raise VerificationError(
             f"int8: the input is {found}", allowed=f"{wanted}, so that pixels go in as they are"
         )
-    floats = [x.name.decode() for x in _graph(content).tensors if x.type == TensorType.FLOAT32]
-    if floats and not request.keep_float:
-        raise VerificationError(f"int8: the converter left {floats[0]} in float32")
-    for kept in request.keep_float:
-        # An output that is turned into integers after all leaves its name, with a number, behind.
-        if not any(name.startswith(kept) for name in floats):
-            raise VerificationError(f"int8: the converter did not keep {kept} in float32")
+    found = _float_outputs(content)
+    # An output that is turned into integers after all leaves its name, with a number, behind.
+    kept = {re.sub(r"\d*$", "", name) for name in request.keep_float}
+    named = {re.sub(r"\d*$", "", name): operation for name, operation in found.items()}
+    if others := sorted(named.keys() - kept):
+        name = others[0]
+        raise VerificationError(f"int8: the converter left {name} ({named[name]}) in float32")
+    if lost := sorted(kept - named.keys()):
+        raise VerificationError(f"int8: the converter did not keep {lost[0]} in float32")
+
+
+def _float_outputs(content: bytes) -> dict[str, str]:
+    """Returns the name of each tensor that is computed in floats, and its operation.
+
+    Those that only turn integers into floats or pass these on are left out.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = tflite_files.opened(content)
+    (graph,) = model.subgraphs
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
+    found: dict[str, str] = {}
+    for each in graph.operators:
+        operation = names[model.operatorCodes[each.opcodeIndex].builtinCode]
+        if operation not in ("DEQUANTIZE", *PASSED_ON):
+            outputs = (graph.tensors[i] for i in each.outputs)
+            floats = (x for x in outputs if x.type == schema.TensorType.FLOAT32)
+            found |= {x.name.decode(): operation for x in floats}
+    return found
 
 
 def _graph(content: bytes) -> Any:

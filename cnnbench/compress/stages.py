@@ -152,7 +152,8 @@ def prune(
 
     Args:
         sparsity: share of the weights of kernels that are zero at the end.
-        pattern: "2:4" leaves two of every four input channels, whatever the sparsity is.
+        pattern: "2:4" leaves two of every four input channels, for a sparsity of 0.5; kernels whose
+            number of them is no multiple of four stay as they are.
         scope: whether each kernel has that share of zeros, or all together.
         begin: share of the stage's steps after which it begins.
         end: share of the stage's steps after which nothing more is set to zero.

@@ -53,7 +53,10 @@ class Draw:
         return tf.cast(tf.bitwise.right_shift(x, tf.constant(63, tf.uint64)), tf.bool)
 
 
-@AUGMENTATIONS.register("random_crop")
+@AUGMENTATIONS.register(
+    "random_crop",  # a mirror has no more than the image, without its edge
+    most=lambda options, side: ("padding", side - (options["mode"] == "reflect")),
+)
 def random_crop(
     images: Any,
     draw: Draw,
@@ -120,9 +123,12 @@ def random_rotation(
     return tf.ensure_shape(tf.cast(tf.round(rotated), tf.uint8), images.shape)
 
 
-@AUGMENTATIONS.register("cutout")
+@AUGMENTATIONS.register("cutout", most=lambda options, side: ("size", 2 * side - 1))
 def cutout(images: Any, draw: Draw, *, size: Annotated[int, Field(ge=1, le=1024)] = 16) -> Any:
-    """Blanks a square of `size` pixels whose centre may be any pixel (DeVries & Taylor 2017)."""
+    """Blackens a square of `size` pixels whose centre may be any pixel (DeVries & Taylor 2017).
+
+    Deviation: the authors' code blanks images that are normalised already, to the mean.
+    """
     batch, height, width, _ = tf.unstack(tf.shape(images))
     centre = draw.uniform((2, batch))
     top, left = (
@@ -256,6 +262,7 @@ def random_resized_crop(
             left, top = random.integers(0, width - w + 1), random.integers(0, height - h + 1)
             break
     else:
-        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        w = min(width, max(1, round(height * ratio[1])))
+        h = min(height, max(1, round(width / ratio[0])))
         left, top = (width - w) // 2, (height - h) // 2
     return geometry.resize(image, *size, box=(left, top, left + w, top + h))

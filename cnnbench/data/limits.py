@@ -15,6 +15,6 @@ def _ordered(limits: list[float]) -> list[float]:
 
 _two = (Field(min_length=2, max_length=2), AfterValidator(_ordered))
 Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], *_two]
-Ratios = Annotated[list[Annotated[float, Field(gt=0)]], *_two]
+Ratios = Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], *_two]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Alpha = Annotated[float, Field(gt=0, le=100)]

@@ -25,7 +25,7 @@ from cnnbench.data.images import BadImageError
 from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
 from cnnbench.errors import CnnbenchError, DataError, UsageError
 from cnnbench.lazy import tf
-from cnnbench.parts import AUGMENTATIONS, DataSpec, kind_of
+from cnnbench.parts import AUGMENTATIONS, DataSpec, excess, kind_of
 from cnnbench.registry import Spec
 
 # Batches that are read ahead while the network works.
@@ -135,7 +135,7 @@ class TrainingStream:
     An epoch is as many whole batches as there are; the rest waits for another permutation.
 
     Raises:
-        UsageError: the batch is larger than the data set.
+        UsageError: the batch is larger than the data set, or an augmentation than the images.
     """
 
     def __init__(
@@ -147,6 +147,11 @@ class TrainingStream:
         seed: int,
         classes: int,
     ):
+        for spec in augment:
+            if found := excess(spec, size):
+                option, most = found
+                what = f"{spec.name} with {option} {spec.options()[option]}"
+                raise UsageError(what, allowed=f"at most {most} for images of {size} pixels")
         if len(examples) < data.batch_size:
             raise UsageError(
                 f"data.batch_size of {data.batch_size}",
@@ -294,7 +299,7 @@ def _reader(
         for place, crop in enumerate(crops):
             random = _random(seed, 2**33 + place, position, epoch)
             image = AUGMENTATIONS.build(crop, image, size, random)
-        return fit(image, data, size), label
+        return (image if crops else fit(image, data, size)), label
 
     pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
 

@@ -31,7 +31,8 @@ def airbench(
     The first kernel, of 2x2 pixels, is not trained: `whiten` computes it from training images. The
     other kernels begin as identities for as many filters as there are channels (dirac, section
     3.3), norms learn no scale, and the logits no bias. Deviations: the epsilon of the norms is
-    1e-5, and the bias of the first convolution is trained to the end.
+    1e-5, the bias of the first convolution is trained to the end, and the logits begin with
+    Glorot's uniform weights, 2.4 times as large as PyTorch's.
     """
     x = inputs = keras.Input(input_shape, name="images")
     filters = 2 * 2 * 2 * input_shape[-1]

@@ -55,7 +55,6 @@ def focal(
     *,
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
     gamma: Annotated[float, Field(ge=0)] = 2.0,
-    label_smoothing: Smoothing = 0.0,
 ) -> Any:
     """Log loss that looks away from what is already right (Lin et al. 2017, equation 5).
 
@@ -63,9 +62,7 @@ def focal(
     """
     import keras_cv  # archived, and slow to import: used for this alone, behind this function
 
-    loss = keras_cv.losses.FocalLoss(
-        alpha, gamma, from_logits=True, label_smoothing=label_smoothing, reduction="none"
-    )
+    loss = keras_cv.losses.FocalLoss(alpha, gamma, from_logits=True, reduction="none")
     return loss(labels, logits)
 
 
