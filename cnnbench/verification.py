@@ -25,7 +25,7 @@ MAX_DISAGREEMENT = {"float32": 0.001, "float16": 0.005}
 MAX_DROP = 0.01
 # and no logit of a float32 one differs by more than this share of the largest.
 MAX_LOGIT_DIFFERENCE = 1e-2
-# Those of the others may be off by so much of their size, each as a root mean square.
+# Those of the others may, of the median image, be off by so much of their length.
 MAX_RELATIVE_ERROR = 0.5
 # Its probabilities are those of its logits, but for the step of an integer between them; and they
 # are asked for of so many images.
@@ -105,7 +105,9 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> di
 
     Returns:
         Shares of the images, and differences of logits, None where any is not finite;
-        "relative_logit_error" is the root mean square of the differences over that of the logits.
+        "relative_logit_error" is, of the median image, the length of the difference of the logits
+        over that of the logits: a few images whose logits are far larger than others' say nothing
+        of the rest.
     """
     difference = np.abs(reference - logits)
     is_finite = bool(np.isfinite(difference).all())
@@ -119,9 +121,7 @@ def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> di
         "agreement": float(same.mean()),
         "max_abs_logit_diff": float(difference.max()) if is_finite else None,
         "mean_abs_logit_diff": float(difference.mean()) if is_finite else None,
-        "relative_logit_error": _rms(difference) / max(_rms(reference), 1e-30)
-        if is_finite
-        else None,
+        "relative_logit_error": _relative_error(difference, reference) if is_finite else None,
         "max_abs_logit": float(np.abs(reference).max()),
     }
 
@@ -181,8 +181,9 @@ def refusal(row: dict[str, Any], folder: Path, remedy: str | None = None) -> Ver
     )
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+def _relative_error(difference: np.ndarray, reference: np.ndarray) -> float:
+    lost, whole = (np.linalg.norm(x.astype(np.float64), axis=1) for x in (difference, reference))
+    return float(np.median(lost / np.maximum(whole, 1e-30)))
 
 
 def _has_own_probabilities(row: dict[str, Any]) -> bool:

@@ -154,7 +154,7 @@ def test_preprocessing_can_be_left_to_the_user(run):
         pytest.param("weights", OTHERS, marks=pytest.mark.slow),
         # SavedModel and Keras, whose processes take long to begin, with this harm too.
         pytest.param("normalisation", FLOAT[:2], marks=pytest.mark.slow),
-        ("normalisation", FLOAT[2:]),
+        pytest.param("normalisation", FLOAT[2:], marks=pytest.mark.slow),
         ("normalisation", OTHERS),
     ],
 )
@@ -191,7 +191,7 @@ def harming(write, harm):
     return harmed
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_nan_is_not_let_through_by_any_tolerance(run, monkeypatch, precision):
     tflite = module_of("tflite")
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "nan"))

@@ -99,6 +99,10 @@ def test_logits_of_another_size_or_of_no_image_do_not_pass(precision):
     row = compare(reference, noisy, labels) | ALIKE | {"tolerance": 1.0}
     assert row["relative_logit_error"] == pytest.approx(0.25, rel=0.02)
     assert passes(row, precision)
+    # A few that are far larger, and that integers cannot hold, are not the measure of the others.
+    reference[:20] *= 50
+    row = compare(reference, np.clip(noisy, -4, 4), labels) | ALIKE | {"tolerance": 1.0}
+    assert row["relative_logit_error"] == pytest.approx(0.25, rel=0.05)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

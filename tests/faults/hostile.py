@@ -178,7 +178,7 @@ def harmless(make: Make, codes: tuple[int, ...], folder: Path, _: random.Random)
     check(not (outside / "pwned").exists(), "code ran")
 
 
-@row(20, "hostile recipes and models: refused at once, nothing run or written", full=90, short=9)
+@row(20, "hostile recipes and models: refused at once, nothing run or written", full=90, short=5)
 def hostile_input(count: int) -> Iterator[Try]:
     """Each is refused with exit code 2, 3 or 6; those that only look strange may be shown."""
     refused = REFUSED | MODELS

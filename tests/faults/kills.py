@@ -63,7 +63,7 @@ def _killed_once(folder: Path, random: random.Random) -> None:
 
 
 @row(
-    2, "SIGKILL inside a save: the save before it is used, the end bit-identical", full=100, short=2
+    2, "SIGKILL inside a save: the save before it is used, the end bit-identical", full=100, short=1
 )
 def killed_in_a_save(count: int) -> Iterator[Try]:
     yield from (partial(_killed_in_a_save, cut=number % 3 == 0) for number in range(count))

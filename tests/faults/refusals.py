@@ -43,7 +43,7 @@ FACTS = DataFacts(
 )  # fmt: skip
 
 
-@row(11, "Two processes, one run directory: one goes on, the other exits with 6", full=50, short=5)
+@row(11, "Two processes, one run directory: one goes on, the other exits with 6", full=50, short=2)
 def races(count: int) -> Iterator[Try]:
     for _ in range(count):
         yield _races
