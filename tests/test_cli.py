@@ -8,11 +8,13 @@ import resource
 import shutil
 
 import pytest
+from click.testing import CliRunner
 from conftest import RECIPES, ROOT, cnnbench
 from PIL import Image
 from rich.console import Console
 
 from cnnbench import load_recipe, tables
+from cnnbench.cli import cli
 from cnnbench.show import show_recipe
 
 BAD = sorted((ROOT / "tests" / "bad_recipes").glob("*.yaml"))
