@@ -45,11 +45,19 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     # too poor for the range of float16.
     rate = recipe.optimizer.options()["lr"] * batch / recipe.data.batch_size
     optimizer = recipe.optimizer.model_copy(update={"lr": rate})
+    # The first of the smaller sizes for an epoch, and some steps of its own size.
+    most = data.image_size or SIZE
+    sizes = [
+        each.model_copy(update={"until": 1, "size": min(each.size, most)})
+        for each in recipe.train.image_sizes[:1]
+    ]
+    steps = EXAMPLES // batch + STEPS if sizes else STEPS
     train = recipe.train.model_copy(
         update={
             "epochs": None,
             "examples": None,
-            "steps": STEPS,
+            "steps": steps,
+            "image_sizes": sizes,
             "early_stopping": None,
             "precision": "float32",
             "accumulate": math.gcd(recipe.train.accumulate, 2),
@@ -67,7 +75,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         "train": train,
         "target": None,
     }
-    size = f"{STEPS} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
+    size = f"{steps} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
     return recipe.model_copy(update=update), f"smoke run: {size}{mocked}{absent}"
 
 

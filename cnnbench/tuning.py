@@ -166,7 +166,13 @@ def shortened(recipe: Recipe) -> Recipe:
     )
     model = recipe.model.model_copy(update={"weights": None})
     train = recipe.train.model_copy(
-        update={"epochs": None, "examples": None, "steps": 1, "early_stopping": None}
+        update={
+            "epochs": None,
+            "examples": None,
+            "steps": 1,
+            "early_stopping": None,
+            "image_sizes": [],
+        }
     )
     schedule = recipe.schedule.model_copy(update={"warmup_epochs": 0})
     update = {"data": data, "model": model, "train": train, "schedule": schedule, "augment": []}

@@ -8,7 +8,8 @@ from conftest import RECIPES
 from cnnbench import load_recipe
 from cnnbench.data.datasets import Access
 from cnnbench.parts import DATASETS, MODELS, min_size
-from cnnbench.smoke import SIZE, smoke
+from cnnbench.smoke import BATCH, EXAMPLES, SIZE, smoke
+from cnnbench.tuning import shortened
 
 PATHS = sorted(RECIPES.glob("*.yaml"))
 FAMILIES = sorted({MODELS.get(name).facts["family"] for name in MODELS.names()})
@@ -63,3 +64,7 @@ def test_a_smoke_run_takes_small_images_of_the_same_kind(path, tmp_path):
     else:
         assert (size, short) == (recipe.data.image_size, recipe.data.resize_short)
     assert small.model == recipe.model and small.augment == recipe.augment
+    # The first of several sizes, and then its own; in a probe of the speed, its own alone.
+    assert len(small.train.image_sizes) == min(1, len(recipe.train.image_sizes))
+    assert all(x.until * EXAMPLES // BATCH < small.train.steps for x in small.train.image_sizes)
+    assert not shortened(recipe).train.image_sizes
