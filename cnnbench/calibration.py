@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cnnbench import network
-from cnnbench.artifacts import AVERAGED_BATCH, CALIBRATION_METHODS
+from cnnbench.artifacts import CALIBRATION_METHODS
 from cnnbench.data.datasets import Access
 from cnnbench.data.pipeline import evaluation_batches, training_splits
 from cnnbench.errors import UsageError
@@ -25,11 +25,10 @@ def check(examples: int, method: str = "min_max") -> None:
         raise UsageError(
             f"there is no calibration method {method!r}", allowed=", ".join(CALIBRATION_METHODS)
         )
-    least = MIN_EXAMPLES if method == "min_max" else 2 * AVERAGED_BATCH
-    if examples < least:
+    if examples < MIN_EXAMPLES:
         raise UsageError(
             f"calibration on {examples} images: too few to tell the ranges of activations",
-            allowed=f"at least {least} for {method}, of the training split",
+            allowed=f"at least {MIN_EXAMPLES}, of the training split",
         )
 
 

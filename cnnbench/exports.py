@@ -25,6 +25,7 @@ from cnnbench.artifacts import (
 from cnnbench.data.datasets import Access
 from cnnbench.errors import CnnbenchError, RunError, UsageError, VerificationError
 from cnnbench.lazy import quiet, tensorflow_errors
+from cnnbench.provenance import machine
 from cnnbench.run import Run
 from cnnbench.verification import Reference, refusal
 
@@ -277,7 +278,7 @@ def _export(
             files.write_json(artifact / "explain.json", {"layers": layers})
         if reference is not None:
             row |= reference.verify(artifact, request.precision, tolerance)
-            files.write_json(artifact / "verify.json", {"rows": [row]})
+            files.write_json(artifact / "verify.json", {"machine": machine(), "rows": [row]})
         place, other = (folder, failed) if row.get("passed", True) else (failed, folder)
         files.recover(place)
         with files.new_folder(place) as partial:

@@ -93,9 +93,12 @@ def keep_run(run: Run, folder: Path) -> None:
     result = json.loads((path / "eval.json").read_text())
     files.write_json(folder / "eval.json", result | {"run": run.recipe.name})
     proofs = [path / "saved_model" / "verify.json", *sorted(path.glob("exports/*/verify.json"))]
-    found = [json.loads(file.read_text())["rows"] for file in proofs if file.is_file()]
-    if rows := [row for rows in found for row in rows]:
-        files.write_json(folder / "exports.json", {"rows": rows})
+    found = [json.loads(file.read_text()) for file in proofs if file.is_file()]
+    if rows := [row for proof in found for row in proof["rows"]]:
+        machine = found[0]["machine"]
+        if any(proof["machine"] != machine for proof in found):
+            sys.exit(f"{path}: exported on several machines")
+        files.write_json(folder / "exports.json", {"machine": machine, "rows": rows})
 
 
 def trained(folder: Path) -> tuple[str, ...]:
@@ -128,11 +131,11 @@ def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
     proven: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for folder in kept:
         if (file := folder / "exports.json").is_file():
-            rows = json.loads(file.read_text())["rows"]
-            found = {(row["format"], row["precision"]): row for row in rows}
+            proof = json.loads(file.read_text())
+            found = {(row["format"], row["precision"]): row for row in proof["rows"]}
             if found.keys() >= set(kinds):
-                name = open_run(folder).recipe.model.name
-                proven[f"[{name}]({file.relative_to(ROOT)})"] = found
+                name = f"[{open_run(folder).recipe.model.name}]({file.relative_to(ROOT)})"
+                proven[f"{name}, {proof['machine']['cpu'].replace('(R)', '')}"] = found
     yield ("", *proven)
     for form, precision in kinds:
         yield (

@@ -26,7 +26,7 @@ def build(name, images, at=None, **options):
     return AUGMENTATIONS.build(AUGMENTATIONS.spec(name, **options), images, at).numpy()
 
 
-def pixels(count=60, size=8, channels=3):
+def pixels(count=60, size=10, channels=3):
     images = RANDOM.integers(0, 256, (count, size, size, channels), np.uint8)
     return Examples.all_of(ArraySource(images, np.arange(count, dtype=np.int32) % 10))
 
@@ -34,7 +34,7 @@ def pixels(count=60, size=8, channels=3):
 def stream(name, seed=1, first=0, steps=4, channels=3):
     spec = AUGMENTATIONS.spec(name)
     data = DATASETS.spec("synthetic", batch_size=20)
-    made = TrainingStream(pixels(channels=channels), data, (8, 8), [spec], seed, classes=10)
+    made = TrainingStream(pixels(channels=channels), data, (10, 10), [spec], seed, classes=10)
     return [(x.numpy(), y.numpy()) for x, y in made.dataset(first).take(steps)]
 
 
@@ -47,7 +47,7 @@ def test_what_an_augmentation_draws_is_a_function_of_seed_and_step(name, channel
         monkeypatch.setattr(f"{__name__}.RANDOM", np.random.default_rng(1))
         later = stream(name, seed=seed, first=first, steps=2, channels=channels)
         for (images, labels), (images2, labels2) in zip(whole[2:], later, strict=True):
-            assert images.shape == (20, 8, 8, channels) and images.dtype == np.uint8
+            assert images.shape == (20, 10, 10, channels) and images.dtype == np.uint8
             same = np.array_equal(images, images2) and np.array_equal(labels, labels2)
             assert same == (seed == 1)
     mixes = kind_of(AUGMENTATIONS.spec(name)) == "mix"

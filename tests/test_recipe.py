@@ -93,7 +93,7 @@ def test_augmentations_that_do_not_fit_are_refused(small, settings, where, words
     ),
     (("schedule={name: one_cycle, warmup_epochs: 1}",), "schedule.warmup_epochs", "by itself"),
     (("optimizer={name: sgd, lr: 0.1, nesterov: true}",), "optimizer.nesterov", "momentum"),
-    (("augment=[{name: cutout, size: 32}]",), "augment.0.size", "16x16 pixels; at most 31"),
+    (("augment=[{name: cutout, size: 31}]",), "augment.0.size", "16x16 pixels; at most 30"),
     (("augment=[{name: random_crop, padding: 17}]",), "augment.0.padding", "at most 16"),
     (
         ("augment=[{name: random_crop, padding: 16, mode: reflect}]",),

@@ -69,7 +69,7 @@ CALIBRATED = ("int8", "int16x8")
 # How int8 has a range of some images: from the least value to the greatest, or from the mean of the
 # least to the mean of the greatest of batches of so many images, which an outlier hardly moves.
 CALIBRATION_METHODS = ("min_max", "average_min_max")
-AVERAGED_BATCH = 10
+AVERAGED_BATCH = 5
 
 
 @dataclass(frozen=True)

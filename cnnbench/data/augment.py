@@ -123,7 +123,10 @@ def random_rotation(
     return tf.ensure_shape(tf.cast(tf.round(rotated), tf.uint8), images.shape)
 
 
-@AUGMENTATIONS.register("cutout", most=lambda options, side: ("size", 2 * side - 1))
+@AUGMENTATIONS.register(
+    "cutout",  # one more, and nothing would be left wherever the centre is
+    most=lambda options, side: ("size", 2 * side - 2),
+)
 def cutout(images: Any, draw: Draw, *, size: Annotated[int, Field(ge=1, le=1024)] = 16) -> Any:
     """Blackens a square of `size` pixels whose centre may be any pixel (DeVries & Taylor 2017).
 
