@@ -240,6 +240,8 @@ def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeyp
     (("compress=[{name: prun, sparsity: 0.4}]",), "did you mean prune"),
     (("compress=[{name: prune, sparsity: 0.8}, {name: prune, sparsity: 0.5}]",),
      "0.5 after 0.8, and what is zero stays zero"),
+    (("compress=[{name: prune, sparsity: 0.5, pattern: '2:4'}, {name: prune_filters, macs: 0.5}]",),
+     "compress.1: prune_filters after 2:4"),
     (("init={run: x}", "compress=[{name: qat}]", "data.color=hsv"), "hsv with qat"),
     (("compress=[{name: distill, teacher: resnet18.tv_in1k}]", "data.classes=4"),
      "knows 1000 classes, the data have 4"),
