@@ -57,7 +57,7 @@ def runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
     if (name := _teacher_of(recipe)) and name not in presets.PRESETS:
         # The name of a recipe may mean a newer run by now.
         is_kept = start is not None and _teacher_of(start.recipe) == name
-        others = start.others() if start is not None and is_kept else {}
+        others = start.others("teacher") if start is not None and is_kept else {}
         found["teacher"] = others.get("teacher") or find_run(name)
     return found
 

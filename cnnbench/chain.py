@@ -65,7 +65,8 @@ def train(
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-    must_be_free(folder)  # another may have begun there meanwhile
+        if any(folder.iterdir()):  # another may have begun there meanwhile, which has a lock there
+            raise RunError("the run directory is not empty", where=str(folder))
     files.write_bytes(folder / STAGES, recipe.dump().encode())
     try:
         return _go_on(folder, access=access, listener=listener, choice=choice)

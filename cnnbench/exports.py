@@ -270,6 +270,9 @@ def _export(
         }
         if about.varies:
             row["reason"] = about.varies
+        if request.calibration is not None:
+            images, method = len(request.calibration), request.calibration_method
+            row["calibration"] = {"images": images, "method": method}
         files.write_json(
             artifact / "metadata.json",
             _metadata(run, form, request, artifact, layers) | {"weights_sha256": weights_sha256},
@@ -326,9 +329,6 @@ def _metadata(
         "color": net.preprocess.color,
         "mean": list(net.preprocess.mean),
         "std": list(net.preprocess.std),
-        "calibration": None
-        if request.calibration is None
-        else {"images": len(request.calibration), "method": request.calibration_method},
         "float_layers": [row["layer"] for row in layers if row["kept_float"]],
         # A package may come of a distribution of another name, such as onnxruntime-gpu.
         "versions": {name: metadata.version(packed.get(name, [name])[0]) for name in writers},

@@ -132,7 +132,6 @@ class Learner:
             classes,
             averaged=self.averaged,
             slow=self.slow,
-            ends=(self.stream.steps_per_epoch, self.total_steps),
             masking=self.masking,
             lesson=self._lesson,
             xla=settings.xla,
@@ -215,11 +214,17 @@ class Learner:
         if self.masking is not None:
             following = range(step, step + count)
             sparsities[:count] = [self.masking.sparsity_after(each) for each in following]
+        numbers = step + 1 + np.arange(len(rates))
+        ends = (numbers % self.stream.steps_per_epoch == 0) | (numbers == self.total_steps)
         small = (steps for end, steps in self.on_small_images if step < end)
         train_steps = next(small, self.train_steps)
         try:
             found = train_steps(
-                iterator, tf.constant(rates), tf.constant(sparsities), tf.constant(count)
+                iterator,
+                tf.constant(rates),
+                tf.constant(sparsities),
+                tf.constant(ends),
+                tf.constant(count),
             )
         except tf.errors.OpError:
             if self.stream.failure is not None:

@@ -133,12 +133,15 @@ def _unfit_steps(
     """Yields what takes more epochs than a training that is counted in steps or examples."""
     from cnnbench.schedules import total_steps
 
-    train = recipe.train
+    train, stages = recipe.train, recipe.compress
     total = total_steps(train, per_epoch, recipe.data.batch_size)
-    if recipe.schedule.warmup_epochs * per_epoch >= total:
+    # Stages may have epochs of their own.
+    is_used = not stages or any(stage.epochs is None for stage in stages)
+    if is_used and recipe.schedule.warmup_epochs * per_epoch >= total:
         what = f"{recipe.schedule.warmup_epochs} epochs of {per_epoch} steps"
         yield problem("schedule.warmup_epochs", what, f"less than the {total} steps of training")
-    if train.image_sizes and train.image_sizes[-1].until * per_epoch >= total:
+    is_used = not stages or stages[0].epochs is None
+    if is_used and train.image_sizes and train.image_sizes[-1].until * per_epoch >= total:
         what = f"{train.image_sizes[-1].until} epochs of {per_epoch} steps"
         allowed = f"less than the {total} steps of training, so that the network sees its size"
         yield problem(f"train.image_sizes.{len(train.image_sizes) - 1}.until", what, allowed)

@@ -198,8 +198,11 @@ class Run:
             what = f"the run has no weights: {error.strerror or error}"
             raise RunError(what, where=str(file)) from error
 
-    def others(self) -> dict[str, Run]:
+    def others(self, *names: str) -> dict[str, Run]:
         """Returns the runs that this one began from or learns from, by what the recipe calls them.
+
+        Args:
+            names: of those that are wanted; none: all.
 
         Raises:
             RunError: environment.json is damaged, or one of them is gone or has other weights.
@@ -207,6 +210,8 @@ class Run:
         found = {}
         kept: Any = _environment_of(self.path).get("runs") or {}
         for name, about in kept.items():
+            if names and name not in names:
+                continue
             found[name] = other = open_run(about["path"])
             if other.weights_sha256() != about["weights_sha256"]:
                 raise RunError(

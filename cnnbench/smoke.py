@@ -6,8 +6,9 @@ import math
 
 from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.errors import MissingDataError, UsageError
-from cnnbench.parts import DATASETS, CompressionSpec, DataSpec, min_size
+from cnnbench.parts import DATASETS, CompressionSpec, DataSpec, excess, min_size
 from cnnbench.recipe import MAX_NAME, Init, Recipe
+from cnnbench.registry import Spec
 from cnnbench.run import find_run
 
 BATCH, EXAMPLES, STEPS = 4, 24, 4
@@ -65,6 +66,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     )
     init, compress, absent = _stages(recipe)
     update = {
+        "augment": [_fitting(spec, data.image_size) for spec in recipe.augment],
         # Another one, for a run goes by its recipe's name where others begin with it.
         "name": f"{recipe.name[: MAX_NAME - len(SUFFIX)]}{SUFFIX}",
         "init": init,
@@ -77,6 +79,12 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     }
     size = f"{steps} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
     return recipe.model_copy(update=update), f"smoke run: {size}{mocked}{absent}"
+
+
+def _fitting(augmentation: Spec, size: int | None) -> Spec:
+    """Returns an augmentation with what is too large for images of that many pixels made less."""
+    found = excess(augmentation, (size, size)) if size else None
+    return augmentation.model_copy(update=dict([found])) if found else augmentation
 
 
 def _stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec], str]:

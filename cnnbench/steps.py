@@ -30,7 +30,6 @@ def training_steps(
     *,
     averaged: Any = None,
     slow: Sequence[Any] = (),
-    ends: tuple[int, int] | None = None,
     masking: Masking | None = None,
     lesson: Lesson | None = None,
     size: int | None = None,
@@ -50,12 +49,12 @@ def training_steps(
         lesson: of a network that is distilled; its guesses are the model's last outputs.
         size: height and width that images are scaled to; None: they are not.
         slow: Lookahead's slow weights, one for each trainable variable; none without it.
-        ends: the steps of an epoch and of the whole training, for Lookahead; None: neither ends.
         xla: whether XLA compiles a step.
 
     Returns:
         A function of an iterator over batches, learning rates (steps,) float32, sparsities after
-        each of the steps, likewise, and how many of them to take. It returns, for each step, the
+        each of the steps, likewise, whether an epoch ends with it, (steps,) bool, and how many of
+        them to take. It returns, for each step, the
         sums over the batch of losses and of right answers, and a sum of all weights, which is not
         finite where one of them is not. It stops after a step that has a loss or leaves a weight
         that is not finite.
@@ -87,7 +86,7 @@ def training_steps(
         return compiled(images, labels)
 
     @tf.function(autograph=True)
-    def steps(iterator: Any, rates: Any, sparsities: Any, count: Any) -> tuple[Any, ...]:
+    def steps(iterator: Any, rates: Any, sparsities: Any, ends: Any, count: Any) -> tuple[Any, ...]:
         # One that was not written is 0.
         arrays = tuple(tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(3))
         i, finite = tf.constant(0), tf.constant(True)
@@ -97,7 +96,8 @@ def training_steps(
                 follow(slow, variables, 1.0)
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
-            if lookahead and _is_due(optimizer.iterations, lookahead.every, ends):
+            # At the end of an epoch too, for slow weights are what is validated and kept.
+            if lookahead and (optimizer.iterations % lookahead.every == 0 or ends[i]):
                 follow(slow, variables, lookahead.share)
             if averaged is not None:
                 move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
@@ -232,18 +232,6 @@ def slow_weights(variables: Sequence[Any]) -> list[Any]:
         keras.Variable("zeros", v.shape, v.dtype, trainable=False, name=v.path.replace("/", "_"))
         for v in variables
     ]
-
-
-def _is_due(step: Any, every: int, ends: tuple[int, int] | None) -> Any:
-    """Tells whether slow weights follow after a step.
-
-    They do at the end of an epoch too, for they are what is validated and kept.
-    """
-    found = tf.equal(step % every, 0)
-    if ends is not None:
-        epoch, last = ends
-        found = found | tf.equal(step % epoch, 0) | tf.equal(step, last)
-    return found
 
 
 def follow(slow: Sequence[Any], fast: Sequence[Any], share: float) -> None:

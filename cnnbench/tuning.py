@@ -137,13 +137,14 @@ def training_steps(dumped: str, settings: Settings) -> Round:
     learner = Learner(recipe, Access(download=False), settings)
     batch = next(iter(learner.stream.dataset(0)))
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
-    rates = tf.zeros(recipe.train.steps_per_call)
+    rates = zeros = tf.zeros(recipe.train.steps_per_call)
+    ends = tf.zeros(recipe.train.steps_per_call, tf.bool)
 
     def steps(count: int) -> float:
         start = time.perf_counter()
         for done in range(0, count, recipe.train.steps_per_call):
             part = min(recipe.train.steps_per_call, count - done)
-            learner.train_steps(iterator, rates, tf.zeros_like(rates), tf.constant(part))[0].numpy()
+            learner.train_steps(iterator, rates, zeros, ends, tf.constant(part))[0].numpy()
         return time.perf_counter() - start
 
     steps(1)

@@ -80,6 +80,11 @@ def keep_run(run: Run, folder: Path) -> None:
     path = run.path
     if not run.finished or not (path / "eval.json").is_file():
         sys.exit(f"{path}: not finished, or not evaluated on the test split")
+    proofs = [path / "saved_model" / "verify.json", *sorted(path.glob("exports/*/verify.json"))]
+    found = [json.loads(file.read_text()) for file in proofs if file.is_file()]
+    machines = {json.dumps(proof.get("machine")) for proof in found}
+    if len(machines) > 1 or "null" in machines:
+        sys.exit(f"{path}: exported on several machines, or on one that is not known")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.yaml", "metrics.jsonl"):
         shutil.copyfile(path / name, folder / name)
@@ -92,12 +97,8 @@ def keep_run(run: Run, folder: Path) -> None:
     files.write_json(folder / "environment.json", files.signed(environment))
     result = json.loads((path / "eval.json").read_text())
     files.write_json(folder / "eval.json", result | {"run": run.recipe.name})
-    proofs = [path / "saved_model" / "verify.json", *sorted(path.glob("exports/*/verify.json"))]
-    found = [json.loads(file.read_text()) for file in proofs if file.is_file()]
     if rows := [row for proof in found for row in proof["rows"]]:
         machine = found[0]["machine"]
-        if any(proof["machine"] != machine for proof in found):
-            sys.exit(f"{path}: exported on several machines")
         files.write_json(folder / "exports.json", {"machine": machine, "rows": rows})
 
 

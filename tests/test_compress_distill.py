@@ -106,7 +106,8 @@ def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, te
     learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})
     iterator = iter(learner.stream.dataset(0))
     nothing = tf.zeros(2)
-    losses, *_ = learner.train_steps(iterator, nothing, nothing, tf.constant(1))
+    none = tf.zeros(len(nothing), tf.bool)
+    losses, *_ = learner.train_steps(iterator, nothing, nothing, none, tf.constant(1))
     assert float(losses[0]) == pytest.approx(expected, rel=1e-4)
 
 

@@ -230,8 +230,8 @@ def test_the_calibration_method_is_that_of_the_file(run):
     asked = ["--tflite", "--precision", "int8", "--calibration-method", "average_min_max"]
     done = CliRunner().invoke(cli, ["export", str(run.path), *asked, "--examples", "60"])
     assert done.exit_code == 0, done.output
-    told = json.loads((folder / "metadata.json").read_text())["calibration"]
-    assert told == {"images": 201, "method": "average_min_max"}
+    (row,) = json.loads((folder / "verify.json").read_text())["rows"]
+    assert row["calibration"] == {"images": 201, "method": "average_min_max"}
     assert (folder / "model.tflite").read_bytes() != before
 
 
@@ -356,7 +356,7 @@ def test_explain_and_keep_float_say_which_layers(run):
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["float_layers"] == [layer["layer"] for layer in layers[:2]]
     assert metadata["files"].keys() == {"model.tflite"}
-    assert metadata["calibration"] == {"images": 201, "method": "min_max"}
+    assert row["calibration"] == {"images": 201, "method": "min_max"}
     console = Console(width=120, file=io.StringIO())
     console.print(tables.exports({"rows": [row]}))
     assert "kept in float32" in console.file.getvalue()

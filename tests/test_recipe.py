@@ -106,3 +106,12 @@ def test_trainings_that_make_no_sense_are_refused(small, settings, where, words)
     with pytest.raises(RecipeError, match=words) as caught:
         load_recipe(small, (data, *settings))
     assert where in str(caught.value)
+
+
+def test_stages_with_epochs_of_their_own_are_not_judged_by_the_steps_of_training(small):
+    settings = (
+        "data={name: digits, image_size: 16, batch_size: 16}",
+        "train={steps: 10, image_sizes: [{until: 1, size: 12}]}",
+        "compress=[{name: prune, sparsity: 0.5, epochs: 9}]",
+    )
+    assert load_recipe(small, settings).compress[0].epochs == 9

@@ -68,3 +68,10 @@ def test_a_smoke_run_takes_small_images_of_the_same_kind(path, tmp_path):
     assert len(small.train.image_sizes) == min(1, len(recipe.train.image_sizes))
     assert all(x.until * EXAMPLES // BATCH < small.train.steps for x in small.train.image_sizes)
     assert not shortened(recipe).train.image_sizes
+
+
+def test_augmentations_of_large_images_are_cut_down_with_them(tmp_path):
+    cutout = "augment=[{name: random_resized_crop}, {name: cutout, size: 160}]"
+    recipe = load_recipe(RECIPES / "resnet50_imagenet.yaml", (cutout,))
+    small, _ = smoke(recipe, Access(tmp_path))
+    assert [spec.options().get("size") for spec in small.augment] == [None, 2 * SIZE - 2]

@@ -240,14 +240,14 @@ def _check_int8(content: bytes, request: Request) -> None:
             f"int8: the input is {found}", allowed=f"{wanted}, so that pixels go in as they are"
         )
     found = _float_outputs(content)
-    # An output that is turned into integers after all leaves its name, with a number, behind.
-    kept = {re.sub(r"\d*$", "", name) for name in request.keep_float}
-    named = {re.sub(r"\d*$", "", name): operation for name, operation in found.items()}
-    if others := sorted(named.keys() - kept):
-        name = others[0]
-        raise VerificationError(f"int8: the converter left {name} ({named[name]}) in float32")
-    if lost := sorted(kept - named.keys()):
-        raise VerificationError(f"int8: the converter did not keep {lost[0]} in float32")
+    for kept in request.keep_float:
+        # An output that is turned into integers after all leaves its name, with a number, behind.
+        names = [name for name in found if re.fullmatch(re.escape(kept) + r"\d*", name)]
+        if not names:
+            raise VerificationError(f"int8: the converter did not keep {kept} in float32")
+        del found[min(names, key=len)]
+    for name, operation in found.items():
+        raise VerificationError(f"int8: the converter left {name} ({operation}) in float32")
 
 
 def _float_outputs(content: bytes) -> dict[str, str]:
