@@ -7,6 +7,7 @@ import tensorflow as tf
 from cnnbench.data.augment import Draw
 from cnnbench.data.examples import ArraySource, Examples
 from cnnbench.data.pipeline import TrainingStream
+from cnnbench.errors import UsageError
 from cnnbench.parts import AUGMENTATIONS, DATASETS, kind_of
 
 RANDOM = np.random.default_rng(0)
@@ -36,6 +37,13 @@ def stream(name, seed=1, first=0, steps=4, channels=3):
     data = DATASETS.spec("synthetic", batch_size=20)
     made = TrainingStream(pixels(channels=channels), data, (10, 10), [spec], seed, classes=10)
     return [(x.numpy(), y.numpy()) for x, y in made.dataset(first).take(steps)]
+
+
+def test_what_is_too_large_for_images_whose_size_the_data_tell_is_refused():
+    data, crop = DATASETS.spec("synthetic", batch_size=20), {"padding": 10, "mode": "reflect"}
+    spec = AUGMENTATIONS.spec("random_crop", **crop)
+    with pytest.raises(UsageError, match="random_crop with padding 10; at most 9"):
+        TrainingStream(pixels(), data, (10, 10), [spec], 1, classes=10)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from test_training import InterruptAt, assert_same
 
 from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, resume, train
+from cnnbench.cli import cli
 from cnnbench.data.datasets import Access
 from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
 from cnnbench.learner import Learner
@@ -278,6 +280,15 @@ def test_a_folder_that_holds_something_is_refused_before_any_work(small, base, m
     monkeypatch.setattr(chain, "_rehearse", rehearsed)
     with pytest.raises(RunError, match="not empty; --resume continues"):
         train(recipe_of(small, base), run_dir=base.path)
+
+
+def test_the_command_refuses_such_a_folder_before_it_looks_for_settings(small, base, monkeypatch):
+    def chosen(*_, **__):
+        raise AssertionError("settings were tried")
+
+    monkeypatch.setattr("cnnbench.tuning.choose", chosen)
+    done = CliRunner().invoke(cli, ["train", str(small), "--run-dir", str(base.path)])
+    assert isinstance(done.exception, RunError) and "not empty" in str(done.exception)
 
 
 def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):

@@ -149,8 +149,10 @@ def _quantize(request: Request, file: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     is_averaged = request.calibration_method == "average_min_max"
-    one_by_one = request.calibration_inputs()[:, None]
-    batches = request.calibration_batches() if is_averaged else one_by_one
+    if is_averaged:
+        batches = request.calibration_batches()
+    else:
+        batches = list(request.calibration_inputs()[:, None])
     images = iter([{"images": batch.astype(request.input_dtype)} for batch in batches])
 
     class Images(quantization.CalibrationDataReader):
