@@ -6,24 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnbench.chain import resume, train
-    from cnnbench.evaluation import evaluate
-    from cnnbench.exports import export
-    from cnnbench.models import build_model
-    from cnnbench.prediction import predict
-    from cnnbench.recipe import load_recipe
-    from cnnbench.run import open_run
+    from cnnbench.evaluation.evaluate import evaluate
+    from cnnbench.evaluation.predict import predict
+    from cnnbench.exports.export import export
+    from cnnbench.models.build import build_model
+    from cnnbench.recipe.load import load_recipe
+    from cnnbench.runs.run import open_run
+    from cnnbench.training.stages import resume, train
 
 # Imported when first used, so that `import cnnbench` costs nothing.
 _HOMES = {
-    "build_model": "cnnbench.models",
-    "evaluate": "cnnbench.evaluation",
-    "export": "cnnbench.exports",
-    "load_recipe": "cnnbench.recipe",
-    "open_run": "cnnbench.run",
-    "predict": "cnnbench.prediction",
-    "resume": "cnnbench.chain",
-    "train": "cnnbench.chain",
+    "build_model": "cnnbench.models.build",
+    "evaluate": "cnnbench.evaluation.evaluate",
+    "export": "cnnbench.exports.export",
+    "load_recipe": "cnnbench.recipe.load",
+    "open_run": "cnnbench.runs.run",
+    "predict": "cnnbench.evaluation.predict",
+    "resume": "cnnbench.training.stages",
+    "train": "cnnbench.training.stages",
 }
 
 __all__ = [

@@ -12,9 +12,9 @@ import statistics
 import time
 from typing import NamedTuple
 
-from cnnbench.provenance import machine, versions
-from cnnbench.runtime import ONEDNN
-from cnnbench.workers import Round, Worker, alternate
+from cnnbench.backend.settings import ONEDNN
+from cnnbench.system.environment import machine, versions
+from cnnbench.system.processes import Round, Worker, alternate
 
 TIMEOUT_S = 600.0
 ROUND_SECONDS = 0.5
@@ -45,11 +45,11 @@ CASES = (
 
 def training(case: Case, own: bool) -> Round:
     """Builds a layer; a round returns the seconds of its outputs and all its gradients."""
-    from cnnbench import runtime
-    from cnnbench.lazy import keras, tf
-    from cnnbench.models.fast_layers import PLAIN
+    from cnnbench.backend import session
+    from cnnbench.backend.lazy import keras, tf
+    from cnnbench.models.layers.fast import PLAIN
 
-    runtime.prepare(seed=0, deterministic=True)  # both, for the layer alone is compared
+    session.prepare(seed=0, deterministic=True)  # both, for the layer alone is compared
     theirs = getattr(keras.layers, case.layer)
     kind = next(fast for fast, plain in PLAIN.items() if plain is theirs) if own else theirs
     layer = kind(**case.options)

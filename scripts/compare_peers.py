@@ -16,11 +16,12 @@ import statistics
 import time
 from typing import NamedTuple
 
-from cnnbench import benchmark, tuning
-from cnnbench.parts import MODELS
-from cnnbench.provenance import machine, versions
-from cnnbench.recipe import Recipe, parse_recipe
-from cnnbench.workers import Round, Worker, WorkerError, alternate
+from cnnbench.bench import autotune, jobs
+from cnnbench.recipe.load import parse_recipe
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.registry.kinds import MODELS
+from cnnbench.system.environment import machine, versions
+from cnnbench.system.processes import Round, Worker, WorkerError, alternate
 
 TIMEOUT_S = 900.0
 PRODUCTS = "matrix products"
@@ -82,7 +83,7 @@ def torch_training(case: Case, classes: int, compiled: bool) -> Round:
         return time.perf_counter() - start
 
     steps(2)
-    count = max(1, round(tuning.ROUND_SECONDS / steps(1)))
+    count = max(1, round(jobs.ROUND_SECONDS / steps(1)))
     return lambda: steps(count) / count
 
 
@@ -113,15 +114,15 @@ def _timm(name: str, classes: int):
 def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
     """Returns the seconds of a step in each round, by library."""
     recipe = recipe_of(case)
-    settings = tuning.choose(recipe, seconds=math.inf).settings
+    settings = autotune.choose(recipe, seconds=math.inf).settings
     classes = MODELS.get(case.model).facts["native_classes"]
     dumped = recipe.dump()
     workers = {
-        f"cnnbench ({tuning.name(settings)})": Worker(
-            tuning.training_steps, dumped, settings, environment=settings.environment()
+        f"cnnbench ({autotune.name(settings)})": Worker(
+            jobs.training_steps, dumped, settings, environment=settings.environment()
         ),
-        "stock Keras": Worker(benchmark.stock_training, dumped),
-        PRODUCTS: Worker(benchmark.matrix_products),
+        "stock Keras": Worker(jobs.stock_training, dumped),
+        PRODUCTS: Worker(jobs.matrix_products),
     }
     if importlib.util.find_spec("timm"):
         workers["PyTorch eager"] = Worker(torch_training, case, classes, False)
@@ -145,11 +146,11 @@ def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
 
 def share_of_peak(case: Case, seconds: list[float], products: list[float]) -> float:
     """Returns what a step computes in a second, as a share of what a matrix product does."""
-    with Worker(benchmark.counting, recipe_of(case).dump()) as worker:
+    with Worker(jobs.counting, recipe_of(case).dump()) as worker:
         worker.ready(TIMEOUT_S)
         # A multiply-accumulate is two operations, and the backward pass twice the forward one.
         flops = 6 * case.batch * worker.round(TIMEOUT_S)
-    peak = 2 * benchmark.MATRIX_SIDE**3
+    peak = 2 * jobs.MATRIX_SIDE**3
     return statistics.median(flops / s / (peak / p) for s, p in zip(seconds, products, strict=True))
 
 

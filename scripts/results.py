@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cnnbench import chain, files, load_recipe, open_run
-from cnnbench.artifacts import FORMATS
-from cnnbench.run import STAGES, Run
+from cnnbench import load_recipe, open_run
+from cnnbench.exports.formats.format import FORMATS
+from cnnbench.runs import find
+from cnnbench.runs.run import STAGES, Run
+from cnnbench.system import files
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -72,7 +74,7 @@ def keep(path: Path) -> None:
 
 def runs_of(path: Path) -> list[Run]:
     """Returns the run of each stage, or the one that lies there."""
-    return chain.stages(path) if (path / STAGES).is_file() else [open_run(path)]
+    return find.stages(path) if (path / STAGES).is_file() else [open_run(path)]
 
 
 def keep_run(run: Run, folder: Path) -> None:

@@ -63,8 +63,8 @@ def by_commands(recipe: Path, folder: Path) -> None:
 def by_python(recipe: Path, folder: Path) -> None:
     """Does what the commands do, in this process."""
     import cnnbench
-    from cnnbench.data.datasets import Access
-    from cnnbench.smoke import smoke
+    from cnnbench.data.open import Access
+    from cnnbench.training.smoke import smoke
 
     access = Access(None)
     small, note = smoke(cnnbench.load_recipe(recipe), access)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnbench import files, lazy
+from cnnbench.backend import lazy
+from cnnbench.system import files
 
 lazy.load()
 

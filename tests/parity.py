@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnbench import weights
-from cnnbench.lazy import keras, load
-from cnnbench.models import build_model
-from cnnbench.parts import MODELS, min_size
+from cnnbench.backend import lazy
+from cnnbench.backend.lazy import keras
+from cnnbench.models.build import build_model
+from cnnbench.models.pretrained import load
+from cnnbench.registry.kinds import MODELS, min_size
 
 GOLDEN = Path(__file__).with_name("parity.txt")
 TOLERANCE = 1e-4  # of the largest logit
@@ -72,7 +73,7 @@ def pairs() -> list[Pair]:
     found = [
         Pair(
             name,
-            f"keras.applications:{weights.names_of(name).KERAS_MODELS[name]}",
+            f"keras.applications:{load.names_of(name).KERAS_MODELS[name]}",
             lambda name=name: compare_keras(name),
         )
         for name in keras_models()
@@ -89,7 +90,7 @@ def families() -> dict[str, ModuleType]:
     for name in MODELS.names():
         family = MODELS.get(name).facts["family"]
         if family not in found and family not in ("airbench", "lenet"):
-            found[family] = weights.names_of(name)
+            found[family] = load.names_of(name)
     return found
 
 
@@ -132,7 +133,7 @@ def compare_keras(name: str) -> tuple[float, float]:
 
     In inference, and in training mode (nan for networks without batch normalisation).
     """
-    names = weights.names_of(name)
+    names = load.names_of(name)
     size = input_size(name)
     reference = getattr(keras.applications, names.KERAS_MODELS[name])
     inside = "V3" in reference.__name__ or name.startswith("efficientnet_v2")
@@ -170,8 +171,8 @@ def compare_keras(name: str) -> tuple[float, float]:
     for norm in norms:
         moved = move(random, norm.moving_mean.numpy(), norm.moving_variance.numpy())
         norm.moving_mean.assign(moved[0]), norm.moving_variance.assign(moved[1])
-    arrays = weights.from_keras(ours, name, weights.of_keras_model(theirs))
-    weights.load(ours, arrays, where=reference.__name__)
+    arrays = load.from_keras(ours, name, load.of_keras_model(theirs))
+    load.load(ours, arrays, where=reference.__name__)
     expected = [body(images, training=training) for training in (False, True)]
     return errors(ours, images, *expected)
 
@@ -210,7 +211,7 @@ def compare_torch(reference: str, name: str, options: dict[str, Any]) -> tuple[f
     ours = build_model(MODELS.spec(name, **options), (size, size, 3), CLASSES)
     without_dropout(ours)
     for path in last_gammas(ours):
-        theirs.get_parameter(weights.names_of(name).torch_name(name, path)).data.mul_(RESIDUAL)
+        theirs.get_parameter(load.names_of(name).torch_name(name, path)).data.mul_(RESIDUAL)
     images = random_images(size)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -223,7 +224,7 @@ def compare_torch(reference: str, name: str, options: dict[str, Any]) -> tuple[f
             norm.running_var.copy_(torch.from_numpy(moved[1]))
         state = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}
         expected = [theirs.train(training)(pixels).numpy() for training in (False, True)]
-    weights.load(ours, weights.from_torch(ours, name, state), where=reference)
+    load.load(ours, load.from_torch(ours, name, state), where=reference)
     return errors(ours, images, *expected)
 
 
@@ -338,7 +339,7 @@ def main() -> None:
     parser.add_argument("only", nargs="*", help="networks, references or libraries; default: all")
     parser.add_argument("--write", action="store_true", help=f"measure and write {GOLDEN.name}")
     args = parser.parse_args()
-    load()
+    lazy.load()
     golden = read_golden()
     failed = False
     print(HEADER)

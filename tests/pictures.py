@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from cnnbench.data import operations
+from cnnbench.data.augment import operations
 
 NEAREST, BILINEAR = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 

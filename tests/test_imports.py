@@ -12,66 +12,88 @@ import cnnbench
 
 PACKAGE = Path(cnnbench.__file__).parent
 
-# Rooms from the lowest up: each may import from those before it, and from its own.
-FLOORS = (
-    {"errors", "lazy", "signals", "workers"},
-    {"registry", "files", "recipe_yaml", "tflite_files"},
-    {"parts", "presets", "checkpoint"},
-    {
-        "recipe",
-        "recipe_checks",
-        "schedules",
-        "optim",
-        "lars",
-        "models",
-        "tasks",
-        "provenance",
-        "runtime",
-        "weight_names",
-    },
-    {"data", "run", "weights", "listener", "compress"},
-    {"events", "network", "artifacts", "steps", "tta", "robustness", "beginning"},
-    {"learner"},
-    {
-        "training",
-        "importing",
-        "calibration",
-        "verification",
-        "evaluation",
-        "prediction",
-        "show",
-        "plots",
-        "smoke",
-        "doctor",
-        "tables",
-        "progress",
-    },
-    {"exports", "tuning", "chain"},
-    {"comparison"},
-    {"benchmark"},
-    {"cli"},
-    {"__main__"},
+# Rooms in the order in which they may import: each from itself and from those before it.
+ROOMS = (
+    "errors",
+    "system",
+    "backend",
+    "registry",
+    "tasks",
+    "models",
+    "data",
+    "optim",
+    "compression",
+    "recipe",
+    "runs",
+    "training",
+    "exports",
+    "evaluation",
+    "bench",
+    "search",
+    "report",
+    "cli",
 )
-FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+# What stands beside the rooms: the public names, imported when used, and the entry point.
+BESIDE = {"__init__", "__main__", "py"}
+MAX_ENTRIES, MAX_LINES = 20, 400
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cnnbench"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+def modules() -> dict[str, Path]:
+    """The modules of the package by their dotted names."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
-def test_imports_go_one_way(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    upwards = {other for other in imports_of(path) if FLOOR[other] > FLOOR[room]}
+MODULES = modules()
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of cnnbench that a file imports: at the top, in functions, or for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("cnnbench")}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            if (node.module or "").split(".")[0] == "cnnbench":
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {name if name in MODULES else str(node.module) for name in names}
+    return found
+
+
+def room_of(module: str) -> str:
+    return (module.split(".") + ["__init__"])[1]
+
+
+def test_every_module_is_in_a_room():
+    assert {room_of(module) for module in MODULES} <= {*ROOMS, *BESIDE}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) not in BESIDE])
+def test_imports_go_one_way(module):
+    height = ROOMS.index(room_of(module))
+    allowed = set(ROOMS[: height + 1])
+    upwards = {other for other in imports_of(MODULES[module]) if room_of(other) not in allowed}
     assert not upwards
-    assert "cli" not in imports_of(path) - {room} or room == "__main__"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: imports_of(path) & MODULES.keys() for module, path in MODULES.items()}
+    # A package's docstring is imported with every module in it.
+    left = {module: {o for o in others if o != module} for module, others in left.items()}
+    while ready := {module for module, others in left.items() if not others & left.keys()}:
+        left = {module: others for module, others in left.items() if module not in ready}
+    assert not left
+
+
+def test_the_package_is_easy_to_survey():
+    entries = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "recipes")]
+    assert len(entries) <= MAX_ENTRIES
+    long = [name for name, p in MODULES.items() if len(p.read_text().splitlines()) > MAX_LINES]
+    assert not long
 
 
 def modules_after(code: str) -> set[str]:
@@ -84,11 +106,11 @@ def modules_after(code: str) -> set[str]:
     "code",
     [
         "import cnnbench.cli",
-        "import cnnbench.models; from cnnbench.parts import MODELS; MODELS.names()",
+        "import cnnbench.models; from cnnbench.registry.kinds import MODELS; MODELS.names()",
         f"import cnnbench; cnnbench.load_recipe({str(PACKAGE.parent)!r} + "
         "'/recipes/resnet20_cifar10.yaml')",
-        "import cnnbench.training, cnnbench.exports, cnnbench.tables",
-        "import cnnbench.artifacts.__main__, cnnbench.artifacts.tflite, cnnbench.artifacts.onnx",
+        "import cnnbench.training.stages, cnnbench.exports.export, cnnbench.report.tables",
+        "import cnnbench.exports.serve; from cnnbench.exports.formats import onnx, tflite",
     ],
 )
 def test_tensorflow_is_not_imported(code):
@@ -97,7 +119,7 @@ def test_tensorflow_is_not_imported(code):
 
 def test_importing_the_models_is_quick():
     code = (
-        "import cnnbench.parts, time\nstart = time.perf_counter()\n"
+        "import cnnbench.registry.kinds, time\nstart = time.perf_counter()\n"
         "import cnnbench.models\nprint(time.perf_counter() - start)"
     )
     # The first import compiles the modules, if the others may keep what it compiled.

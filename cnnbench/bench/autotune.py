@@ -13,21 +13,22 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cnnbench import files
-from cnnbench.data.datasets import Access
+from cnnbench.backend.settings import Choice, Settings
+from cnnbench.bench.jobs import ROUNDS, training_steps
 from cnnbench.errors import CnnbenchError
-from cnnbench.parts import DATASETS, MODELS, input_shape
-from cnnbench.provenance import machine
-from cnnbench.recipe import Recipe, Runtime, parse_recipe
-from cnnbench.runtime import Choice, Settings
-from cnnbench.workers import Round, Worker, WorkerError, alternate
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.recipe.sections import Runtime
+from cnnbench.recipe.stand_in import shortened
+from cnnbench.registry.kinds import DATASETS, MODELS, input_shape
+from cnnbench.system import files
+from cnnbench.system.environment import machine
+from cnnbench.system.processes import Worker, WorkerError, alternate
 
 # A training of less is not worth a probe, and XLA, which may compile for minutes, needs a longer.
 MIN_SECONDS = 300.0
@@ -36,7 +37,6 @@ MIN_SECONDS_XLA = 1800.0
 NOMINAL_FLOPS_PER_S = 1e11
 # A probe of two settings takes less than 25 s on two cores; one that takes more is given up.
 TIMEOUT_S, TIMEOUT_XLA_S = 60.0, 120.0
-ROUNDS, ROUND_SECONDS = 5, 1.0
 
 
 def choose(
@@ -123,63 +123,6 @@ def measure(
         rounds = alternate([workers[settings] for settings in close], ROUNDS, TIMEOUT_S)
     medians = {s: statistics.median(seconds) for s, seconds in zip(close, rounds, strict=True)}
     return firsts | medians, notes
-
-
-def training_steps(dumped: str, settings: Settings) -> Round:
-    """Builds a dumped recipe's training on made-up images; a round returns the seconds of a step.
-
-    A round runs for about a second, and a step at least. Reading and augmenting images is left out.
-    """
-    from cnnbench.lazy import tf
-    from cnnbench.learner import Learner
-
-    recipe = shortened(parse_recipe(dumped))
-    learner = Learner(recipe, Access(download=False), settings)
-    batch = next(iter(learner.stream.dataset(0)))
-    iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
-    rates = zeros = tf.zeros(recipe.train.steps_per_call)
-    ends = tf.zeros(recipe.train.steps_per_call, tf.bool)
-
-    def steps(count: int) -> float:
-        start = time.perf_counter()
-        for done in range(0, count, recipe.train.steps_per_call):
-            part = min(recipe.train.steps_per_call, count - done)
-            learner.train_steps(iterator, rates, zeros, ends, tf.constant(part))[0].numpy()
-        return time.perf_counter() - start
-
-    steps(1)
-    count = max(1, round(ROUND_SECONDS / max(steps(1), 1e-3)))
-    return lambda: steps(count) / count
-
-
-def shortened(recipe: Recipe) -> Recipe:
-    """Returns the recipe on a few made-up images of the right size and number of classes."""
-    facts = DATASETS.get(recipe.data.name).facts
-    native = MODELS.get(recipe.model.name).facts
-    stored = recipe.data.options().get("shape") or facts.get("shape") or native["native"]
-    shape = input_shape(recipe.data, stored)
-    data = DATASETS.spec(
-        "synthetic",
-        batch_size=recipe.data.batch_size,
-        classes=facts.get("classes") or recipe.data.classes or native["native_classes"],
-        examples=max(2, recipe.data.batch_size),
-        shape=list(shape),
-    )
-    model = recipe.model.model_copy(update={"weights": None})
-    train = recipe.train.model_copy(
-        update={
-            "epochs": None,
-            "examples": None,
-            "steps": 1,
-            "early_stopping": None,
-            "image_sizes": [],
-        }
-    )
-    schedule = recipe.schedule.model_copy(update={"warmup_epochs": 0})
-    update = {"data": data, "model": model, "train": train, "schedule": schedule, "augment": []}
-    # What its stages of compression cost besides is not in the measure.
-    update |= {"init": None, "compress": []}
-    return recipe.model_copy(update=update)
 
 
 def estimated_seconds(recipe: Recipe) -> float | None:

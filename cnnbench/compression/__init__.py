@@ -1,5 +1,5 @@
 """Compression: stages that make a trained network smaller; importing this registers them all."""
 
-from cnnbench.compress.stages import Record, Stage, build_stage, rebuild
+from cnnbench.compression.stages import Record, Stage, build_stage, rebuild
 
 __all__ = ["Record", "Stage", "build_stage", "rebuild"]

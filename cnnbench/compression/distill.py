@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnbench.checkpoint import HINT
-from cnnbench.compress.stages import Distillation
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.compression.stages import Distillation
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.models import feature_maps
+from cnnbench.models.build import HINT, feature_maps
 
 
 class Lesson:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnbench.lazy import keras, tf
-from cnnbench.models.fast_layers import FastConv2D
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.models.layers.fast import FastConv2D
 
 # Of the moving averages of ranges; the paper says "close to 1" (section 3.1).
 DECAY = 0.99

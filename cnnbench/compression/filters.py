@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras
 from cnnbench.models.complexity import count_macs, layer_macs
 
 # By the name of a layer: its filters, or the zeros that it pads channels with, before and after.

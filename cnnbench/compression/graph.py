@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cnnbench.lazy import keras
+from cnnbench.backend.lazy import keras
 
 
 def inputs_of(layer: Any) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cnnbench.compress import prune
-from cnnbench.compress.stages import Pruning
-from cnnbench.lazy import tf
+from cnnbench.backend.lazy import tf
+from cnnbench.compression import prune
+from cnnbench.compression.stages import Pruning
 
 # How often masks change on the way at least, where there are so many steps.
 LEAST_CHANGES = 10

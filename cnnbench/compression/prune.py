@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cnnbench.lazy import keras, tf
+from cnnbench.backend.lazy import keras, tf
 
 Scope = Literal["layer", "global"]
 

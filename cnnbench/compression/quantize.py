@@ -8,16 +8,14 @@ and which must share one, is TFLite's 8-bit quantization specification.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from cnnbench.compress.graph import copied, inputs_of, rebuilt, users
-from cnnbench.errors import UsageError, VerificationError
-from cnnbench.lazy import keras, tf
-from cnnbench.tasks.classification import probabilities
+from cnnbench.backend.lazy import keras
+from cnnbench.compression.graph import copied, inputs_of, rebuilt, users
+from cnnbench.errors import UsageError
 
 # Layers by the name of their class. What has a kernel,
 KERNELS = frozenset({"Conv2D", "FastConv2D", "DepthwiseConv2D", "Dense"})
@@ -106,7 +104,7 @@ def fake_quantized(model: Any, *, bits: int = 8) -> Any:
 
     Batch norms are folded. Kernels are rounded in one symmetric range for each output channel.
     Activations, and the images, are rounded in a range for each tensor that moves in training; see
-    cnnbench.compress.fake_quant. Gradients pass through the rounding.
+    cnnbench.compression.fake_quant. Gradients pass through the rounding.
 
     Args:
         model: normalised images to logits, functional; its values are taken over.
@@ -115,7 +113,7 @@ def fake_quantized(model: Any, *, bits: int = 8) -> Any:
     Raises:
         UsageError: integers cannot compute a layer.
     """
-    from cnnbench.compress import fake_quant
+    from cnnbench.compression import fake_quant
 
     if problems := quantizable(model):
         raise UsageError(f"{model.name} cannot be quantized: {', '.join(problems)}")
@@ -174,60 +172,6 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
     finally:
         for each in moving:
             each.share = None
-
-
-def tflite_int8(
-    model: Any,
-    *,
-    pixel_shape: tuple[int, int, int],
-    preprocess: Any = None,
-    loss: str = "cross_entropy",
-    float_outputs: bool = True,
-) -> bytes:
-    """Returns a TFLite file that computes in integers, with the ranges that the model has.
-
-    Args:
-        model: from `fake_quantized`, of 8 bits, trained or calibrated.
-        pixel_shape: (height, width, channels) of the images that the file takes, one at a time.
-        preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
-            the uint8 pixels; None: the file takes what the model does, as int8 in its range.
-        loss: which says what logits mean.
-        float_outputs: whether "logits" and "probabilities" are float32, or of the input's type.
-
-    Raises:
-        UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
-            linear in the pixels.
-        VerificationError: something would be computed in floats.
-    """
-    from cnnbench.compress.fake_quant import FixedRange
-
-    frozen = _frozen(model)
-    kernel, bias = _as_convolution(preprocess, pixel_shape[-1]) if preprocess else (None, None)
-
-    def serve(images: Any) -> dict[str, Any]:
-        if preprocess:
-            pixels = FixedRange(0.0, 255.0)(images)
-            images = tf.nn.conv2d(pixels, kernel, 1, "VALID") + bias
-        logits = frozen(images, training=False)
-        return {"probabilities": probabilities(logits, loss), "logits": logits}
-
-    with tempfile.TemporaryDirectory(prefix="cnnbench-") as folder:
-        archive = keras.export.ExportArchive()
-        archive.track(frozen)
-        spec = tf.TensorSpec((1, *pixel_shape), tf.float32, name="images")
-        archive.add_endpoint("serve", serve, [spec])
-        archive.write_out(folder, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        # TFLITE_BUILTINS_INT8 would ask for images to calibrate on, which the ranges are in place
-        # of; what it promises is checked below.
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.uint8 if preprocess else tf.int8
-        converter.inference_output_type = (
-            tf.float32 if float_outputs else converter.inference_input_type
-        )
-        content: bytes = converter.convert()
-    _check_integers(content)
-    return content
 
 
 def _foldable(model: Any) -> dict[str, Any]:
@@ -306,7 +250,7 @@ def _points(model: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 def _known_range(function: str, name: str, bits: int) -> Any:
     """Returns the range of what an activation gives; TFLite prescribes the first two."""
-    from cnnbench.compress.fake_quant import FixedRange
+    from cnnbench.compression.fake_quant import FixedRange
 
     low, high = {
         "sigmoid": (0.0, 1 - 2.0**-bits),
@@ -335,81 +279,6 @@ _IN_PARTS = {"silu": _silu, "hard_sigmoid": _hard_sigmoid}
 
 
 def _moving_ranges(model: Any) -> list[Any]:
-    from cnnbench.compress.fake_quant import MovingRange
+    from cnnbench.compression.fake_quant import MovingRange
 
     return [layer for layer in model.layers if isinstance(layer, MovingRange)]
-
-
-def _frozen(model: Any) -> Any:
-    """Returns a copy of a fake-quantized model with its kernels as rounded and its ranges fixed."""
-    from cnnbench.compress import fake_quant
-
-    kinds = {
-        fake_quant.FakeQuantConv2D: keras.layers.Conv2D,
-        fake_quant.FakeQuantDepthwiseConv2D: keras.layers.DepthwiseConv2D,
-        fake_quant.FakeQuantDense: keras.layers.Dense,
-    }
-    moving = _moving_ranges(model)
-    if not any(np.any(each.maximum > each.minimum) for each in moving):
-        raise UsageError(f"{model.name} has no ranges yet", allowed="train or calibrate it first")
-    if any(each.bits != 8 for each in moving):
-        raise UsageError(f"{model.name} has {moving[0].bits} bits", allowed="TFLite has 8")
-
-    def clone(layer: Any) -> Any:
-        config = layer.get_config()
-        if isinstance(layer, fake_quant.MovingRange):
-            low, high = (float(end) for end in layer.range())
-            # Where everything is 0, any range will do.
-            high = high if high > low else 1.0
-            return fake_quant.FixedRange(low, high, name=layer.name, dtype="float32")
-        kind = kinds.get(type(layer), type(layer))
-        if kind is not type(layer):
-            del config["bits"]
-        return kind.from_config(config)
-
-    copy = keras.models.clone_model(
-        model,
-        clone_function=clone,
-        # A fixed range does not ask whose it is.
-        call_function=lambda layer, *args, **_: layer(*args),
-    )
-    for layer in model.layers:
-        if type(layer) in kinds:
-            weights = [layer.kernel_on_grid(), *map(_unequal, layer.get_weights()[1:])]
-            copy.get_layer(layer.name).set_weights(weights)
-    return copy
-
-
-def _unequal(bias: np.ndarray) -> np.ndarray:
-    """Returns a bias whose values are not all equal, for the converter gives equal ones one scale.
-
-    It would be the first channel's, where integers have one for each.
-    """
-    return (
-        np.r_[np.nextafter(bias[:1], np.float32(np.inf)), bias[1:]] if np.ptp(bias) == 0 else bias
-    )
-
-
-def _as_convolution(preprocess: Any, channels: int) -> tuple[Any, Any]:
-    """Returns the kernel and the bias of the 1x1 convolution of pixels that preprocessing is."""
-    corners = np.concatenate([np.zeros((1, channels)), 255 * np.eye(channels), [[77.0] * channels]])
-    black, *primaries, grey = preprocess(corners[:, None, None].astype(np.float32)).numpy()[:, 0, 0]
-    kernel = (np.stack(primaries) - black) / 255
-    if not np.allclose(77 * kernel.sum(0) + black, grey, atol=1e-4):
-        raise UsageError("this preprocessing is not linear in the pixels", allowed="not hsv")
-    return tf.constant(kernel[None, None]), tf.constant(black)
-
-
-def _check_integers(content: bytes) -> None:
-    """Raises a VerificationError if a TFLite file has floats in it, other than its outputs."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=content)
-    ends = {detail["index"] for detail in interpreter.get_output_details()}
-    floats = [
-        detail["name"]
-        for detail in interpreter.get_tensor_details()
-        if np.issubdtype(detail["dtype"], np.floating) and detail["index"] not in ends
-    ]
-    if floats:
-        raise VerificationError(f"TFLite computes in floats: {', '.join(floats[:5])}")

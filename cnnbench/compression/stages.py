@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.parts import COMPRESSIONS
-from cnnbench.registry import Spec
+from cnnbench.registry.kinds import COMPRESSIONS
+from cnnbench.registry.registry import Spec
 
 # Training images that the first ranges of activations are taken from.
 CALIBRATED = 500
@@ -66,7 +66,7 @@ class Pruning(Stage):
 
     def begin(self, model: Any) -> tuple[Any, Record]:
         """Leaves the network as it is; the record has the sparsity that it begins with."""
-        from cnnbench.compress.prune import sparsity_of
+        from cnnbench.compression.prune import sparsity_of
 
         initial, _ = sparsity_of(model)
         return model, {"initial": initial}
@@ -81,14 +81,14 @@ class FilterPruning(Stage):
 
     def begin(self, model: Any) -> tuple[Any, Record]:
         """Removes filters until so many of the multiply-accumulates are left."""
-        from cnnbench.compress.filters import thin
+        from cnnbench.compression.filters import thin
 
         widths, thinner = thin(model, self.macs, divisor=self.divisor)
         return thinner, {"widths": widths}
 
     def rebuild(self, model: Any, record: Record) -> Any:
         """Returns a network with as many filters."""
-        from cnnbench.compress import filters
+        from cnnbench.compression import filters
 
         return filters.rebuild(model, record["widths"])
 
@@ -105,13 +105,13 @@ class Quantization(Stage):
 
     def rebuild(self, model: Any, record: Record) -> Any:
         """Does the same: folding and quantizing need no record."""
-        from cnnbench.compress.quantize import fake_quantized
+        from cnnbench.compression.quantize import fake_quantized
 
         return fake_quantized(model, bits=self.bits)
 
     def initialize(self, model: Any, images: Callable[[int], Any]) -> None:
         """Sets the ranges of activations by some images."""
-        from cnnbench.compress.quantize import calibrate
+        from cnnbench.compression.quantize import calibrate
 
         some = images(CALIBRATED)
         calibrate(model, [some[i : i + 100] for i in range(0, len(some), 100)])

@@ -8,125 +8,19 @@ recipe, step, and place in the batch). So resuming is starting the stream at a l
 from __future__ import annotations
 
 import collections
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from cnnbench.data import images as geometry
-from cnnbench.data.augment import Draw
-from cnnbench.data.examples import ArraySource, Dataset, Examples
-from cnnbench.data.images import BadImageError
-from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
-from cnnbench.errors import CnnbenchError, DataError, UsageError
-from cnnbench.lazy import tf
-from cnnbench.parts import AUGMENTATIONS, DataSpec, excess, kind_of
-from cnnbench.registry import Spec
-
-# Batches that are read ahead while the network works.
-AHEAD = 3
-
-Batch = tuple[np.ndarray, np.ndarray]  # images (batch, height, width, channels) uint8, labels int32
-
-
-@dataclass(frozen=True)
-class Splits:
-    """What a run trains and validates on, after the recipe's limit, validation and bad images.
-
-    skipped, skipped_in_validation: the names of images that cannot be decoded, where the recipe
-    says to skip them.
-    """
-
-    train: Examples
-    validation: Examples | None
-    skipped: tuple[str, ...]
-    skipped_in_validation: tuple[str, ...] = ()
-
-
-def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
-    """Returns the training examples and those carved out, or given, for validation.
-
-    A data set's own validation split goes before the recipe's share of the training split. Which
-    examples are carved out does not depend on the recipe's seed, so that runs compare.
-
-    Raises:
-        UsageError: the validation split leaves nothing to train on.
-    """
-    train = dataset.split("train").shuffled()
-    if data.limit:
-        train = train.take(slice(data.limit))
-    validation = None
-    if "validation" in dataset.sources:
-        validation = dataset.split("validation").shuffled().take(slice(data.limit))
-    elif data.validation:
-        share = isinstance(data.validation, float)
-        count = round(data.validation * len(train)) if share else int(data.validation)
-        if not 0 < count < len(train):
-            raise UsageError(
-                f"data.validation keeps {count} examples", allowed=f"1 to {len(train) - 1}"
-            )
-        validation, train = train.take(slice(count)), train.take(slice(count, None))
-    train, skipped = _readable(train, data)
-    if validation is None:
-        return Splits(train, None, skipped)
-    validation, skipped_in_validation = _readable(validation, data)
-    return Splits(train, validation, skipped, skipped_in_validation)
-
-
-def evaluation_examples(
-    dataset: Dataset, data: DataSpec, split: str
-) -> tuple[Examples, tuple[str, ...]]:
-    """Returns the examples of "test" or "validation" to measure on, and the names of bad images.
-
-    Raises:
-        UsageError: the recipe keeps no validation examples.
-    """
-    if split == "test":
-        return _readable(dataset.split("test").shuffled().take(slice(data.limit)), data)
-    splits = training_splits(dataset, data)
-    if splits.validation is None:
-        raise UsageError("the recipe keeps no validation split", allowed="evaluate on --split test")
-    return splits.validation, splits.skipped_in_validation
-
-
-def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
-    """Returns the colour conversion and normalisation of a recipe's data.
-
-    Raises:
-        UsageError: the recipe's mean or std is not one value per channel.
-    """
-    stored = "grey" if dataset.shape[2] == 1 else "rgb"
-    color = data.color or stored
-    mean, std = COLOR_STATISTICS[color]
-    if dataset.mean and dataset.std and color in (stored, "rgb"):
-        channels = len(mean)
-        mean, std = ((published * channels)[:channels] for published in (dataset.mean, dataset.std))
-    mean, std = tuple(data.mean or mean), tuple(data.std or std)
-    channels = len(COLOR_STATISTICS[color][0])
-    if len(mean) != channels or len(std) != channels:
-        raise UsageError(
-            f"data.mean of {len(mean)} values and data.std of {len(std)}",
-            allowed=f"one per channel: {channels}",
-        )
-    return Preprocess(color, mean, std)
-
-
-def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
-    """Brings an image of any size to the network's: scales its short side and crops the centre."""
-    short = short_side(data, size)
-    if image.shape[:2] == size and short == max(size):
-        return image
-    return geometry.centre_crop(image, short, size)
-
-
-def short_side(data: DataSpec, size: tuple[int, int]) -> int:
-    """Returns the pixels that the short side of an image is scaled to before the centre crop."""
-    return max(data.resize_short or 0, *size)
+from cnnbench.backend.lazy import tf
+from cnnbench.data.augment.batch import Draw
+from cnnbench.data.examples import Examples
+from cnnbench.data.reader import AHEAD, Batch, _random, _reader
+from cnnbench.errors import CnnbenchError, UsageError
+from cnnbench.registry.kinds import AUGMENTATIONS, DataSpec, excess, kind_of
+from cnnbench.registry.registry import Spec
 
 
 class TrainingStream:
@@ -253,92 +147,3 @@ class TrainingStream:
                 raise
 
         return read
-
-
-def evaluation_batches(
-    examples: Examples, data: DataSpec, size: tuple[int, int], batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields (images, labels, count) of every example once, in order.
-
-    The last batch is filled up with copies of its first example, so that all have one shape; only
-    the first `count` examples of a batch are to be counted.
-    """
-    read = _reader(examples, data, size, (), 0)
-    starts = iter(range(0, len(examples), batch_size))
-    pending: collections.deque[Callable[[], Batch]] = collections.deque()
-    while True:
-        for start in itertools.islice(starts, AHEAD - len(pending)):
-            pending.append(read(np.arange(start, min(start + batch_size, len(examples))), 0))
-        if not pending:
-            return
-        images, labels = pending.popleft()()
-        count = len(labels)
-        rows = np.where(np.arange(batch_size) < count, np.arange(batch_size), 0)
-        yield images[rows], labels[rows], count
-
-
-def _reader(
-    examples: Examples, data: DataSpec, size: tuple[int, int], crops: Iterable[Spec], seed: int
-) -> Callable[[np.ndarray, int], Callable[[], Batch]]:
-    """Returns a function that starts to read the examples at some positions of an epoch.
-
-    What it returns waits for them.
-    """
-    source, crops = examples.source, tuple(crops)
-    as_they_are = not crops and short_side(data, size) == max(size)
-    if isinstance(source, ArraySource) and as_they_are and source.images.shape[1:3] == size:
-
-        def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
-            rows = examples.indices[positions]
-            return lambda: (source.images[rows], source.labels[rows])
-
-        return gather
-
-    def one(position: int, epoch: int) -> tuple[np.ndarray, int]:
-        image, label = source.read(int(examples.indices[position]))
-        for place, crop in enumerate(crops):
-            random = _random(seed, 2**33 + place, position, epoch)
-            image = AUGMENTATIONS.build(crop, image, size, random)
-        return (image if crops else fit(image, data, size)), label
-
-    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
-
-    def submit(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
-        futures = [pool.submit(one, int(position), epoch) for position in positions]
-
-        def wait() -> Batch:
-            pixels, labels = zip(*(future.result() for future in futures), strict=True)
-            return np.stack(pixels), np.array(labels, np.int32)
-
-        return wait
-
-    return submit
-
-
-def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, ...]]:
-    """Leaves out the images that cannot be decoded, where the recipe says so, and names them."""
-    if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
-        return examples, ()
-
-    def is_good(index: int) -> bool:
-        try:
-            examples.source.read(int(index))
-        except BadImageError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        good = np.fromiter(pool.map(is_good, examples.indices), bool, len(examples))
-    bad = examples.indices[~good]
-    if not good.any():
-        raise DataError(
-            f"none of {len(examples)} images can be decoded",
-            where=examples.source.name(int(bad[0])),
-        )
-    return examples.take(good), tuple(sorted(examples.source.name(int(index)) for index in bad))
-
-
-def _random(seed: int, *counter: int) -> np.random.Generator:
-    # The first word of the counter is the one that drawing advances.
-    words = (0, *counter, 0, 0)[:4]
-    return np.random.Generator(np.random.Philox(key=seed, counter=words))

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cnnbench.lazy import tf
+import numpy as np
+
+from cnnbench.backend.lazy import tf
+from cnnbench.data import images as geometry
+from cnnbench.data.examples import Dataset
+from cnnbench.errors import UsageError
+from cnnbench.registry.kinds import DataSpec
 
 # Mean and standard deviation of a colour space whose statistics nobody published for the data set.
 COLOR_STATISTICS = {
@@ -71,3 +77,38 @@ def _hsv(rgb: Any) -> Any:
     hue = hue / 6
     hue = tf.where(hue < 0, hue + 1, hue)
     return tf.stack([tf.where(spread > 0, hue, tf.zeros_like(hue)), saturation, value], axis=-1)
+
+
+def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
+    """Returns the colour conversion and normalisation of a recipe's data.
+
+    Raises:
+        UsageError: the recipe's mean or std is not one value per channel.
+    """
+    stored = "grey" if dataset.shape[2] == 1 else "rgb"
+    color = data.color or stored
+    mean, std = COLOR_STATISTICS[color]
+    if dataset.mean and dataset.std and color in (stored, "rgb"):
+        channels = len(mean)
+        mean, std = ((published * channels)[:channels] for published in (dataset.mean, dataset.std))
+    mean, std = tuple(data.mean or mean), tuple(data.std or std)
+    channels = len(COLOR_STATISTICS[color][0])
+    if len(mean) != channels or len(std) != channels:
+        raise UsageError(
+            f"data.mean of {len(mean)} values and data.std of {len(std)}",
+            allowed=f"one per channel: {channels}",
+        )
+    return Preprocess(color, mean, std)
+
+
+def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
+    """Brings an image of any size to the network's: scales its short side and crops the centre."""
+    short = short_side(data, size)
+    if image.shape[:2] == size and short == max(size):
+        return image
+    return geometry.centre_crop(image, short, size)
+
+
+def short_side(data: DataSpec, size: tuple[int, int]) -> int:
+    """Returns the pixels that the short side of an image is scaled to before the centre crop."""
+    return max(data.resize_short or 0, *size)

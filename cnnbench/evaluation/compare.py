@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnbench import chain, network
-from cnnbench.compress.prune import sparsity_of
-from cnnbench.data.datasets import Access
+from cnnbench.compression.prune import sparsity_of
+from cnnbench.data.open import Access
 from cnnbench.errors import UsageError
-from cnnbench.exports import EXAMPLES, export
+from cnnbench.exports.export import EXAMPLES, export
 from cnnbench.models.complexity import count_macs, count_params
-from cnnbench.run import STAGES, Run, open_run
+from cnnbench.runs import find, network
+from cnnbench.runs.run import STAGES, Run, open_run
 
 
 def compare(
@@ -51,7 +51,7 @@ def compare(
 def _runs(path: Path) -> list[Run]:
     if not (path / STAGES).is_file():
         return [open_run(path)]
-    stages = chain.stages(path)
+    stages = find.stages(path)
     first = stages[0].others().get("init") if stages else None
     return [*([first] if first else []), *stages]
 

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnnbench import files, network
-from cnnbench.artifacts import files_of, format_of, require
-from cnnbench.artifacts.process import Artifact
-from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.errors import UsageError, VerificationError
-from cnnbench.lazy import tf
+from cnnbench.backend.lazy import tf
+from cnnbench.data.open import Access
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import evaluation_examples
+from cnnbench.evaluation.tta import TTA
 from cnnbench.models.complexity import count_macs, count_params
-from cnnbench.network import Network
-from cnnbench.parts import LOSSES
-from cnnbench.recipe import Recipe, Target
-from cnnbench.run import Run
+from cnnbench.recipe.sections import Target
+from cnnbench.runs import network
+from cnnbench.runs.network import Network
+from cnnbench.runs.run import Run
+from cnnbench.system import files
+from cnnbench.system.measure import latency_ms, peak_memory_mb
 from cnnbench.tasks.classification import (
+    _per_class,
+    _scores,
     calibration_error,
     confusion,
-    first_in_top_k,
     in_top_k,
     probabilities,
 )
-from cnnbench.tta import TTA
-from cnnbench.workers import WorkerError, latency_ms, peak_memory_mb
 
 
 def evaluate(
@@ -108,7 +105,7 @@ def evaluate(
     if plain:
         result["top1_without_tta"] = float(found["top1_without_tta"].mean())
     if robust_examples:
-        from cnnbench.robustness import robustness  # SciPy takes a while to import
+        from cnnbench.evaluation.robustness import robustness  # SciPy takes a while to import
 
         chosen = examples.take(slice(robust_examples))
         batches = evaluation_batches(chosen, recipe.data, size, batch_size)
@@ -118,140 +115,6 @@ def evaluate(
     kind = "".join(f"-{x}" for x, each in zip(kinds, usual, strict=True) if x != each)
     files.write_json(run.path / f"eval{kind}.json", result)
     return result
-
-
-def evaluate_artifact(
-    run: Run,
-    artifact: Path,
-    *,
-    split: str = "test",
-    trust: bool = False,
-    access: Access | None = None,
-) -> dict[str, Any]:
-    """Measures an artifact on a run's data, in a process of its own; writes eval.json beside it.
-
-    Loss, probabilities and what is made of them are computed from its logits; of equal ones, the
-    first goes first.
-
-    Args:
-        run: whose data, recipe and preprocessing.
-        artifact: a file or a folder.
-        split: "test" or "validation".
-        trust: whether to open one that this run did not write.
-        access: where data sets lie; None: where the training found them.
-
-    Returns:
-        What the file says; its keys are those of `evaluate`, "artifact" in place of "weights".
-
-    Raises:
-        UsageError: it is no artifact, cannot be run, or cnnbench did not write it, or did when the
-            run had other weights.
-        VerificationError: a logit of it is not finite.
-        RunError, DataError: as for `evaluate`.
-    """
-    form, file = format_of(artifact)
-    require(form)
-    if not trust:
-        must_be_written_by(run, file)
-    net = network.restore(run)
-    dataset = network.open_data(run, access or Access())
-    examples, skipped = evaluation_examples(dataset, run.recipe.data, split)
-    batch_size = min(run.recipe.data.batch_size, len(examples))
-    size = net.pixel_shape[:2]
-    rows, truth = [], []
-    try:
-        with Artifact(form, file) as opened:
-            speed: dict[str, Any] = {}
-            for images, labels, count in evaluation_batches(
-                examples, run.recipe.data, size, batch_size
-            ):
-                images, labels = images[:count], labels[:count]
-                inputs = images if opened.takes_pixels else net.preprocess(images).numpy()
-                speed = speed or opened.speed(inputs)
-                logits = opened.logits(inputs)
-                if logits.shape != (count, len(net.classes)):
-                    raise UsageError(
-                        f"its outputs are {logits.shape} for {count} images",
-                        where=str(artifact),
-                        allowed=f"{len(net.classes)} classes, as the run has",
-                    )
-                if not np.isfinite(logits).all():
-                    raise VerificationError("it answers NaN or infinity", where=str(artifact))
-                row = {k: v.numpy() for k, v in _scores(logits, labels, run.recipe).items()}
-                row |= {f"top{k}": first_in_top_k(logits, labels, k) for k in (1, 5)}
-                rows.append(row)
-                truth.append(labels)
-            fastest = opened.best_batch(inputs) or {"images_per_s": None, "batch_size": None}
-    except WorkerError as error:
-        raise UsageError(f"cannot be run: {error}", where=str(artifact)) from None
-    about = {
-        "recipe": run.recipe.name,
-        "run": str(run.path),
-        "artifact": str(artifact),
-        "format": form,
-        "split": split,
-        "skipped_images": list(skipped),
-        "tta": "none",
-    }
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    result = about | _summary(found, np.concatenate(truth), net, run.recipe.target, split) | speed
-    result["throughput_images_per_s"] = fastest["images_per_s"]
-    result["batch_size"] = fastest["batch_size"]
-    folder = file if file.is_dir() else file.parent
-    kind = "" if split == "test" else f"-{split}"
-    if folder.resolve() == run.path.resolve():  # whose own eval.json lies there
-        kind = f"-{file.name}{kind}"
-    files.write_json(folder / f"eval{kind}.json", result)
-    return result
-
-
-def must_be_written_by(run: Run, artifact: Path) -> None:
-    """Refuses an artifact that does not lie in a run as `export` put it there.
-
-    Args:
-        run: the run.
-        artifact: what its run-time opens.
-
-    Raises:
-        UsageError: it lies elsewhere, metadata.json beside it has not the SHA-256 of its files, or
-            the run has other weights by now.
-    """
-    folder = artifact if artifact.is_dir() else artifact.parent
-    try:
-        about = dict(json.loads((folder / "metadata.json").read_text()))
-        written = dict(about["files"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        about, written = {}, {}
-    is_inside = folder.resolve().is_relative_to(run.path.resolve())
-    if not (is_inside and written) or written != {
-        str(path.relative_to(folder)): files.sha256(path) for path in files_of(folder)
-    }:
-        raise UsageError(
-            "cnnbench did not write this file into the run; to open an artifact is to run the "
-            "program in it",
-            where=str(artifact),
-            allowed="--trust-model opens it if you trust who made it",
-        )
-    if about.get("weights_sha256") != run.weights_sha256():
-        raise UsageError(
-            "the run has other weights than when this was exported",
-            where=str(artifact),
-            allowed="cnnbench export writes it anew",
-        )
-
-
-def _scores(logits: Any, labels: Any, recipe: Recipe) -> dict[str, Any]:
-    """Returns what each example scores, of (batch, classes) logits and (batch,) labels."""
-    classes = logits.shape[-1]
-    shares = probabilities(logits, recipe.loss.name)
-    own = tf.gather(shares, labels, batch_dims=1)
-    return {
-        "loss": LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes)),
-        "nll": -tf.math.log(tf.maximum(own, 1e-30)),
-        "top1": in_top_k(logits, labels, 1),
-        "top5": in_top_k(logits, labels, min(5, classes)),
-        "probabilities": shares,
-    }
 
 
 def _summary(
@@ -297,15 +160,6 @@ def _one_image_call(answer: Callable[[Any], Any], image: np.ndarray) -> Callable
 
 def _throughput(seconds: list[float], batch_size: int) -> float | None:
     return round(batch_size / float(np.median(seconds)), 1) if seconds else None
-
-
-def _per_class(classes: tuple[str, ...], matrix: np.ndarray) -> list[dict[str, Any]]:
-    """Returns each class's name, examples, and share of them that is right (None without any)."""
-    counts = matrix.sum(axis=1).tolist()
-    return [
-        {"class": name, "examples": count, "top1": float(right) / count if count else None}
-        for name, count, right in zip(classes, counts, matrix.diagonal(), strict=True)
-    ]
 
 
 def _reached(target: Target | None, top1: float) -> dict[str, Any] | None:

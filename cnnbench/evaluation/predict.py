@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import network
 from cnnbench.data import images
-from cnnbench.data.pipeline import fit
-from cnnbench.run import Run
+from cnnbench.data.preprocess import fit
+from cnnbench.runs import network
+from cnnbench.runs.run import Run
 
 BATCH = 32
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.data.corruptions import CORRUPTIONS, NOTES, SEVERITIES, draws
+from cnnbench.evaluation.corruptions import CORRUPTIONS, NOTES, SEVERITIES, draws
 from cnnbench.tasks.classification import in_top_k
 
 

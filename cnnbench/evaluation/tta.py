@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cnnbench.lazy import tf
+from cnnbench.backend.lazy import tf
 
 LogitsOf = Callable[[Any], Any]
 

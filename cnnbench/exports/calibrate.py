@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from cnnbench import network
-from cnnbench.artifacts import CALIBRATION_METHODS
-from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, training_splits
+from cnnbench.data.open import Access
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import training_splits
 from cnnbench.errors import UsageError
-from cnnbench.run import Run
+from cnnbench.exports.options import CALIBRATION_METHODS
+from cnnbench.runs import network
+from cnnbench.runs.run import Run
 
 EXAMPLES = 200
 MIN_EXAMPLES = 10

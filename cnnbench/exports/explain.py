@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.artifacts import Request, saved_model
-from cnnbench.artifacts.tflite import PASSED_ON, calibrated, converter_errors, images_of
-from cnnbench.lazy import tf
+from cnnbench.backend.lazy import tf
+from cnnbench.exports.formats import saved_model
+from cnnbench.exports.formats.request import Request
+from cnnbench.exports.formats.tflite import PASSED_ON, calibrated, converter_errors, images_of
 
 IMAGES = 50
 

@@ -12,25 +12,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cnnbench import calibration, files, network
-from cnnbench.artifacts import (
+from cnnbench.backend.lazy import quiet, tensorflow_errors
+from cnnbench.data.open import Access
+from cnnbench.errors import CnnbenchError, RunError, UsageError, VerificationError
+from cnnbench.exports import calibrate
+from cnnbench.exports.formats.format import (
     CALIBRATED,
     FORMATS,
-    PRECISIONS,
-    Request,
     files_of,
     module_of,
-    require,
 )
-from cnnbench.data.datasets import Access
-from cnnbench.errors import CnnbenchError, RunError, UsageError, VerificationError
-from cnnbench.lazy import quiet, tensorflow_errors
-from cnnbench.provenance import machine
-from cnnbench.run import Run
-from cnnbench.verification import Reference, refusal
+from cnnbench.exports.formats.request import Request
+from cnnbench.exports.plan import _check_int8, plan
+from cnnbench.exports.verify import Reference
+from cnnbench.runs import network
+from cnnbench.runs.run import Run
+from cnnbench.system import files
+from cnnbench.system.environment import machine
+from cnnbench.tasks.classification import refusal
 
 EXAMPLES = 1000
-DEFAULT_FORMATS = ("saved_model", "tflite")
 
 
 def export(
@@ -83,7 +84,7 @@ def export(
         RunError: the run has no weights, they change meanwhile, or its folder cannot be written.
         DataError: the images are not there.
     """
-    from cnnbench.models.fast_layers import plain  # imports Keras
+    from cnnbench.models.layers.fast import plain  # imports Keras
 
     is_quantized = _is_quantized(run)
     wanted = plan(formats, precisions, quantized=is_quantized)
@@ -98,9 +99,9 @@ def export(
             "--calibration-examples is for int8 and int16x8 of a network that was not trained for "
             "them, which are not exported"
         )
-    count = calibration.EXAMPLES if calibration_examples is None else calibration_examples
+    count = calibrate.EXAMPLES if calibration_examples is None else calibration_examples
     if is_calibrated:
-        calibration.check(count, calibration_method)
+        calibrate.check(count, calibration_method)
     weights_sha256 = run.weights_sha256()
     net = network.restore(run)
     if run.weights_sha256() != weights_sha256:
@@ -109,7 +110,7 @@ def export(
             where=str(run.path),
             allowed="another try",
         )
-    images = calibration.images(run, count, access) if is_calibrated else None
+    images = calibrate.images(run, count, access) if is_calibrated else None
     reference = Reference(run, net, examples or EXAMPLES, access) if verify else None
     request = Request(replace(net, model=plain(net.model)), preprocessing=preprocessing)
     rows: list[dict[str, Any]] = []
@@ -136,83 +137,6 @@ def export(
     if errors := failed + unwritten:
         raise errors[0]
     return rows
-
-
-def plan(
-    formats: Sequence[str], precisions: Sequence[str], *, quantized: bool = False
-) -> list[tuple[str, str]]:
-    """Returns which format is to be written in which precision.
-
-    Args:
-        formats: names in FORMATS; none: DEFAULT_FORMATS.
-        precisions: names in PRECISIONS; none: the network's own.
-        quantized: whether the network was trained with quantization.
-
-    Raises:
-        UsageError: there is no such format or precision, a format lacks one that is asked for, or
-            it needs a package that is not installed; or the ranges of a network that was trained
-            with quantization would be lost.
-    """
-    if quantized:
-        return _plan_quantized(formats, precisions)
-    precisions = precisions or ("float32",)
-    for kind, names, known in (
-        ("format", formats, tuple(FORMATS)),
-        ("precision", precisions, PRECISIONS),
-    ):
-        for name in names:
-            if name not in known:
-                raise UsageError(f"there is no {kind} {name!r}", allowed=", ".join(known))
-    wanted = [
-        (form, precision)
-        for form in formats or DEFAULT_FORMATS
-        for precision in dict.fromkeys(precisions)
-        if formats or precision in FORMATS[form].precisions
-    ]
-    for form, precision in wanted:
-        if precision not in FORMATS[form].precisions:
-            raise UsageError(
-                f"{FORMATS[form].title} has no precision {precision}",
-                allowed=f"it has {', '.join(FORMATS[form].precisions)}",
-            )
-        require(form)
-    return wanted
-
-
-def _plan_quantized(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    own = {"saved_model": "float32", "tflite": "int8"}
-    wanted = [
-        (form, precision)
-        for form in dict.fromkeys(formats or own)
-        for precision in dict.fromkeys(precisions or [own.get(form, "float32")])
-        if formats or precision == own[form] or precision not in own.values()
-    ]
-    for form, precision in wanted:
-        if own.get(form) != precision:
-            raise UsageError(
-                f"{form} {precision} of a network that was trained with quantization",
-                allowed="TFLite int8, which has its ranges, and SavedModel, which computes as it "
-                "was trained",
-            )
-    return wanted
-
-
-def _check_int8(
-    options: str, formats: Sequence[str], wanted: Sequence[tuple[str, str]], is_quantized: bool
-) -> None:
-    """Refuses options for int8 where none is written in those formats, or its ranges are trained.
-
-    Raises:
-        UsageError: the message begins with the options and their verb.
-    """
-    if not any(form in formats and precision == "int8" for form, precision in wanted):
-        what = f"{FORMATS[formats[0]].title} int8" if len(formats) == 1 else "int8"
-        raise UsageError(f"{options} for {what}, which is not exported")
-    if is_quantized:
-        raise UsageError(
-            f"{options} not for a network that was trained with quantization",
-            allowed="those without; its ranges were trained, and all its layers have them",
-        )
 
 
 def _remedy(request: Request, form: str, keep_float: int) -> str | None:
@@ -296,7 +220,7 @@ def _explained(request: Request, keep_float: int) -> tuple[Request, list[dict[st
     Raises:
         UsageError: there are not so many layers.
     """
-    from cnnbench.artifacts.explain import layer_errors  # a debugger that few need
+    from cnnbench.exports.explain import layer_errors  # a debugger that few need
 
     errors = layer_errors(request)
     if keep_float > len(errors):
@@ -338,7 +262,7 @@ def _metadata(
 
 def _input_type(form: str, request: Request, artifact: Path) -> dict[str, Any]:
     if (form, request.precision) == ("tflite", "int8"):
-        from cnnbench.artifacts import tflite
+        from cnnbench.exports.formats import tflite
 
         return tflite.input_type((artifact / FORMATS[form].file).read_bytes())
     return {"dtype": request.input_dtype}

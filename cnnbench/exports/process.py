@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.workers import WorkerError
+from cnnbench.system.processes import WorkerError
 
 TIMEOUT_S = 600.0
 # A run-time that crashes may write its memory to a file first.
@@ -40,7 +40,7 @@ class Artifact:
         searched = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._connection, theirs = multiprocessing.Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        command = ["-P", "-m", "cnnbench.artifacts", form, str(path), str(theirs.fileno())]
+        command = ["-P", "-m", "cnnbench.exports.serve", form, str(path), str(theirs.fileno())]
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, *command],
             pass_fds=[theirs.fileno()],

@@ -1,4 +1,4 @@
-"""Opens an artifact and answers, as a process of its own: `python -m cnnbench.artifacts`.
+"""Opens an artifact and answers, as a process of its own: `python -m cnnbench.exports.serve`.
 
 It is told what to open by its arguments, a format and a path, and what to do through the socket of
 the third. See `process`.
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.artifacts import Loaded, module_of
-from cnnbench.workers import latency_ms, peak_memory_mb, reason
+from cnnbench.exports.formats.format import Loaded, module_of
+from cnnbench.system.measure import latency_ms, peak_memory_mb
+from cnnbench.system.processes import reason
 
 BATCHES = (1, 8, 32, 128)
 BATCH_SECONDS = 0.25

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras, tf
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.models.layers.blocks import (
     HE_FAN_OUT,
     Activation,
     activate,
@@ -17,7 +17,7 @@ from cnnbench.models._layers import (
     logits,
     resize_map,
 )
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
 
 
 @MODELS.register(

@@ -1,4 +1,4 @@
-"""Networks: one file a family; importing this package registers them all."""
+"""Builds registered networks, and tells their stages, feature maps and auxiliary outputs."""
 
 from __future__ import annotations
 
@@ -6,49 +6,10 @@ import math
 import re
 from typing import Any
 
+from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras
-from cnnbench.models import (
-    airbench,
-    alexnet,
-    densenet,
-    efficientnet,
-    efficientnet_v2,
-    lenet,
-    mobilenet_v1,
-    mobilenet_v2,
-    mobilenet_v3,
-    nasnet,
-    resnet,
-    resnet_v2,
-    resnext,
-    vgg,
-    wide_resnet,
-)
-from cnnbench.parts import MODELS, min_size
-from cnnbench.registry import Spec
-
-__all__ = [
-    "airbench",
-    "alexnet",
-    "build_model",
-    "densenet",
-    "efficientnet",
-    "efficientnet_v2",
-    "feature_maps",
-    "lenet",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "mobilenet_v3",
-    "nasnet",
-    "resnet",
-    "resnet_v2",
-    "resnext",
-    "stage_of",
-    "vgg",
-    "wide_resnet",
-    "without_auxiliary",
-]
+from cnnbench.registry.kinds import MODELS, ModelSpec, min_size
+from cnnbench.registry.registry import Spec
 
 
 def build_model(
@@ -110,3 +71,20 @@ def feature_maps(model: Any) -> dict[str, Any]:
         if block := re.match(r"stage\d+(_block\d+)?(?=_)", layer.name):
             ends[block[0]] = layer.output
     return {f"P{round(math.log2(height / x.shape[1]))}": x for x in ends.values()}
+
+
+def freeze(model: Any, spec: ModelSpec) -> None:
+    """Keeps the layers still that a recipe names."""
+    frozen = {
+        None: (),
+        "stem": ("stem_",),
+        "stages": ("stem_", "stage"),
+        "all_but_head": ("stem_", "stage", "head_"),
+    }[spec.freeze]
+    for layer in model.layers:
+        if layer.name.startswith(frozen):
+            layer.trainable = False
+
+
+# How the names of layers begin that guess what a teacher sees.
+HINT = "hint_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cnnbench.lazy import keras
+from cnnbench.backend.lazy import keras
 
 
 def count_params(model: Any) -> int:

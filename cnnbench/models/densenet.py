@@ -8,9 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, norm, stem_min_size
-from cnnbench.parts import add_model
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import (
+    Activation,
+    activate,
+    classifier,
+    conv,
+    norm,
+    stem_min_size,
+)
+from cnnbench.registry.kinds import add_model
 
 # Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
 # code and in the table of earlier versions on arXiv, the published one has DenseNet-264.

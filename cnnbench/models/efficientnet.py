@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers import blocks as _layers
+from cnnbench.models.layers.blocks import (
     Activation,
     activate,
     classifier,
@@ -24,7 +24,7 @@ from cnnbench.models._layers import (
     squeeze_excite,
     stem_min_size,
 )
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 
 class Stage(NamedTuple):

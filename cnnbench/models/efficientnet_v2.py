@@ -6,11 +6,11 @@ import math
 from functools import partial
 from typing import Any
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, classifier, stem_min_size
+from cnnbench.backend.lazy import keras
 from cnnbench.models.efficientnet import Rate, Stage, Stem, conv, mbconv, skip, stack
-from cnnbench.parts import add_model
+from cnnbench.models.layers import blocks
+from cnnbench.models.layers.blocks import Activation, activate, classifier, stem_min_size
+from cnnbench.registry.kinds import add_model
 
 # B0 in the authors' code, which scales it to B1, B2 and B3 by EfficientNet's coefficients.
 BASE = (
@@ -60,7 +60,7 @@ COUNTS = {
     "efficientnet_v2_m": (54_139_356, 24_582_460_384),
 }
 
-norm = partial(_layers.norm, epsilon=1e-3, momentum=0.9)
+norm = partial(blocks.norm, epsilon=1e-3, momentum=0.9)
 
 
 def efficientnet_v2(

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, logits
-from cnnbench.parts import MODELS
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import Activation, activate, logits
+from cnnbench.registry.kinds import MODELS
 
 
 @MODELS.register(

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, classifier
-from cnnbench.parts import add_model
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers import blocks
+from cnnbench.models.layers.blocks import Activation, activate, classifier
+from cnnbench.registry.kinds import add_model
 
 # Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -29,9 +29,9 @@ COUNTS = {
     "mobilenet_v1_025": (470_072, 41_030_272),
 }
 
-conv = partial(_layers.conv, padding="same")
-depthwise = partial(_layers.depthwise, padding="same")
-norm = partial(_layers.norm, epsilon=1e-3, momentum=0.99)
+conv = partial(blocks.conv, padding="same")
+depthwise = partial(blocks.depthwise, padding="same")
+norm = partial(blocks.norm, epsilon=1e-3, momentum=0.99)
 
 
 def mobilenet_v1(

@@ -7,10 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import Activation, activate, classifier, make_divisible, stem_min_size
-from cnnbench.parts import add_model
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers import blocks
+from cnnbench.models.layers.blocks import (
+    Activation,
+    activate,
+    classifier,
+    make_divisible,
+    stem_min_size,
+)
+from cnnbench.registry.kinds import add_model
 
 # Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
 STAGES = (
@@ -37,10 +43,10 @@ COUNTS = {
     "mobilenet_v2_140": (6_108_776, 582_195_824),
 }
 
-conv = partial(_layers.conv, padding="same")
-depthwise = partial(_layers.depthwise, padding="same")
+conv = partial(blocks.conv, padding="same")
+depthwise = partial(blocks.depthwise, padding="same")
 # As in the authors' code.
-norm = partial(_layers.norm, epsilon=1e-3, momentum=0.997)
+norm = partial(blocks.norm, epsilon=1e-3, momentum=0.997)
 
 
 def mobilenet_v2(

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers import blocks
+from cnnbench.models.layers.blocks import (
     Activation,
     activate,
     logits,
@@ -18,7 +18,7 @@ from cnnbench.models._layers import (
     squeeze_excite,
     stem_min_size,
 )
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 # Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1
@@ -59,10 +59,10 @@ COUNTS = {
     "mobilenet_v3_small": (2_542_856, 56_510_400),
 }
 
-conv = partial(_layers.conv, padding="same")
-depthwise = partial(_layers.depthwise, padding="same")
+conv = partial(blocks.conv, padding="same")
+depthwise = partial(blocks.depthwise, padding="same")
 # Section 6.1.1 has the decay; epsilon is the one of the authors' code.
-norm = partial(_layers.norm, epsilon=1e-3, momentum=0.99)
+norm = partial(blocks.norm, epsilon=1e-3, momentum=0.99)
 
 
 def stages(name: str) -> list[list[tuple]]:

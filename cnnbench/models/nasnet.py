@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models import _layers
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers import blocks
+from cnnbench.models.layers.blocks import (
     HE_FAN_OUT,
     Activation,
     activate,
@@ -23,7 +23,7 @@ from cnnbench.models._layers import (
     depthwise,
     drop_path,
 )
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 
 class Operation(NamedTuple):
@@ -97,8 +97,8 @@ COUNTS = {
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
-imagenet_norm = partial(_layers.norm, epsilon=1e-3, momentum=0.9997)
-cifar_norm = partial(_layers.norm, epsilon=1e-5, momentum=0.9)
+imagenet_norm = partial(blocks.norm, epsilon=1e-3, momentum=0.9997)
+cifar_norm = partial(blocks.norm, epsilon=1e-5, momentum=0.9)
 
 
 def nasnet(

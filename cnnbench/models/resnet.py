@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import (
     Activation,
     activate,
     classifier,
@@ -19,7 +19,7 @@ from cnnbench.models._layers import (
     squeeze_excite,
     stem_min_size,
 )
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 
 class Bottlenecks(NamedTuple):

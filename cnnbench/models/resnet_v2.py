@@ -5,11 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, drop_path, stem_min_size
-from cnnbench.models._layers import norm as _norm
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import (
+    Activation,
+    activate,
+    classifier,
+    conv,
+    drop_path,
+    stem_min_size,
+)
+from cnnbench.models.layers.blocks import norm as _norm
 from cnnbench.models.resnet import Rate, stages, stem_pool
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 # Blocks in each stage, as in ResNet.
 DEPTHS = {

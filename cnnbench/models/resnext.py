@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, stem_min_size
-from cnnbench.models.resnet import (
-    Bottlenecks,
-    Rate,
-    Ratio,
-    Stem,
-    bottleneck_resnet,
-)
-from cnnbench.parts import add_model
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import Activation, stem_min_size
+from cnnbench.models.resnet import Bottlenecks, Rate, Ratio, Stem, bottleneck_resnet
+from cnnbench.registry.kinds import add_model
 
 # 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
 IMAGENET = {

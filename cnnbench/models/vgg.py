@@ -7,9 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import Activation, activate, classifier, conv, logits, norm, resize_map
-from cnnbench.parts import add_model
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import (
+    Activation,
+    activate,
+    classifier,
+    conv,
+    logits,
+    norm,
+    resize_map,
+)
+from cnnbench.registry.kinds import add_model
 
 # Columns A, B, D and E: 3x3 convolutions in each of the five stages, and their filters.
 DEPTHS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from cnnbench.lazy import keras
-from cnnbench.models._layers import (
+from cnnbench.backend.lazy import keras
+from cnnbench.models.layers.blocks import (
     Activation,
     activate,
     classifier,
@@ -16,7 +16,7 @@ from cnnbench.models._layers import (
     stem_min_size,
 )
 from cnnbench.models.resnet import Bottlenecks, Rate, bottleneck_resnet, stages
-from cnnbench.parts import add_model
+from cnnbench.registry.kinds import add_model
 
 # Table 1: layers (6n + 4 in three stages of n blocks), and how many times as wide.
 CIFAR = {"wide_resnet16_8": (16, 8), "wide_resnet28_10": (28, 10), "wide_resnet40_2": (40, 2)}

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnbench.lazy import keras, tf
-from cnnbench.optim import is_kernel
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.optim.kernels import is_kernel
 
 
 class Lars(keras.optimizers.SGD):

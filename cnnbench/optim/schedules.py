@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from cnnbench.parts import SCHEDULES, ScheduleSpec
+from cnnbench.registry.kinds import SCHEDULES, ScheduleSpec
 
 if TYPE_CHECKING:
-    from cnnbench.recipe import Train  # which names the schedules here
+    pass  # which names the schedules here
 
 Factor = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -186,16 +186,6 @@ class LearningRate:
         """Takes back what `state` returned."""
         for key, value in state.items():
             setattr(self._curve, key, value)
-
-
-def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
-    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
-    if train.steps is not None:
-        return train.steps
-    if train.examples is not None:
-        return max(1, train.examples // batch_size)
-    assert train.epochs is not None
-    return max(1, round(train.epochs * steps_per_epoch))
 
 
 def _half_cosine(x: float) -> float:

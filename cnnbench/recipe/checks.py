@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnbench.errors import Problem
-from cnnbench.parts import (
+from cnnbench.models.pretrained.presets import PRESETS
+from cnnbench.recipe.yaml_tree import Located
+from cnnbench.registry.kinds import (
     COMPRESSIONS,
     DATASETS,
     LOSSES,
@@ -20,11 +22,9 @@ from cnnbench.parts import (
     kind_of,
     min_size,
 )
-from cnnbench.presets import PRESETS
-from cnnbench.recipe_yaml import Located
 
 if TYPE_CHECKING:
-    from cnnbench.recipe import Recipe
+    from cnnbench.recipe.recipe import Recipe
 
 
 def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
@@ -131,7 +131,7 @@ def _unfit_steps(
     recipe: Recipe, per_epoch: int, problem: Callable[..., Problem]
 ) -> Iterator[Problem]:
     """Yields what takes more epochs than a training that is counted in steps or examples."""
-    from cnnbench.schedules import total_steps
+    from cnnbench.recipe.sections import total_steps
 
     train, stages = recipe.train, recipe.compress
     total = total_steps(train, per_epoch, recipe.data.batch_size)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnbench.errors import UsageError
-from cnnbench.registry import Registry, Spec
+from cnnbench.registry.registry import Registry, Spec
 
 WEIGHT_FILES = (".h5", ".safetensors")
 
@@ -73,13 +73,13 @@ class CompressionSpec(Spec):
 
 
 MODELS = Registry("model", "cnnbench.models", ModelSpec)
-DATASETS = Registry("data set", "cnnbench.data.datasets", DataSpec)
+DATASETS = Registry("data set", "cnnbench.data.sources", DataSpec)
 AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
 AugmentationKind = Literal["crop", "image", "batch", "mix"]
-LOSSES = Registry("loss", "cnnbench.tasks.classification")
-OPTIMIZERS = Registry("optimizer", "cnnbench.optim")
-SCHEDULES = Registry("schedule", "cnnbench.schedules", ScheduleSpec)
-COMPRESSIONS = Registry("compression", "cnnbench.compress", CompressionSpec)
+LOSSES = Registry("loss", "cnnbench.tasks")
+OPTIMIZERS = Registry("optimizer", "cnnbench.optim.optimizers")
+SCHEDULES = Registry("schedule", "cnnbench.optim.schedules", ScheduleSpec)
+COMPRESSIONS = Registry("compression", "cnnbench.compression.stages", CompressionSpec)
 
 
 def add_model(

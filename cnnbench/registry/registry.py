@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,11 @@ class Entry:
 
 
 class Registry:
-    """Named builders of one kind, filled when the module that registers them is imported."""
+    """Named builders of one kind.
+
+    They are registered when the module of the registry is imported or, where that is a package,
+    every module in it.
+    """
 
     def __init__(self, kind: str, module: str, base: type[Spec] = Spec):
         self.kind, self._module, self.base = kind, module, base
@@ -75,7 +80,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """Returns every registered name, sorted."""
-        importlib.import_module(self._module)
+        package = importlib.import_module(self._module)
+        for found in pkgutil.iter_modules(getattr(package, "__path__", ())):
+            if not found.ispkg:
+                importlib.import_module(f"{self._module}.{found.name}")
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:

@@ -8,9 +8,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cnnbench.models import build_model, stage_of
+from cnnbench.models.build import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
-from cnnbench.parts import (
+from cnnbench.models.pretrained.presets import PRESETS
+from cnnbench.recipe.load import load_recipe
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.registry.kinds import (
     AUGMENTATIONS,
     COMPRESSIONS,
     DATASETS,
@@ -20,8 +23,6 @@ from cnnbench.parts import (
     SCHEDULES,
     input_shape,
 )
-from cnnbench.presets import PRESETS
-from cnnbench.recipe import Recipe, load_recipe
 
 REGISTRIES = {
     "datasets": DATASETS,

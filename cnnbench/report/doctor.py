@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cnnbench.lazy import tf
-from cnnbench.provenance import machine, versions
+from cnnbench.backend.lazy import tf
+from cnnbench.system.environment import machine, versions
 
 
 def examine() -> dict[str, Any]:

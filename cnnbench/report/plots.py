@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from cnnbench import files
-from cnnbench.data.datasets import Access, open_dataset
-from cnnbench.data.pipeline import TrainingStream, training_splits
 from cnnbench.errors import UsageError
-from cnnbench.parts import input_shape
-from cnnbench.recipe import Recipe
-
-# Of the grid of augmented images: rows, pixels that a cell has at least, and pixels between cells.
-GRID_ROWS, CELL, GAP = 8, 64, 2
+from cnnbench.system import files
 
 
 def stages(result: dict[str, Any], path: Path) -> None:
     """Draws a network as `show` describes it: its stages in order, and what each of them costs.
 
     Args:
-        result: what `cnnbench.show` returns of a model or a recipe.
+        result: what `cnnbench.report.describe` returns of a model or a recipe.
         path: of the PNG file.
 
     Raises:
@@ -65,7 +54,7 @@ def pareto(result: dict[str, Any], path: Path) -> None:
     """Draws accuracy against zipped size and against latency, with the best networks joined.
 
     Args:
-        result: what `cnnbench.comparison.compare` returns.
+        result: what `cnnbench.evaluation.compare.compare` returns.
         path: of the PNG file.
 
     Raises:
@@ -107,53 +96,6 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         if not front or value > front[-1][1]:
             front.append((cost, value))
     return front
-
-
-def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> None:
-    """Draws a grid of training images: a row each, as stored and as augmented in some epochs.
-
-    What is drawn is what the network is given in these epochs, before normalisation.
-
-    Args:
-        recipe: what would be trained.
-        path: of the PNG file.
-        access: where data sets lie.
-        epochs: how many, from the first; the columns after that of the stored images.
-
-    Raises:
-        UsageError: the file's name does not end in .png, or the recipe does not fit the data.
-        DataError: the data set is not there.
-        RunError: the file cannot be written.
-    """
-    _must_be_png(path)
-    dataset = open_dataset(recipe.data, access)
-    examples = training_splits(dataset, recipe.data).train
-    size, classes = input_shape(recipe.data, dataset.shape)[:2], len(dataset.classes)
-    stored = TrainingStream(examples, recipe.data, size, [], recipe.seed, classes)
-    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, classes)
-    _, positions = stream.positions(0)
-    columns = [stored.batch(positions, 0)[0]]
-    for epoch in range(epochs):
-        images, labels = stream.batch(positions, epoch)
-        step = np.int64(epoch * stream.steps_per_epoch)
-        images, _ = stream.augmented(images, labels, positions.astype(np.int64), step)
-        columns.append(np.asarray(images))
-    cells = np.stack([column[:GRID_ROWS] for column in columns], axis=1)
-    with files.new_file(path) as partial:
-        _grid(cells).save(partial, format="PNG")
-
-
-def _grid(cells: np.ndarray) -> Image.Image:
-    """Returns (rows, columns, height, width, channels) uint8 as one picture, enlarged if small."""
-    scale = math.ceil(CELL / min(cells.shape[2:4]))
-    cells = cells.repeat(scale, 2).repeat(scale, 3)
-    if cells.shape[-1] == 1:
-        cells = cells.repeat(3, -1)
-    gaps = ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0))
-    cells = np.pad(cells, gaps, constant_values=255)
-    rows, columns, height, width, channels = cells.shape
-    picture = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return Image.fromarray(picture)
 
 
 def _must_be_png(path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from cnnbench.errors import printable
-from cnnbench.run import Run
+from cnnbench.runs.run import Run
 
 
 @contextmanager

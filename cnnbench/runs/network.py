@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, runtime
-from cnnbench.compress import Record, rebuild
-from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.backend import session
+from cnnbench.backend.lazy import tf
+from cnnbench.compression import Record, rebuild
 from cnnbench.data.examples import Dataset
-from cnnbench.data.pipeline import short_side
-from cnnbench.data.preprocess import Preprocess
+from cnnbench.data.open import Access, open_dataset
+from cnnbench.data.preprocess import Preprocess, short_side
 from cnnbench.errors import RunError, UsageError
-from cnnbench.lazy import tf
-from cnnbench.models import build_model, without_auxiliary
-from cnnbench.parts import ModelSpec
-from cnnbench.run import Run
+from cnnbench.models.build import build_model, without_auxiliary
+from cnnbench.registry.kinds import ModelSpec
+from cnnbench.runs import checkpoint, variables
+from cnnbench.runs.run import Run
 from cnnbench.tasks.classification import probabilities
 
 
@@ -65,8 +65,8 @@ def restore(run: Run, *, weights: str = "best") -> Network:
         RunError: the run has no weights yet, or they are damaged or of another network.
     """
     saved = checkpoint.load(run.best) if weights == "best" else checkpoint.last(run.checkpoints)
-    runtime.prepare(seed=run.recipe.seed, deterministic=False)
-    with runtime.precision("float32"):
+    session.prepare(seed=run.recipe.seed, deterministic=False)
+    with session.precision("float32"):
         return _network(run, model_of(run, saved))
 
 
@@ -98,7 +98,7 @@ def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int])
         UsageError: the classes or the images are not the student's.
         RunError: the run has no weights, or they are damaged.
     """
-    with runtime.precision("float32"):
+    with session.precision("float32"):
         found = _network(run, model_of(run))
     where = str(run.path)
     if found.classes != tuple(classes):
@@ -125,8 +125,8 @@ def model_of(run: Run, saved: checkpoint.Checkpoint | None = None) -> Any:
     height, width, channels = data.input_shape
     shape = (height, width, channels)
     model = build(run.recipe.model, shape, len(data.classes), run.architecture())
-    named = checkpoint.variables_by_name("model", model.variables)
-    checkpoint.assign(named, checkpoint.kept_weights(saved.arrays), run.path)
+    named = variables.variables_by_name("model", model.variables)
+    variables.assign(named, variables.kept_weights(saved.arrays), run.path)
     return model
 
 

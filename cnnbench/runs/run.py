@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
-import hashlib
-import itertools
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from cnnbench import files, provenance
-from cnnbench.errors import RecipeError, RunError, UsageError
-from cnnbench.recipe import Recipe, read_recipe
-from cnnbench.runtime import Settings
+from cnnbench.backend.settings import Settings
+from cnnbench.errors import RecipeError, RunError
+from cnnbench.recipe.load import read_recipe
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs.facts import DataFacts, _facts
+from cnnbench.runs.lock import _hold, _is_at, _open_lock
+from cnnbench.system import environment as provenance
+from cnnbench.system import files
 
 RUNS = Path("runs")
 # The whole recipe, in a folder that has the runs of its stages.
 STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
-# What is written before recipe.yaml makes a folder a run.
-FIRST = {"lock", "environment.json", ARCHITECTURE}
-
-
-class DataFacts(BaseModel):
-    """What a run remembers of its data, so that its network can be used without them."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-    name: str
-    fingerprint: str | None  # None: the weights were trained elsewhere
-    classes: list[str]
-    stored_channels: int
-    input_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
-    train_examples: int = 0
-    validation_examples: int = 0
-    skipped_images: list[str] = []
-    data_dir: str | None = None
-    color: str
-    mean: list[float]
-    std: list[float]
-
-    @classmethod
-    def of(cls, data: Any, shape: Sequence[int], prepare: Any, **facts: Any) -> DataFacts:
-        """Returns the facts of a Dataset, for a network's input shape and the Preprocess before."""
-        return cls(
-            name=data.name,
-            fingerprint=data.fingerprint,
-            classes=list(data.classes),
-            stored_channels=data.shape[2],
-            input_shape=list(shape),
-            color=prepare.color,
-            mean=list(prepare.mean),
-            std=list(prepare.std),
-            **facts,
-        )
 
 
 @dataclass(frozen=True)
@@ -257,96 +219,6 @@ class Run:
             yield
 
 
-@contextlib.contextmanager
-def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
-    """Yields a run in a folder that is this process's own; it is there once `begin` was called.
-
-    If that never comes, the folder is taken away again.
-
-    Args:
-        path: a folder that does not exist or is empty; None: a new one below runs/.
-        recipe: what is going to be trained.
-
-    Raises:
-        RunError: there is something in the folder, it cannot be written, or another process has it.
-    """
-    made = path is None or not path.exists()
-    with files.storage_errors(path or RUNS):
-        if path is None:
-            path = new_folder(recipe.name)
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-        before = {entry.name for entry in path.iterdir()}
-    run = Run(path, recipe)
-    with run.locked():
-        try:
-            # Now, for another process may have begun a run here before the lock was held. One that
-            # was killed at its very start leaves no more than these.
-            must_be_free(path)
-            for partial in _leftovers(path):
-                partial.unlink()
-            yield run
-        finally:
-            if not (path / "recipe.yaml").is_file():
-                for name in FIRST - before:
-                    (path / name).unlink(missing_ok=True)
-                if made:
-                    with contextlib.suppress(OSError):  # another process has begun in it by now
-                        path.rmdir()
-
-
-def must_be_free(path: Path) -> None:
-    """Refuses a folder in which there is more than a run that was killed at its very start left.
-
-    Raises:
-        RunError: there is, or it cannot be read.
-    """
-    with files.storage_errors(path):
-        there = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    if there - FIRST - {partial.name for partial in _leftovers(path)}:
-        raise RunError(
-            "the run directory is not empty", where=str(path), allowed="--resume continues a run"
-        )
-
-
-def _leftovers(path: Path) -> list[Path]:
-    return [x for name in (*FIRST, "recipe.yaml") for x in files.leftovers(path / name)]
-
-
-def begin(
-    run: Run,
-    data: DataFacts,
-    runtime: Mapping[str, Any],
-    *,
-    architecture: Sequence[Mapping[str, Any]] = (),
-    others: Mapping[str, Run] | None = None,
-) -> None:
-    """Writes environment.json, and last recipe.yaml, which makes the folder a run.
-
-    Args:
-        run: in a folder of its own.
-        data: that is trained on.
-        runtime: how TensorFlow runs.
-        architecture: the records of the stages that made the network of what the recipe names.
-        others: the runs that this one begins or learns from, by what the recipe calls them.
-    """
-    text = run.recipe.dump().encode()
-    environment = provenance.describe() | {
-        "recipe_sha256": hashlib.sha256(text).hexdigest(),
-        "data": data.model_dump(),
-        "runtime": dict(runtime),
-        "runs": {
-            name: {"path": str(other.path.absolute()), "weights_sha256": other.weights_sha256()}
-            for name, other in (others or {}).items()
-        },
-    }
-    if architecture:
-        stages = [dict(record) for record in architecture]
-        files.write_json(run.path / ARCHITECTURE, files.signed({"stages": stages}))
-    files.write_json(run.path / "environment.json", files.signed(environment))
-    files.write_bytes(run.path / "recipe.yaml", text)
-
-
 def open_run(path: str | Path) -> Run:
     """Opens a run directory; where it has the runs of several stages, that of the last.
 
@@ -386,87 +258,6 @@ def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
     return [folder / name for name in names]
 
 
-def find_run(name: str) -> Run:
-    """Returns the run of that path, or else the newest finished run of the recipe of that name.
-
-    Raises:
-        UsageError: there is none.
-        RunError: the run is damaged.
-    """
-    path = Path(name).expanduser()
-    if (path / "recipe.yaml").is_file() or (path / STAGES).is_file():
-        return open_run(path)
-    if "/" in name:
-        raise UsageError(
-            "there is no run", where=name, allowed="a run directory, or a recipe's name"
-        )
-    return newest_run(finished=True, name=name)
-
-
-def newest_run(*, finished: bool, name: str | None = None) -> Run:
-    """Returns the newest run below runs/ that is finished, or is not.
-
-    Raises:
-        UsageError: there is none.
-    """
-    # A recipe of several stages has a run for each, below one folder.
-    found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
-    candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
-    for file in reversed(candidates):
-        done = (file.parent / "finished.json").is_file()
-        if done == finished and name in (None, name_in(file)):
-            return open_run(file.parent)
-    kind = "finished run" if finished else "unfinished run"
-    kind += f" of {name!r}" if name else ""
-    raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory, or train one")
-
-
-def name_in(file: Path) -> str | None:
-    """Returns the name in a recipe that a run kept; None if it cannot be read any more."""
-    try:
-        return read_recipe(file).name
-    except (RecipeError, OSError):
-        return None
-
-
-def _open_lock(file: Path) -> int:
-    # Not through a link, which could lead to any file of the user.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(file, flags, 0o644)
-
-
-def _is_at(handle: int, file: Path) -> bool:
-    """Tells whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(os.fstat(handle), file.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _hold(lock: int, path: Path) -> None:
-    """Locks an open file for as long as it is open."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 100, 0).decode(errors="replace").strip() or "unknown"
-        raise RunError(f"another process ({holder}) writes to this run", where=str(path)) from None
-    with contextlib.suppress(OSError):  # who holds it is told as a courtesy
-        os.ftruncate(lock, 0)
-        os.write(lock, f"pid {os.getpid()}".encode())
-
-
-def new_folder(name: str) -> Path:
-    """Makes a folder below runs/ of that name and the time, with the first free number."""
-    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            break
-    return path
-
-
 def _environment_of(path: Path) -> dict[str, Any]:
     file = path / "environment.json"
     try:
@@ -476,13 +267,3 @@ def _environment_of(path: Path) -> dict[str, Any]:
     if not files.is_as_signed(environment):
         raise RunError("was changed since the run began", where=str(file))
     return environment
-
-
-def _facts(environment: dict[str, Any], path: Path) -> DataFacts:
-    try:
-        return DataFacts.model_validate(environment.get("data"))
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, e["loc"])) or "data" for e in error.errors())
-        raise RunError(
-            f"environment.json is damaged: {wrong}", where=str(path / "environment.json")
-        ) from None

@@ -50,15 +50,15 @@ def machine() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Returns the commit of the code that runs, with + for changes to it; None outside git."""
-    here = Path(__file__).parent
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
         return done.stdout.strip()
 
     try:
-        if not git("ls-files", "--", Path(__file__).name):
+        if not git("ls-files", "--", "__init__.py"):
             return None  # installed inside somebody else's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):

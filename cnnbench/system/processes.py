@@ -7,20 +7,15 @@ and take turns, which is how a machine that others use too tells which is faster
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cnnbench.system.measure import peak_memory_mb
 
-LATENCY_CALLS = 50
 # What a worker does when asked; it returns the seconds that counted.
 Round = Callable[[], float]
 
@@ -151,25 +146,3 @@ def reason(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     what = [line for line in lines if not line.startswith(where)] or lines
     return ": ".join([type(error).__name__, *what[:1]])
-
-
-def peak_memory_mb() -> float:
-    """Returns the most memory that this process has had, in MB of 2**20 bytes."""
-    # Of a new process, the system's count begins with what its parent had.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2
-
-
-def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
-    """Returns the median and the 95th percentile, in ms, of so many calls after two unmeasured."""
-    times = []
-    for _ in range(calls + 2):
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    p50, p95 = np.percentile(times[2:], (50, 95))
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from cnnbench.run import Run
+from cnnbench.runs.run import Run
 
 
 class Listener(Protocol):

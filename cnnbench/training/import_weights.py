@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnbench import checkpoint, files, runtime, weights
-from cnnbench.checkpoint import Checkpoint
-from cnnbench.data.datasets import Access, describe_dataset, open_dataset
-from cnnbench.data.pipeline import preprocess
+from cnnbench.backend import session
+from cnnbench.data.open import Access, describe_dataset, open_dataset
+from cnnbench.data.preprocess import preprocess
 from cnnbench.errors import UsageError
-from cnnbench.models import build_model, without_auxiliary
-from cnnbench.parts import input_shape
-from cnnbench.recipe import Recipe
-from cnnbench.run import DataFacts, Run, begin, new_run
+from cnnbench.models.build import build_model, without_auxiliary
+from cnnbench.models.pretrained import load
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.registry.kinds import input_shape
+from cnnbench.runs import checkpoint
+from cnnbench.runs import variables as variables_module
+from cnnbench.runs.checkpoint import Checkpoint
+from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.facts import DataFacts
+from cnnbench.runs.run import Run
+from cnnbench.system import files
 
 
 def import_weights(
@@ -43,13 +49,13 @@ def import_weights(
         )
     data = describe_dataset(recipe.data) or open_dataset(recipe.data, access or Access())
     shape = input_shape(recipe.data, data.shape)
-    runtime.prepare(seed=recipe.seed, deterministic=False)
+    session.prepare(seed=recipe.seed, deterministic=False)
     with new_run(run_dir, recipe) as run:
-        with runtime.precision("float32"):
+        with session.precision("float32"):
             model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
-        weights.start_from(without_auxiliary(model), recipe.model, whole=True)
+        load.start_from(without_auxiliary(model), recipe.model, whole=True)
         begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
-        variables = checkpoint.variables_by_name("model", model.variables)
+        variables = variables_module.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
         checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))
         run.write_metrics([])

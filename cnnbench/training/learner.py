@@ -8,25 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import beginning, checkpoint, network, runtime, steps, weights
-from cnnbench.compress import Record, build_stage
-from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.backend import session
+from cnnbench.backend.lazy import tf
+from cnnbench.backend.settings import Settings
+from cnnbench.compression import Record, build_stage
 from cnnbench.data.examples import Dataset
-from cnnbench.data.pipeline import (
-    TrainingStream,
-    evaluation_batches,
-    preprocess,
-    training_splits,
-)
+from cnnbench.data.open import Access, open_dataset
+from cnnbench.data.pipeline import TrainingStream
+from cnnbench.data.preprocess import preprocess
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import training_splits
 from cnnbench.errors import DivergedError, UsageError
-from cnnbench.lazy import tf
-from cnnbench.models import without_auxiliary
-from cnnbench.optim import build_optimizer
-from cnnbench.parts import MODELS, SCHEDULES, input_shape
-from cnnbench.recipe import Recipe
-from cnnbench.run import DataFacts, Run
-from cnnbench.runtime import Settings
-from cnnbench.schedules import total_steps
+from cnnbench.models import build
+from cnnbench.models.build import without_auxiliary
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.recipe.sections import total_steps
+from cnnbench.registry.kinds import MODELS, SCHEDULES, input_shape
+from cnnbench.runs import network
+from cnnbench.runs import variables as checkpoint
+from cnnbench.runs.facts import DataFacts
+from cnnbench.runs.run import Run
+from cnnbench.training import averages as averages_module
+from cnnbench.training import compression, start, steps
+from cnnbench.training.optimizer import build_optimizer
 
 # What a network's first weights are computed from, where they come from images.
 INITIAL_IMAGES = 5000
@@ -86,8 +90,8 @@ class Learner:
                 raise UsageError(
                     f"{key} needs a validation split", allowed="set data.validation above 0"
                 )
-        runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
-        self.strategy = runtime.strategy(recipe.train.strategy)
+        session.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
+        self.strategy = session.strategy(recipe.train.strategy)
         self.replicas: int = self.strategy.num_replicas_in_sync
         if recipe.data.batch_size % (self.replicas * recipe.train.accumulate):
             parts = f", times train.accumulate of {recipe.train.accumulate}"
@@ -97,29 +101,31 @@ class Learner:
                 + parts * (recipe.train.accumulate > 1),
             )
         self.preprocess = preprocess(self.data, recipe.data)
-        with runtime.precision(recipe.train.precision), self.strategy.scope():
-            first = beginning.Beginning({}, architecture or ())
+        with session.precision(recipe.train.precision), self.strategy.scope():
+            first = start.Beginning({}, architecture or ())
             if architecture is None:
-                first = beginning.begin(recipe, self.data, self.shape, self._others.get("init"))
+                first = start.begin(recipe, self.data, self.shape, self._others.get("init"))
             self._first, self.architecture = first.weights, first.architecture
             teacher = self._others.get("teacher")
-            self._lesson = beginning.lesson(recipe, self.data, self.shape, teacher)
+            self._lesson = compression.lesson(recipe, self.data, self.shape, teacher)
         # Names and random weights as if nothing had been built before.
-        runtime.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
-        with runtime.precision(recipe.train.precision), self.strategy.scope():
+        session.prepare(seed=recipe.seed, deterministic=recipe.train.deterministic)
+        with session.precision(recipe.train.precision), self.strategy.scope():
             self.model = self._built()
             self.network = without_auxiliary(self.model)
-            weights.freeze(self.network, recipe.model)
+            build.freeze(self.network, recipe.model)
             weights_to_train = self.model.trainable_variables
             self.optimizer = build_optimizer(recipe.optimizer, recipe.train, weights_to_train)
-            self.slow = steps.slow_weights(weights_to_train) if recipe.train.lookahead else []
+            self.slow = (
+                averages_module.slow_weights(weights_to_train) if recipe.train.lookahead else []
+            )
             self.averaged = None
             averages = None
             if recipe.train.ema is not None:
                 self.averaged = self._built()
                 averages = without_auxiliary(self.averaged)
-                weights.freeze(averages, recipe.model)
-            self.masking = beginning.masking(
+                build.freeze(averages, recipe.model)
+            self.masking = compression.masking(
                 recipe, self.architecture, self.network, averages, self.total_steps
             )
         compiled = partial(

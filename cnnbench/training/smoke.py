@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from cnnbench.data.datasets import Access, open_dataset
+from cnnbench.data.open import Access, open_dataset
 from cnnbench.errors import MissingDataError, UsageError
-from cnnbench.parts import DATASETS, CompressionSpec, DataSpec, excess, min_size
-from cnnbench.recipe import MAX_NAME, Init, Recipe
-from cnnbench.registry import Spec
-from cnnbench.run import find_run
+from cnnbench.recipe.recipe import MAX_NAME, Recipe
+from cnnbench.recipe.sections import Init
+from cnnbench.registry.kinds import DATASETS, CompressionSpec, DataSpec, excess, min_size
+from cnnbench.registry.registry import Spec
+from cnnbench.runs.find import find_run
 
 BATCH, EXAMPLES, STEPS = 4, 24, 4
 # Pixels of the largest images, unless the network takes none so small.

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from cnnbench import beginning, files, runtime, signals, training
-from cnnbench.data.datasets import Access
-from cnnbench.errors import InterruptedRun, RunError, UsageError
-from cnnbench.learner import Learner
-from cnnbench.listener import Listener
-from cnnbench.recipe import MAX_NAME, Recipe, read_recipe
-from cnnbench.run import (
-    RUNS,
-    STAGES,
-    Run,
-    must_be_free,
-    name_in,
-    new_folder,
-    newest_run,
-    open_run,
-    stage_folders,
-)
-from cnnbench.runtime import Choice, Settings
+from cnnbench.backend import session
+from cnnbench.backend import settings as settings_module
+from cnnbench.backend.settings import Choice, Settings
+from cnnbench.data.open import Access
+from cnnbench.errors import InterruptedRun, RunError
+from cnnbench.recipe.load import read_recipe
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs.create import must_be_free, new_folder
+from cnnbench.runs.find import _kept_stages, _stages, is_finished
+from cnnbench.runs.run import RUNS, STAGES, Run, open_run
+from cnnbench.system import files, signals
+from cnnbench.training import compression, one_stage, start
+from cnnbench.training.callbacks import Listener
+from cnnbench.training.learner import Learner
 
 
 def train(
@@ -53,7 +48,7 @@ def train(
         DataError, UsageError, DivergedError, InterruptedRun, RunError: as `training.train` does.
     """
     if len(recipe.compress) < 2:
-        return training.train(
+        return one_stage.train(
             recipe, access=access, run_dir=run_dir, listener=listener, choice=choice
         )
     recipe = recipe.absolute()
@@ -102,25 +97,10 @@ def resume(
     if (path.absolute().parent / STAGES).is_file():
         path = path.absolute().parent
     if not (path / STAGES).is_file():
-        return training.resume(open_run(path), access=access, listener=listener, force=force)
+        return one_stage.resume(open_run(path), access=access, listener=listener, force=force)
     if is_finished(path):
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
     return _go_on(path, access=access, listener=listener, force=force)
-
-
-def unfinished(recipe: Recipe) -> Path:
-    """Returns the newest run below runs/ of a recipe that is not finished.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if len(recipe.compress) < 2:
-        return newest_run(finished=False, name=recipe.name).path
-    found = sorted(RUNS.glob(f"*/{STAGES}"), key=lambda file: file.stat().st_mtime_ns)
-    for file in reversed(found):
-        if name_in(file) == recipe.name and not is_finished(file.parent):
-            return file.parent
-    raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")
 
 
 def must_match(path: Path, recipe: Recipe) -> None:
@@ -134,48 +114,19 @@ def must_match(path: Path, recipe: Recipe) -> None:
     run.must_match(recipe.absolute())
 
 
-def is_finished(folder: Path) -> bool:
-    """Tells whether all stages of a recipe are done."""
-    return all(path.joinpath("finished.json").is_file() for path, _ in _kept_stages(folder))
-
-
-def stages(folder: Path) -> list[Run]:
-    """Returns the runs of the stages that have begun."""
-    paths = (path for path, _ in _kept_stages(folder))
-    return [open_run(path) for path in paths if (path / "recipe.yaml").is_file()]
-
-
 def _rehearse(recipe: Recipe, access: Access, settings: Settings) -> None:
     """Refuses what a stage cannot do now, and not when those before it are trained.
 
     Each is made ready as for its training, of a network that has learned nothing.
     """
-    runtime.apply(settings)
+    settings_module.apply(settings)
     learner: Learner | None = None
     for _, stage in _stages(Path(), recipe):
         records = None
         if learner is not None:
-            with runtime.precision(recipe.train.precision), learner.strategy.scope():
-                _, records = beginning.follow(stage, learner.network, learner.architecture)
-        learner = Learner(stage, access, settings, beginning.runs(stage), records)
-
-
-def _kept_stages(folder: Path) -> list[tuple[Path, Recipe]]:
-    return _stages(folder, read_recipe(folder / STAGES))
-
-
-def _stages(folder: Path, recipe: Recipe) -> list[tuple[Path, Recipe]]:
-    """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
-    found = []
-    for number, path in enumerate(stage_folders(folder, recipe), start=1):
-        name, is_last = path.name, number == len(recipe.compress)
-        update: dict[str, Any] = {"compress": recipe.compress[:number]}
-        # What the recipe as a whole is to reach is no matter of the stages before.
-        if not is_last:
-            short = recipe.name[: MAX_NAME - len(name) - 1]
-            update |= {"name": f"{short}.{name}", "target": None}
-        found.append((path, recipe.model_copy(update=update)))
-    return found
+            with session.precision(recipe.train.precision), learner.strategy.scope():
+                _, records = compression.follow(stage, learner.network, learner.architecture)
+        learner = Learner(stage, access, settings, start.runs(stage), records)
 
 
 def _go_on(
@@ -201,9 +152,9 @@ def _go_on(
                 choice = Choice(before.settings(), "that of the stage before")
             try:
                 if begun is not None:
-                    before = training.resume(begun, access=access, listener=listener, force=force)
+                    before = one_stage.resume(begun, access=access, listener=listener, force=force)
                 else:
-                    before = training.train(
+                    before = one_stage.train(
                         stage,
                         access=access,
                         run_dir=path,

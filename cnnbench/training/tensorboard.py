@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cnnbench.lazy import tensorflow_errors, tf
+from cnnbench.backend.lazy import tensorflow_errors, tf
 
 
 class Events:

@@ -30,13 +30,14 @@ def bench(tmp_path):
 
 def test_the_stem_counts(tmp_path):
     """One that keeps the size makes every convolution after it dearer."""
-    from cnnbench import benchmark, load_recipe
+    from cnnbench import load_recipe
+    from cnnbench.bench import jobs
 
     def macs(stem):
         path = tmp_path / "x.yaml"
         model = f"mobilenet_v2, stem: {stem}"
         path.write_text(RECIPE.replace("resnet20", model).replace("size: 16", "size: 32"))
-        return benchmark.counting(load_recipe(path).dump())()
+        return jobs.counting(load_recipe(path).dump())()
 
     assert macs("cifar") > 8 * macs("imagenet")
 

@@ -6,13 +6,15 @@ from dataclasses import asdict
 import pytest
 from conftest import RECIPES, cnnbench, resign
 
-from cnnbench import load_recipe, tuning
+from cnnbench import load_recipe
+from cnnbench.backend.settings import ONEDNN, Settings, apply, uses_onednn
+from cnnbench.bench import autotune
 from cnnbench.errors import RunError, UsageError
-from cnnbench.recipe import Runtime
-from cnnbench.run import open_run
-from cnnbench.runtime import ONEDNN, Settings, apply, uses_onednn
-from cnnbench.training import train
-from cnnbench.workers import WorkerError
+from cnnbench.recipe import stand_in
+from cnnbench.recipe.sections import Runtime
+from cnnbench.runs.run import open_run
+from cnnbench.system.processes import WorkerError
+from cnnbench.training.one_stage import train
 
 LONG = float("inf")
 
@@ -35,16 +37,16 @@ def no_measurement(*_):
 @pytest.mark.slow
 def test_every_candidate_is_measured_and_the_fastest_is_remembered(recipe, monkeypatch):
     told = []
-    choice = tuning.choose(recipe, seconds=LONG, tell=told.append)
+    choice = autotune.choose(recipe, seconds=LONG, tell=told.append)
     assert choice.reason == "measured" and not choice.notes
     assert len(told) == 1 and "onednn, neither, xla" in told[0]
     assert set(choice.seconds_per_step) == {"onednn", "neither", "xla"}
     assert all(seconds > 0 for seconds in choice.seconds_per_step.values())
-    assert tuning.name(choice.settings) == min(
+    assert autotune.name(choice.settings) == min(
         choice.seconds_per_step, key=choice.seconds_per_step.get
     )
-    monkeypatch.setattr(tuning, "measure", no_measurement)
-    again = tuning.choose(recipe, seconds=LONG)
+    monkeypatch.setattr(autotune, "measure", no_measurement)
+    again = autotune.choose(recipe, seconds=LONG)
     assert again.settings == choice.settings and again.reason == "remembered"
 
 
@@ -57,22 +59,22 @@ def test_every_candidate_is_measured_and_the_fastest_is_remembered(recipe, monke
 )  # fmt: skip
 def test_what_changes_a_step_is_measured_anew(small, recipe, settings):
     other = load_recipe(small, (settings,))
-    assert tuning.cache_file(other, Runtime()) != tuning.cache_file(recipe, Runtime())
+    assert autotune.cache_file(other, Runtime()) != autotune.cache_file(recipe, Runtime())
 
 
 def test_what_does_not_change_a_step_is_not(small, recipe):
     other = load_recipe(small, ("seed=9", "train.epochs=99", "data.validation=8"))
-    assert tuning.cache_file(other, Runtime()) == tuning.cache_file(recipe, Runtime())
+    assert autotune.cache_file(other, Runtime()) == autotune.cache_file(recipe, Runtime())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"onednn": "yes", "xla": false}', '{"a": 1}'])
 def test_a_damaged_memory_is_ignored_with_a_word(recipe, monkeypatch, content):
-    path = tuning.cache_file(recipe, Runtime())
+    path = autotune.cache_file(recipe, Runtime())
     path.parent.mkdir(parents=True)
     path.write_text(content)
     best = Settings(onednn=False)
-    monkeypatch.setattr(tuning, "measure", lambda *_: ({best: 1.0}, []))
-    choice = tuning.choose(recipe, seconds=LONG)
+    monkeypatch.setattr(autotune, "measure", lambda *_: ({best: 1.0}, []))
+    choice = autotune.choose(recipe, seconds=LONG)
     assert choice.settings == best and str(path) in choice.notes[0]
     assert json.loads(path.read_text()) == asdict(best)
 
@@ -81,16 +83,16 @@ def test_a_probe_that_breaks_leaves_the_default_and_says_so(recipe, monkeypatch)
     def broken(*_):
         raise WorkerError("no answer to 'round' in 60 s")
 
-    monkeypatch.setattr(tuning, "measure", broken)
-    choice = tuning.choose(recipe, seconds=LONG)
+    monkeypatch.setattr(autotune, "measure", broken)
+    choice = autotune.choose(recipe, seconds=LONG)
     assert choice.settings == Settings() and choice.reason == "the probe failed"
     assert choice.notes == ("no answer to 'round' in 60 s",)
-    assert not tuning.cache_file(recipe, Runtime()).exists()
+    assert not autotune.cache_file(recipe, Runtime()).exists()
 
 
 def test_candidates_that_hang_or_crash_are_left_with_a_word(recipe, monkeypatch):
-    monkeypatch.setattr(tuning, "TIMEOUT_S", 0.1)
-    measured, notes = tuning.measure(recipe, [Settings(onednn=True), Settings(onednn=False)])
+    monkeypatch.setattr(autotune, "TIMEOUT_S", 0.1)
+    measured, notes = autotune.measure(recipe, [Settings(onednn=True), Settings(onednn=False)])
     assert measured == {}
     assert [note.partition(" was tried")[0] for note in notes] == [
         "runtime onednn",
@@ -107,16 +109,16 @@ def test_candidates_that_hang_or_crash_are_left_with_a_word(recipe, monkeypatch)
     ],
 )
 def test_nothing_is_measured_without_need(small, monkeypatch, settings, tune, reason):
-    monkeypatch.setattr(tuning, "measure", no_measurement)
-    choice = tuning.choose(load_recipe(small, settings), tune=tune)
+    monkeypatch.setattr(autotune, "measure", no_measurement)
+    choice = autotune.choose(load_recipe(small, settings), tune=tune)
     assert choice.reason == reason
     assert choice.settings.onednn is (False if settings else None)
 
 
 def test_what_a_recipe_gives_is_no_candidate(small, monkeypatch):
     tried = []
-    monkeypatch.setattr(tuning, "measure", lambda _, found: tried.extend(found) or ({}, []))
-    tuning.choose(load_recipe(small, ("train.runtime.onednn=true",)), seconds=LONG)
+    monkeypatch.setattr(autotune, "measure", lambda _, found: tried.extend(found) or ({}, []))
+    autotune.choose(load_recipe(small, ("train.runtime.onednn=true",)), seconds=LONG)
     assert tried == [Settings(True), Settings(True, xla=True)]
 
 
@@ -130,7 +132,7 @@ data: {{name: {data}}}
 optimizer: {{name: sgd, lr: 0.1}}
 train: {{steps: 1}}
 """)
-    short = tuning.shortened(load_recipe(path))
+    short = stand_in.shortened(load_recipe(path))
     expected = [20, 24, 3] if "synthetic" in data else [48, 48, 3]
     assert short.data.options()["shape"] == expected
 
@@ -138,13 +140,13 @@ train: {{steps: 1}}
 def test_a_training_of_known_length_is_estimated():
     # 80 epochs of 50,000 images of 41 million multiply-accumulates, sixfold, at 100 GFLOP/s.
     recipe = load_recipe(RECIPES / "resnet20_cifar10.yaml")
-    assert tuning.estimated_seconds(recipe) == pytest.approx(9732, rel=0.01)
+    assert autotune.estimated_seconds(recipe) == pytest.approx(9732, rel=0.01)
     folder = load_recipe(RECIPES / "resnet18_folder.yaml", ("data.path=.",))
-    assert tuning.estimated_seconds(folder) is None
+    assert autotune.estimated_seconds(folder) is None
 
 
 def test_the_settings_of_a_run_are_kept_and_a_resume_insists_on_them(small, tmp_path):
-    from cnnbench.training import resume
+    from cnnbench.training.one_stage import resume
 
     run = train(load_recipe(small, ("train.epochs=2",)), run_dir=tmp_path / "r")
     assert run.settings() == Settings(uses_onednn(), xla=False, threads=None)

@@ -13,9 +13,10 @@ from conftest import RECIPES, ROOT, cnnbench
 from PIL import Image
 from rich.console import Console
 
-from cnnbench import load_recipe, tables
-from cnnbench.cli import cli
-from cnnbench.show import show_recipe
+from cnnbench import load_recipe
+from cnnbench.cli.main import cli
+from cnnbench.report import tables
+from cnnbench.report.describe import show_recipe
 
 BAD = sorted((ROOT / "tests" / "bad_recipes").glob("*.yaml"))
 NO_PLACE = {"data_not_there"}  # found in the data, not in the text

@@ -7,7 +7,7 @@ import shlex
 from click.testing import CliRunner
 from conftest import RECIPES, ROOT
 
-from cnnbench.cli import cli
+from cnnbench.cli.main import cli
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)

@@ -6,17 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cnnbench import beginning, checkpoint, load_recipe, presets, train, weights
-from cnnbench.compress.distill import Lesson, soft_losses
-from cnnbench.compress.prune import sparsity_of
-from cnnbench.compress.stages import Distillation
-from cnnbench.data.datasets import Access, open_dataset
+from cnnbench import load_recipe, train
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.backend.settings import Settings
+from cnnbench.compression.distill import Lesson, soft_losses
+from cnnbench.compression.prune import sparsity_of
+from cnnbench.compression.stages import Distillation
+from cnnbench.data.open import Access, open_dataset
 from cnnbench.errors import RecipeError, UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.learner import Learner
-from cnnbench.models import build_model, feature_maps
-from cnnbench.network import restore
-from cnnbench.runtime import Settings
+from cnnbench.models.build import build_model, feature_maps
+from cnnbench.models.pretrained import load, presets
+from cnnbench.runs import checkpoint
+from cnnbench.runs.network import restore
+from cnnbench.training import compression
+from cnnbench.training import start as start_module
+from cnnbench.training.learner import Learner
 
 RANDOM = np.random.default_rng(0)
 
@@ -142,7 +146,7 @@ def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
             first = train(distilled(small, "small", "train.epochs=1"), run_dir=tmp_path / "run")
     stages = "compress=[{name: distill, teacher: small}, {name: prune, sparsity: 0.5}]"
     recipe = load_recipe(small, (stages,))
-    names = [beginning.runs(recipe, start)["teacher"].path.name for start in (first, None)]
+    names = [start_module.runs(recipe, start)["teacher"].path.name for start in (first, None)]
     assert names == ["small-20260101-000000", "small-20260102-000000"]
 
 
@@ -151,14 +155,14 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     arrays = {weight.path: weight.numpy() for weight in net.weights}
     monkeypatch.setattr(presets, "download", lambda name: tmp_path / "x.safetensors")
     monkeypatch.setattr(
-        weights, "load_published", lambda model, *_, **__: weights.load(model, arrays, where="x")
+        load, "load_published", lambda model, *_, **__: load.load(model, arrays, where="x")
     )
     means, deviations = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     preset = presets.Preset("mobilenet_v1_025", "", "", "", means, deviations, classes=10)
     monkeypatch.setitem(presets.PRESETS, "mine", preset)
     recipe = distilled(small, "mine", "data.shape=[32, 32, 3]", "data.color=hsv", share=1.0)
     data = open_dataset(recipe.data, Access())
-    taught = beginning.lesson(recipe, data, (32, 32, 3), None)
+    taught = compression.lesson(recipe, data, (32, 32, 3), None)
     pixels = RANDOM.integers(0, 256, (2, 32, 32, 3), np.uint8)
     logits = net((pixels / 255 - preset.mean) / preset.std, training=False)
     student = np.zeros((2, 10), np.float32)
@@ -166,7 +170,7 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     assert np.allclose(found, soft_losses(logits, student, 4.0), rtol=1e-3)
     monkeypatch.setitem(presets.PRESETS, "mine", replace(preset, classes=1000))
     with pytest.raises(UsageError, match="mine knows 1000 other classes"):
-        beginning.lesson(recipe, data, (32, 32, 3), None)
+        compression.lesson(recipe, data, (32, 32, 3), None)
 
 
 @pytest.mark.parametrize(("setting", "words"), [

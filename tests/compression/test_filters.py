@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench.compress.filters import rebuild, thin
+from cnnbench.backend.lazy import keras
+from cnnbench.compression.filters import rebuild, thin
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras
-from cnnbench.models import build_model, resnet, resnet_v2, resnext, vgg, wide_resnet
+from cnnbench.models import resnet, resnet_v2, resnext, vgg, wide_resnet
+from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_macs
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
 
 SHAPE, CLASSES = (32, 32, 3), 5
 

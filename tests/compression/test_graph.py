@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from cnnbench.compress.graph import copied, inputs_of, rebuilt, users
-from cnnbench.lazy import keras
+from cnnbench.backend.lazy import keras
+from cnnbench.compression.graph import copied, inputs_of, rebuilt, users
 
 
 def forked():

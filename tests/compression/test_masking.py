@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from cnnbench.compress.masking import Masking
-from cnnbench.compress.prune import prunable
-from cnnbench.compress.stages import Pruning
-from cnnbench.lazy import tf
-from cnnbench.models import build_model
+from cnnbench.backend.lazy import tf
+from cnnbench.compression.masking import Masking
+from cnnbench.compression.prune import prunable
+from cnnbench.compression.stages import Pruning
+from cnnbench.models.build import build_model
 
 
 def pruning(**options):

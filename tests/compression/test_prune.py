@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench.compress import prune
-from cnnbench.lazy import keras
-from cnnbench.models import build_model
+from cnnbench.backend.lazy import keras
+from cnnbench.compression import prune
+from cnnbench.models.build import build_model
 
 SHAPES = [(3, 3, 8, 6), (1, 1, 6, 10), (20, 5)]
 

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench import checkpoint, runtime, tflite_files
-from cnnbench.compress.fake_quant import DECAY, FixedRange, MovingRange, on_grid
-from cnnbench.compress.quantize import (
+from cnnbench.backend import session
+from cnnbench.backend.lazy import keras
+from cnnbench.compression.fake_quant import DECAY, FixedRange, MovingRange, on_grid
+from cnnbench.compression.quantize import (
     calibrate,
     fake_quantized,
     fold_batch_norms,
     is_fake_quantized,
     quantizable,
-    tflite_int8,
 )
 from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.lazy import keras
-from cnnbench.models import build_model
-from cnnbench.parts import MODELS, min_size
+from cnnbench.exports.formats import tflite_file
+from cnnbench.exports.formats.tflite_trained import tflite_int8
+from cnnbench.models.build import build_model
+from cnnbench.registry.kinds import MODELS, min_size
+from cnnbench.runs import variables
 
 slow = pytest.mark.slow
 # A small variant of each family.
@@ -178,7 +180,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-from cnnbench.compress.fake_quant import DECAY, MovingRange
+from cnnbench.compression.fake_quant import DECAY, MovingRange
 with strategy.scope():
     layer = MovingRange()
     layer.build(None)
@@ -203,7 +205,7 @@ def test_replicas_take_the_mean_of_their_ranges():
 @pytest.mark.parametrize(("name", "options"), FAMILIES)
 def test_every_family_can_be_quantized_and_folding_changes_nothing(name, options):
     # The first kernels of airbench are float32 under any policy.
-    with runtime.precision("float32" if name == "airbench94" else "float64"):
+    with session.precision("float32" if name == "airbench94" else "float64"):
         model = built(name, options)
         folded = fold_batch_norms(model)
     kinds = [type(layer).__name__ for layer in folded.layers]
@@ -356,9 +358,9 @@ def test_the_same_architecture_is_made_of_random_weights(tmp_path):
     second = fake_quantized(built("resnet8", options))
     images = normals((4, *first.input_shape[1:]))
     calibrate(first, [images])
-    named, other = (checkpoint.variables_by_name("model", m.variables) for m in (first, second))
+    named, other = (variables.variables_by_name("model", m.variables) for m in (first, second))
     assert list(named) == list(other)
-    checkpoint.assign(other, {name: v.numpy() for name, v in named.items()}, tmp_path)
+    variables.assign(other, {name: v.numpy() for name, v in named.items()}, tmp_path)
     assert np.array_equal(first(images, training=False), second(images, training=False))
 
 
@@ -631,7 +633,7 @@ def test_integers_name_the_classes_that_floats_name(digits, name, options, size)
 def test_the_file_is_small_and_has_no_operations_but_the_networks(name, options):
     model = fake_quantized(built(name, options, 32))
     calibrate(model, [normals((2, 32, 32, 3))])
-    content = tflite_files.compact(tflite_int8(model, pixel_shape=(32, 32, 3)))
+    content = tflite_file.compact(tflite_int8(model, pixel_shape=(32, 32, 3)))
     floats = 4 * sum(np.prod(v.shape) for v in model.trainable_variables)
     # Of the weights alone; the float32 file has names and a graph besides, a hundredth more.
     assert len(content) < 0.272 * floats

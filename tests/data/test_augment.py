@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench.data.augment import Draw
+from cnnbench.data.augment.batch import Draw
 from cnnbench.data.examples import ArraySource, Examples
 from cnnbench.data.pipeline import TrainingStream
 from cnnbench.errors import UsageError
-from cnnbench.parts import AUGMENTATIONS, DATASETS, kind_of
+from cnnbench.registry.kinds import AUGMENTATIONS, DATASETS, kind_of
 
 RANDOM = np.random.default_rng(0)
 

@@ -14,20 +14,15 @@ from conftest import cnnbench
 from PIL import Image
 
 from cnnbench.data import images as geometry
-from cnnbench.data.datasets import Access, open_dataset
 from cnnbench.data.examples import ArraySource, Examples
 from cnnbench.data.images import BadImageError, decode
-from cnnbench.data.pipeline import (
-    TrainingStream,
-    evaluation_batches,
-    evaluation_examples,
-    fit,
-    preprocess,
-    training_splits,
-)
-from cnnbench.data.preprocess import Preprocess, convert_color
+from cnnbench.data.open import Access, open_dataset
+from cnnbench.data.pipeline import TrainingStream
+from cnnbench.data.preprocess import Preprocess, convert_color, fit, preprocess
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import evaluation_examples, training_splits
 from cnnbench.errors import DataError, UsageError
-from cnnbench.parts import AUGMENTATIONS, DATASETS
+from cnnbench.registry.kinds import AUGMENTATIONS, DATASETS
 
 RANDOM = np.random.default_rng(0)
 
@@ -381,7 +376,7 @@ def test_a_missing_data_set_is_answered_within_ten_seconds(tmp_path):
 
 
 def test_one_process_prepares_a_data_set_and_the_others_wait(tmp_path, capsys):
-    from cnnbench.data.tfds_source import _alone
+    from cnnbench.data.sources.tfds_reader import _alone
 
     order = []
 
@@ -468,7 +463,7 @@ def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatc
 
 
 def test_a_cut_off_record_is_named(tmp_path, monkeypatch):
-    from cnnbench.data.tfds_source import _index
+    from cnnbench.data.sources.tfds_reader import _index
 
     file = tmp_path / "x.tfrecord"
     with tf.io.TFRecordWriter(str(file)) as writer:

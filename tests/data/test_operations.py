@@ -7,7 +7,7 @@ import pytest
 from pictures import BILINEAR, NEAREST, generator, gradient, luma, noise, run
 from PIL import ImageOps
 
-from cnnbench.data import operations
+from cnnbench.data.augment import operations
 
 
 @pytest.mark.parametrize("image", [gradient(), noise(9, 14, 3)], ids=["grey", "color"])

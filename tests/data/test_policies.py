@@ -13,8 +13,8 @@ import pytest
 from pictures import NEAREST, generator, gradient, luma, noise, smooth
 from pydantic import ValidationError
 
-from cnnbench.data import operations, policies, policy_tables
-from cnnbench.parts import AUGMENTATIONS
+from cnnbench.data.augment import operations, policies, policy_tables
+from cnnbench.registry.kinds import AUGMENTATIONS
 
 IMAGE_KIND = [
     name for name in AUGMENTATIONS.names() if AUGMENTATIONS.get(name).facts.get("kind") == "image"

@@ -8,12 +8,14 @@ import pytest
 from conftest import resign
 from PIL import Image
 
-from cnnbench import comparison, load_recipe, plots, train
-from cnnbench.comparison import _beats, compare
+from cnnbench import load_recipe, train
 from cnnbench.errors import UsageError
-from cnnbench.network import restore
-from cnnbench.parts import COMPRESSIONS
-from cnnbench.run import STAGES, Run
+from cnnbench.evaluation import compare as compare_module
+from cnnbench.evaluation.compare import _beats, compare
+from cnnbench.registry.kinds import COMPRESSIONS
+from cnnbench.report import plots
+from cnnbench.runs.network import restore
+from cnnbench.runs.run import STAGES, Run
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,8 @@ def test_what_two_begin_with_is_told_once(digits_run, tmp_path, monkeypatch):
         )
         (tmp_path / name / STAGES).write_text(recipe.dump())
     paths = [digits_run.path, tmp_path / "one", tmp_path / "other"]
-    monkeypatch.setattr(comparison, "_row", lambda run, *_: {"name": run.path.parent.name})
-    monkeypatch.setattr(comparison, "_beats", lambda one, other: False)
+    monkeypatch.setattr(compare_module, "_row", lambda run, *_: {"name": run.path.parent.name})
+    monkeypatch.setattr(compare_module, "_beats", lambda one, other: False)
     names = [row["name"] for row in compare(paths)["rows"]]
     assert names == [digits_run.path.parent.name, "one", "other"]
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from cnnbench.data import corruptions
-from cnnbench.data.corruptions import CORRUPTIONS, SEVERITIES, draws
+from cnnbench.evaluation import corruptions
+from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, draws
 
 NAMES = [
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",

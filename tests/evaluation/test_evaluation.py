@@ -9,14 +9,17 @@ import pytest
 from conftest import SMALL, cnnbench
 from rich.console import Console
 
-from cnnbench import evaluate, load_recipe, network, open_run, tables, train
-from cnnbench.data.corruptions import CORRUPTIONS, SEVERITIES, draws
-from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, evaluation_examples
-from cnnbench.evaluation import _reached
-from cnnbench.lazy import tf
-from cnnbench.recipe import Target
-from cnnbench.robustness import robustness
+from cnnbench import evaluate, load_recipe, open_run, train
+from cnnbench.backend.lazy import tf
+from cnnbench.data.open import Access
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import evaluation_examples
+from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, draws
+from cnnbench.evaluation.evaluate import _reached
+from cnnbench.evaluation.robustness import robustness
+from cnnbench.recipe.sections import Target
+from cnnbench.report import tables
+from cnnbench.runs import network
 
 LENET = SMALL.replace("resnet8", "lenet5")
 ONE_EPOCH = ("train.epochs=1", "schedule.warmup_epochs=0")

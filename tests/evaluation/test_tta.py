@@ -6,9 +6,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cnnbench.lazy import tf
-from cnnbench.recipe import Evaluation
-from cnnbench.tta import TTA
+from cnnbench.backend.lazy import tf
+from cnnbench.evaluation.tta import TTA
+from cnnbench.recipe.sections import Evaluation
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (5, 4, 6, 3), np.uint8)

@@ -11,29 +11,30 @@ import numpy as np
 import onnx
 import pytest
 
-from cnnbench import calibration, network
-from cnnbench.artifacts import (
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.data.open import Access
+from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.exports import calibrate, explain
+from cnnbench.exports.formats import format as format_module
+from cnnbench.exports.formats import tflite
+from cnnbench.exports.formats.format import (
     CALIBRATED,
-    CALIBRATION_METHODS,
     FORMATS,
     Format,
-    Request,
     as_logits,
-    explain,
     format_of,
     module_of,
     output_name,
     require,
-    tflite,
 )
-from cnnbench.artifacts.process import Artifact
-from cnnbench.data.datasets import Access
-from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
-from cnnbench.errors import UsageError, VerificationError
-from cnnbench.lazy import keras, tf
-from cnnbench.models.fast_layers import plain
-from cnnbench.network import Network
-from cnnbench.workers import WorkerError
+from cnnbench.exports.formats.request import Request
+from cnnbench.exports.options import CALIBRATION_METHODS
+from cnnbench.exports.process import Artifact
+from cnnbench.models.layers.fast import plain
+from cnnbench.runs import network
+from cnnbench.runs.network import Network
+from cnnbench.system.processes import WorkerError
 
 CASES = [(form, precision) for form, about in FORMATS.items() for precision in about.precisions]
 # Of the largest logit, how much may be lost; int8 has 256 steps, and several layers.
@@ -48,7 +49,7 @@ def net(digits_run):
 
 @pytest.fixture(scope="module")
 def images(digits_run):
-    return calibration.images(digits_run, 60, Access())
+    return calibrate.images(digits_run, 60, Access())
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_half_precision_halves_the_file(written):
 
 @pytest.mark.parametrize(("channels", "color"), [(3, "grey"), (3, "yuv"), (3, "hsv"), (1, "rgb")])
 def test_layers_preprocess_as_the_operations_do(channels, color):
-    from cnnbench.artifacts.keras import preprocessed
+    from cnnbench.exports.formats.keras import preprocessed
 
     prepare = Preprocess(color, *COLOR_STATISTICS[color])
     pixels = np.random.default_rng(0).integers(0, 256, (4, 9, 9, channels), np.uint8)
@@ -294,10 +295,9 @@ def test_layers_that_are_kept_in_float_lose_nothing(net, images, tmp_path):
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
-    from cnnbench import artifacts
 
     lacking = Format("ONNX", "model.onnx", packages=("numpy", "not_installed_package"))
-    monkeypatch.setattr(artifacts, "FORMATS", FORMATS | {"onnx": lacking})
+    monkeypatch.setattr(format_module, "FORMATS", FORMATS | {"onnx": lacking})
     with pytest.raises(UsageError, match=r"not_installed_package; pip install 'cnnbench\[onnx\]'"):
         require("onnx")
 

@@ -14,28 +14,24 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from cnnbench import (
-    calibration,
-    checkpoint,
-    evaluate,
-    export,
-    exports,
-    files,
-    network,
-    open_run,
-    predict,
-    tables,
-    train,
-)
-from cnnbench.artifacts import FORMATS, module_of
-from cnnbench.cli import cli
-from cnnbench.data.datasets import Access
-from cnnbench.data.pipeline import evaluation_batches, evaluation_examples, fit
+from cnnbench import evaluate, export, open_run, predict, train
+from cnnbench.backend.lazy import tf
+from cnnbench.cli.main import cli
+from cnnbench.data.open import Access
+from cnnbench.data.preprocess import fit
+from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.splits import evaluation_examples
 from cnnbench.errors import RunError, UsageError, VerificationError
-from cnnbench.evaluation import evaluate_artifact
-from cnnbench.exports import folder_of, plan
-from cnnbench.lazy import tf
-from cnnbench.recipe import load_recipe
+from cnnbench.evaluation.artifact import evaluate_artifact
+from cnnbench.exports import calibrate
+from cnnbench.exports import export as export_module
+from cnnbench.exports.export import folder_of
+from cnnbench.exports.formats.format import FORMATS, module_of
+from cnnbench.exports.plan import plan
+from cnnbench.recipe.load import load_recipe
+from cnnbench.report import tables
+from cnnbench.runs import checkpoint, network
+from cnnbench.system import files
 
 FLOAT = [(form, "float32") for form in FORMATS]
 OTHERS = [(f, p) for f, about in FORMATS.items() for p in about.precisions if p != "float32"]
@@ -243,14 +239,6 @@ def test_weights_that_are_replaced_meanwhile_are_not_exported(run, monkeypatch):
     assert not (run.path / "exports").exists()
 
 
-def test_what_a_command_line_offers_is_what_there_is():
-    from cnnbench import artifacts
-    from cnnbench import cli as commands
-
-    assert commands.PRECISIONS == artifacts.PRECISIONS
-    assert commands.CALIBRATION_METHODS == artifacts.CALIBRATION_METHODS
-
-
 def test_an_int8_file_that_fails_says_what_to_try(run, monkeypatch):
     tflite = module_of("tflite")
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
@@ -309,7 +297,7 @@ def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
 ALL_AGAIN = """
 import sys
 from cnnbench import export, open_run
-from cnnbench.artifacts import FORMATS
+from cnnbench.exports.formats.format import FORMATS
 for form in ("tflite", "onnx", "openvino"):
     export(open_run(sys.argv[1]), [form], FORMATS[form].precisions, verify=False)
 """
@@ -328,12 +316,12 @@ def test_two_exports_have_the_same_bytes(run):
 
 
 def test_calibration_sees_training_images_alone(digits_run):
-    images = calibration.images(digits_run, 100, Access())
+    images = calibrate.images(digits_run, 100, Access())
     assert images.shape == (101, 32, 32, 1) and images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
     assert (images[-1].min(), images[-1].max()) == (0, 255)
-    assert (images == calibration.images(digits_run, 100, Access())).all()
-    assert (images[:50] == calibration.images(digits_run, 50, Access())[:50]).all()
+    assert (images == calibrate.images(digits_run, 100, Access())).all()
+    assert (images[:50] == calibrate.images(digits_run, 50, Access())[:50]).all()
     dataset = network.open_data(digits_run, Access())
     seen = {}
     for split in ("train", "test"):
@@ -425,7 +413,7 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, what):
 
 
 def test_trained_ranges_are_neither_explained_nor_calibrated(run, monkeypatch):
-    monkeypatch.setattr(exports, "_is_quantized", lambda run: True)
+    monkeypatch.setattr(export_module, "_is_quantized", lambda run: True)
     for options in ({"explain": True}, {"calibration_method": "average_min_max"}):
         with pytest.raises(UsageError, match="not for a network that was trained with quantiz"):
             export(run, ["tflite"], **options)

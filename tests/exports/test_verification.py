@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.verification import compare, passes, refusal
+from cnnbench.tasks.classification import compare, passes, refusal
 
 ALIKE = {"max_abs_probability_diff": 0.001}
 
@@ -50,7 +50,7 @@ def test_a_comparison_is_a_plain_count(answers):
     ],
 )
 def test_each_precision_has_its_tolerance(answers, precision, changed, passed):
-    from cnnbench.verification import _tolerance
+    from cnnbench.tasks.classification import _tolerance
 
     reference, labels = answers
     theirs = reference.copy()

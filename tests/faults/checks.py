@@ -22,13 +22,13 @@ def spread(tries: Sequence[Try], count: int) -> Iterator[Try]:
 
 def as_command(work: Callable[[], object]) -> None:
     """Runs a function as a command of the tool, which ends the process as its own do."""
-    from cnnbench import cli
+    from cnnbench.cli import main
 
-    @cli.cli.command()
+    @main.cli.command()
     def fault() -> None:
         work()
 
-    cli.main(["fault"])
+    main.main(["fault"])
 
 
 def child(function: Callable[[], None], *arguments: object) -> list[str]:

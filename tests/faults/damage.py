@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, open_run
-from cnnbench.checkpoint import ARRAYS, MANIFEST, Checkpoint
+from cnnbench import open_run
 from cnnbench.errors import RunError
+from cnnbench.runs import checkpoint
+from cnnbench.runs.checkpoint import ARRAYS, MANIFEST, Checkpoint
 
 from .harness import (
     SHORT,

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnbench import checkpoint
+from cnnbench.runs import checkpoint
 
 from .checks import check, check_error, cnnbench, spread
 from .harness import Try, must_equal, outcome, read_all, row

@@ -31,7 +31,7 @@ Answer = Callable[[Handler], None]
 
 def fetch() -> None:
     """Downloads a preset that lies at an address."""
-    from cnnbench import presets
+    from cnnbench.models.pretrained import presets
 
     presets.CONNECT_SECONDS = 1.5
     presets.PRESETS["x"] = presets.Preset("resnet18", sys.argv[1], DIGEST, "CC0")
@@ -251,13 +251,13 @@ def prepare() -> None:
 
     The preparation tells when it is half-way, and stays there until it may go on.
     """
-    from cnnbench.lazy import load
+    from cnnbench.backend.lazy import load
 
     load()
     import tensorflow_datasets as tfds
 
-    from cnnbench.data.datasets import Access, open_dataset
-    from cnnbench.parts import DATASETS
+    from cnnbench.data.open import Access, open_dataset
+    from cnnbench.registry.kinds import DATASETS
 
     folder = Path(sys.argv[1])
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, open_run, provenance
+from cnnbench import open_run
+from cnnbench.runs import checkpoint
+from cnnbench.system import environment
 
 # One try: given a folder of its own and its random numbers, it raises if anything is wrong.
 Try = Callable[[Path, random.Random], None]
@@ -166,7 +168,9 @@ def forks() -> Any:
     """Returns the multiprocessing context whose processes have TensorFlow imported already."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "keras", "cnnbench.training", "cnnbench.exports"])
+    context.set_forkserver_preload(
+        ["tensorflow", "keras", "cnnbench.training.stages", "cnnbench.exports.export"]
+    )
     return context
 
 
@@ -176,29 +180,30 @@ def _main(folder: Path, arguments: list[str], output: Path, harms: Sequence[Harm
         os.dup2(file.fileno(), 2)
     tempfile.tempdir = str(folder)
     _small_network()
-    provenance.git_commit = lambda: "0" * 40  # the code may be worked on while faults are made
+    environment.git_commit = lambda: "0" * 40  # the code may be worked on while faults are made
     if arguments[0] == "train":
-        from cnnbench import exports
+        from cnnbench.exports import export
 
-        exports.export = lambda *_, **__: []  # the SavedModel at the end has a row of its own
+        export.export = lambda *_, **__: []  # the SavedModel at the end has a row of its own
     for harm in harms:
         harm()
-    from cnnbench.cli import main
+    from cnnbench.cli.main import main
 
     main(arguments)
 
 
 def _small_network() -> None:
     """Puts a batch normalisation before each activation of LeNet, for want of as small a ResNet."""
-    from cnnbench.models import _layers, lenet
+    from cnnbench.models import lenet
+    from cnnbench.models.layers import blocks
 
     plain = lenet.activate
-    lenet.activate = lambda x, kind, name: plain(_layers.norm(x, f"{name}_norm"), kind, name)
+    lenet.activate = lambda x, kind, name: plain(blocks.norm(x, f"{name}_norm"), kind, name)
 
 
 def report_steps(file: Path) -> None:
     """Harm: has training write its step into a file after each call."""
-    from cnnbench.progress import Terminal
+    from cnnbench.report.terminal import Terminal
 
     told, handle = Terminal.progressed, os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 

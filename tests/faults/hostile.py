@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cnnbench import checkpoint
-from cnnbench.workers import peak_memory_mb
+from cnnbench.runs import checkpoint
+from cnnbench.system.measure import peak_memory_mb
 
 from .checks import ROOT, as_command, check, child, spread
 from .harness import Try, read_all, row
@@ -71,9 +71,9 @@ def hostile() -> None:
 
 
 def _command(*arguments: str) -> None:
-    from cnnbench import cli
+    from cnnbench.cli import main
 
-    cli.main(arguments)
+    main.main(arguments)
 
 
 class _Bias:
@@ -92,7 +92,7 @@ class _Network:
 
 
 def _weights(path: str) -> None:
-    from cnnbench.weights import load_published
+    from cnnbench.models.pretrained.load import load_published
 
     as_command(lambda: load_published(_Network(), "vgg16", Path(path)))
 
@@ -102,7 +102,7 @@ def _checkpoint(path: str) -> None:
 
 
 def _run(path: str) -> None:
-    from cnnbench import run as runs
+    from cnnbench.runs import run as runs
 
     def work() -> None:
         found = runs.open_run(path)
@@ -116,12 +116,13 @@ def _run(path: str) -> None:
 
 def _show(path: str) -> None:
     """Prints a recipe as `show` does, without the network, and writes it as `train` does."""
-    from cnnbench import cli, tables
-    from cnnbench.recipe import load_recipe
+    from cnnbench.cli import options
+    from cnnbench.recipe.load import load_recipe
+    from cnnbench.report import tables
 
     def work() -> None:
         text = load_recipe(path).dump()
-        cli._answer({"facts": {}, "stages": [], "recipe": text}, False, tables.model)
+        options.answer({"facts": {}, "stages": [], "recipe": text}, False, tables.model)
         Path("recipe_again.yaml").write_bytes(text.encode())
 
     as_command(work)

@@ -125,9 +125,10 @@ def image_folder(root: Path) -> Path:
 
 def _read_all(root: Path, policy: str) -> tuple[dict[str, int], dict[str, tuple[str, ...]], list]:
     """Reads both splits of an image folder: the counts, what was skipped, and the images."""
-    from cnnbench.data.datasets import Access, open_dataset
-    from cnnbench.data.pipeline import evaluation_batches, evaluation_examples, training_splits
-    from cnnbench.parts import DATASETS
+    from cnnbench.data.open import Access, open_dataset
+    from cnnbench.data.reader import evaluation_batches
+    from cnnbench.data.splits import evaluation_examples, training_splits
+    from cnnbench.registry.kinds import DATASETS
 
     spec: Any = DATASETS.spec(
         "image_folder", path=str(root), batch_size=4, image_size=16, on_bad_image=policy

@@ -20,7 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cnnbench import checkpoint, open_run, signals
+from cnnbench import open_run
+from cnnbench.runs import checkpoint
+from cnnbench.system import signals
 
 from .harness import (
     SHORT,

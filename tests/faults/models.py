@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import checkpoint, files
-from cnnbench.checkpoint import Checkpoint
+from cnnbench.runs import checkpoint
+from cnnbench.runs.checkpoint import Checkpoint
+from cnnbench.system import files
 
 from .recipes import Make, recipe, train
 from .syscalls import make_run

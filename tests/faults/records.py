@@ -23,7 +23,7 @@ SHARD = "train.tfrecord-00000-of-00001"
 
 def make_records() -> None:
     """Prepares two data sets by TFDS, with images of one size and of several."""
-    from cnnbench.lazy import load
+    from cnnbench.backend.lazy import load
 
     load()
     import tensorflow_datasets as tfds
@@ -60,7 +60,7 @@ def make_records() -> None:
 
 def change_record() -> None:
     """Writes a file of records anew, with checksums that are right and the fourth changed."""
-    from cnnbench.lazy import tf
+    from cnnbench.backend.lazy import tf
 
     file, harm = sys.argv[1:]
     records = [record.numpy() for record in tf.data.TFRecordDataset(file)]
@@ -80,9 +80,10 @@ def change_record() -> None:
 
 def read_records() -> None:
     """Reads a data set of TFDS, as training and evaluation do."""
-    from cnnbench.data.datasets import Access, open_dataset
-    from cnnbench.data.pipeline import evaluation_batches, evaluation_examples, training_splits
-    from cnnbench.parts import DATASETS
+    from cnnbench.data.open import Access, open_dataset
+    from cnnbench.data.reader import evaluation_batches
+    from cnnbench.data.splits import evaluation_examples, training_splits
+    from cnnbench.registry.kinds import DATASETS
 
     data_dir, name = sys.argv[1:]
 
@@ -109,7 +110,7 @@ def _records() -> tempfile.TemporaryDirectory:
 
 
 def _harm_bytes(harm: str, file: Path) -> None:
-    from cnnbench.data.tfds_source import _index
+    from cnnbench.data.sources.tfds_reader import _index
 
     data, places = bytearray(file.read_bytes()), _index(file)
     offset, last = int(places[3][0]), int(places[-1][0])

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cnnbench import checkpoint, load_recipe, open_run
+from cnnbench import load_recipe, open_run
 from cnnbench.errors import RunError
-from cnnbench.run import DataFacts, begin, new_run
+from cnnbench.runs import checkpoint
+from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.facts import DataFacts
 
 from .harness import (
     RECIPE,
@@ -253,22 +255,22 @@ CHANGES = (
 
 def other_version(package: str) -> None:
     """Harm: has a package say another version."""
-    from cnnbench import provenance
+    from cnnbench.system import environment
 
-    real = provenance.versions
-    provenance.versions = lambda: real() | {package: "0.0.1"}
+    real = environment.versions
+    environment.versions = lambda: real() | {package: "0.0.1"}
 
 
 def other_commit() -> None:
     """Harm: has git say another commit."""
-    from cnnbench import provenance
+    from cnnbench.system import environment
 
-    provenance.git_commit = lambda: "1" * 40
+    environment.git_commit = lambda: "1" * 40
 
 
 def two_devices() -> None:
     """Harm: makes two devices of the CPU."""
-    from cnnbench.lazy import tf
+    from cnnbench.backend.lazy import tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -318,9 +320,9 @@ def poison(place: str, step: int, value: float, share: float) -> None:
         value: what is put there.
         share: which variable, and which of its values, of all of them.
     """
-    from cnnbench import learner
-    from cnnbench.lazy import tf
-    from cnnbench.parts import LOSSES
+    from cnnbench.backend.lazy import tf
+    from cnnbench.registry.kinds import LOSSES
+    from cnnbench.training import learner
 
     optimizers: list[Any] = []
 

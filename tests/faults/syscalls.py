@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import checkpoint, files
-from cnnbench.checkpoint import Checkpoint
+from cnnbench.runs import checkpoint
+from cnnbench.runs.checkpoint import Checkpoint
+from cnnbench.system import files
 
 from .checks import ROOT, as_command, check, child, spread
 from .harness import Try, row
@@ -43,11 +44,12 @@ def some(step: int) -> Checkpoint:
 
 def make_run(folder: Path) -> None:
     """Writes two checkpoints, the best weights, and what else a run directory has."""
-    from cnnbench import run as runs
-    from cnnbench.recipe import parse_recipe
+    from cnnbench.recipe.load import parse_recipe
+    from cnnbench.runs import create as runs_create
+    from cnnbench.runs import run as runs_run
 
-    found = runs.Run(folder, parse_recipe(RECIPE))
-    runs.begin(found, _facts(), {"onednn": True, "xla": False, "threads": None})
+    found = runs_run.Run(folder, parse_recipe(RECIPE))
+    runs_create.begin(found, _facts(), {"onednn": True, "xla": False, "threads": None})
     for step in (OLD - 1, OLD):
         checkpoint.save(found.checkpoints / str(step), some(step))
     checkpoint.save(found.best, some(OLD))
@@ -55,7 +57,7 @@ def make_run(folder: Path) -> None:
 
 
 def _facts() -> Any:
-    from cnnbench.run import DataFacts
+    from cnnbench.runs.facts import DataFacts
 
     return DataFacts(
         name="digits",
@@ -85,22 +87,22 @@ def _load(folder: Path) -> Callable[[], object]:
 
 
 def _open(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
+    from cnnbench.runs import run as runs_run
 
-    return lambda: runs.open_run(folder)
+    return lambda: runs_run.open_run(folder)
 
 
 def _metrics(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
+    from cnnbench.runs import run as runs_run
 
-    found = runs.open_run(folder)
+    found = runs_run.open_run(folder)
     return lambda: found.write_metrics([{"step": OLD}, {"step": NEW}])
 
 
 def _lock(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
+    from cnnbench.runs import run as runs_run
 
-    found = runs.open_run(folder)
+    found = runs_run.open_run(folder)
 
     def work() -> None:
         with found.locked():
@@ -110,13 +112,14 @@ def _lock(folder: Path) -> Callable[[], object]:
 
 
 def _begin(folder: Path) -> Callable[[], object]:
-    from cnnbench import run as runs
+    from cnnbench.runs import create as runs_create
+    from cnnbench.runs import run as runs_run
 
-    recipe = runs.open_run(folder).recipe
+    recipe = runs_run.open_run(folder).recipe
 
     def work() -> None:
-        with runs.new_run(folder / "another", recipe) as new:
-            runs.begin(new, _facts(), {"onednn": True, "xla": False, "threads": None})
+        with runs_create.new_run(folder / "another", recipe) as new:
+            runs_create.begin(new, _facts(), {"onednn": True, "xla": False, "threads": None})
 
     return work
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench.models import build_model
 from cnnbench.models.airbench import whiten
-from cnnbench.parts import MODELS
+from cnnbench.models.build import build_model
+from cnnbench.registry.kinds import MODELS
 
 RANDOM = np.random.default_rng(0)
 

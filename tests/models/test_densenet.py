@@ -1,7 +1,7 @@
 import pytest
 
 from cnnbench.models import densenet
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
 
 
 @pytest.mark.parametrize(

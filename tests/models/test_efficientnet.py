@@ -1,9 +1,9 @@
 import pytest
 
-from cnnbench.lazy import keras
+from cnnbench.backend.lazy import keras
 from cnnbench.models import efficientnet, efficientnet_v2
-from cnnbench.parts import MODELS
-from cnnbench.weight_names.efficientnet import efficientnet_pytorch_name
+from cnnbench.models.pretrained.names.efficientnet import efficientnet_pytorch_name
+from cnnbench.registry.kinds import MODELS
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from cnnbench import runtime
-from cnnbench.lazy import keras
-from cnnbench.models import build_model
-from cnnbench.models.fast_layers import FastConv2D, FusedBatchNormalization, plain
-from cnnbench.parts import MODELS
+from cnnbench.backend import session
+from cnnbench.backend.lazy import keras
+from cnnbench.models.build import build_model
+from cnnbench.models.layers.fast import FastConv2D, FusedBatchNormalization, plain
+from cnnbench.registry.kinds import MODELS
 
 SHAPES = [(8, 5, 7, 3), (1, 6, 6, 4), (4, 1, 1, 16), (1, 1, 1, 2), (2, 32, 32, 1)]
 SHAPE = SHAPES[0]
@@ -177,7 +177,7 @@ def test_xla_gives_the_same(shape, training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_bits_are_the_same_each_time(dtype, training):
-    runtime.prepare(seed=1, deterministic=True)
+    session.prepare(seed=1, deterministic=True)
     shape = (32, 32, 32, 16)
     runs = []
     for _ in range(5):
@@ -189,7 +189,7 @@ def test_bits_are_the_same_each_time(dtype, training):
 
 TWO_REPLICAS = """
 import sys
-from cnnbench.lazy import load, tf
+from cnnbench.backend.lazy import load, tf
 load()
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

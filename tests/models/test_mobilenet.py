@@ -1,9 +1,9 @@
 import pytest
 
-from cnnbench.lazy import keras
+from cnnbench.backend.lazy import keras
 from cnnbench.models import mobilenet_v1, mobilenet_v2, mobilenet_v3
 from cnnbench.models.complexity import count_params
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
 
 
 @pytest.mark.parametrize(

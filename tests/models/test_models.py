@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras
-from cnnbench.models import build_model, feature_maps
+from cnnbench.models.build import build_model, feature_maps
 from cnnbench.models.complexity import count_macs, count_params
-from cnnbench.parts import MODELS, min_size
+from cnnbench.registry.kinds import MODELS, min_size
 
 LARGE = 9_000_000
 

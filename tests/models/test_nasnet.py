@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
-from cnnbench import checkpoint, evaluate, load_recipe, network, train
+from cnnbench import evaluate, load_recipe, train
+from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras
-from cnnbench.models import build_model, nasnet
+from cnnbench.models import nasnet
+from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_params
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
+from cnnbench.runs import checkpoint, network
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from conftest import RECIPES
 
-from cnnbench import presets
-from cnnbench.cli import main
+from cnnbench.cli.main import main
 from cnnbench.errors import DataError, MissingDataError
-from cnnbench.parts import MODELS, WEIGHT_FILES
-from cnnbench.presets import PRESETS, Preset
+from cnnbench.models.pretrained import presets
+from cnnbench.models.pretrained.presets import PRESETS, Preset
+from cnnbench.registry.kinds import MODELS, WEIGHT_FILES
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
 
@@ -127,7 +127,7 @@ def test_weights_that_cannot_fit_are_refused_with_their_line(weights, answer, ca
 
 
 def test_presets_are_listed():
-    from cnnbench.cli import cli
+    from cnnbench.cli.main import cli
 
     shown = CliRunner().invoke(cli, ["list", "presets", "--json"])
     assert shown.exit_code == 0 and all(f'"{name}"' in shown.output for name in PRESETS)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cnnbench.models import build_model
+from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_macs
-from cnnbench.parts import MODELS
+from cnnbench.registry.kinds import MODELS
 
 TOLERANCE = 0.02
 TORCHVISION = "torchvision.models, `_ops` of the weights"

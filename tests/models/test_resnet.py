@@ -5,11 +5,15 @@ import re
 import numpy as np
 import pytest
 
-from cnnbench.lazy import keras
-from cnnbench.models import build_model, resnet, resnet_v2, resnext, wide_resnet  # noqa: F401 - registers
-from cnnbench.parts import MODELS
-from cnnbench.weight_names import resnet as resnet_names
-from cnnbench.weight_names import resnet_v2 as resnet_v2_names
+from cnnbench.backend.lazy import keras
+from cnnbench.models import (
+    resnet,
+    wide_resnet,  # noqa: F401 - registers
+)
+from cnnbench.models.build import build_model
+from cnnbench.models.pretrained.names import resnet as resnet_names
+from cnnbench.models.pretrained.names import resnet_v2 as resnet_v2_names
+from cnnbench.registry.kinds import MODELS
 
 
 def build(name, size=32, **options):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from cnnbench.lazy import keras
-from cnnbench.models import build_model
-from cnnbench.models._layers import resize_map
+from cnnbench.backend.lazy import keras
+from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_params
-from cnnbench.parts import MODELS, min_size
-from cnnbench.weight_names import alexnet as alexnet_names
-from cnnbench.weight_names import vgg as vgg_names
+from cnnbench.models.layers.blocks import resize_map
+from cnnbench.models.pretrained.names import alexnet as alexnet_names
+from cnnbench.models.pretrained.names import vgg as vgg_names
+from cnnbench.registry.kinds import MODELS, min_size
 
 
 def build(name, size, classes=10, **options):

@@ -2,9 +2,11 @@
 
 import pytest
 
-from cnnbench import load_recipe, recipe_yaml
+from cnnbench import load_recipe
 from cnnbench.errors import RecipeError
-from cnnbench.recipe import Recipe, check
+from cnnbench.recipe import yaml_tree
+from cnnbench.recipe.load import check
+from cnnbench.recipe.recipe import Recipe
 
 
 def test_the_resolved_recipe_reads_back_to_the_same_bytes(small, tmp_path):
@@ -24,14 +26,14 @@ def test_the_resolved_recipe_reads_back_to_the_same_bytes(small, tmp_path):
     ],
 )  # fmt: skip
 def test_scalars_follow_yaml_1_2(text, value):
-    found = recipe_yaml.parse(f"key: {text}", "file").plain()["key"]
+    found = yaml_tree.parse(f"key: {text}", "file").plain()["key"]
     assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("value", ["1e-3", "no", "true", "null", "~", "", "012", "a: b", "é"])
 def test_strings_survive_writing(value):
-    text = recipe_yaml.dump({"key": value})
-    assert recipe_yaml.parse(text, "file").plain() == {"key": value}
+    text = yaml_tree.dump({"key": value})
+    assert yaml_tree.parse(text, "file").plain() == {"key": value}
 
 
 def test_set_replaces_adds_and_indexes(small):
@@ -50,7 +52,7 @@ def test_a_bad_assignment_is_refused(small, assignment):
 
 
 def test_places_are_file_and_line():
-    tree = recipe_yaml.parse("a: 1\nb:\n  c: 2\n  d: [3,\n    4]\n", "file")
+    tree = yaml_tree.parse("a: 1\nb:\n  c: 2\n  d: [3,\n    4]\n", "file")
     assert tree.at(("b", "c")).where == "file:3"
     assert tree.at(("b", "d", 1)).where == "file:5"
 
@@ -63,7 +65,7 @@ def test_options_come_from_the_signature_of_the_builder(small):
 
 def test_what_is_missing_is_named():
     with pytest.raises(RecipeError) as caught:
-        check(recipe_yaml.parse("name: x", "file"))
+        check(yaml_tree.parse("name: x", "file"))
     words = str(caught.value)
     assert all(f"'{key}' is missing" in words for key in ("model", "data", "optimizer", "train"))
 

@@ -6,10 +6,10 @@ import pytest
 from conftest import RECIPES
 
 from cnnbench import load_recipe
-from cnnbench.data.datasets import Access
-from cnnbench.parts import DATASETS, MODELS, min_size
-from cnnbench.smoke import BATCH, EXAMPLES, SIZE, smoke
-from cnnbench.tuning import shortened
+from cnnbench.data.open import Access
+from cnnbench.recipe.stand_in import shortened
+from cnnbench.registry.kinds import DATASETS, MODELS, min_size
+from cnnbench.training.smoke import BATCH, EXAMPLES, SIZE, smoke
 
 PATHS = sorted(RECIPES.glob("*.yaml"))
 FAMILIES = sorted({MODELS.get(name).facts["family"] for name in MODELS.names()})

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnbench import load_recipe, plots
-from cnnbench.data.datasets import Access
+from cnnbench import load_recipe
+from cnnbench.data.open import Access
 from cnnbench.errors import UsageError
-from cnnbench.show import show_model
+from cnnbench.report import image_grid, plots
+from cnnbench.report.describe import show_model
 
 
 def test_the_stages_of_a_network_are_drawn(tmp_path):
@@ -25,22 +26,22 @@ def test_another_kind_of_file_is_refused(tmp_path):
 def test_augmented_images_are_drawn_beside_the_stored_ones(tmp_path, small):
     flip = "augment=[{name: alternating_flip}]"
     recipe = load_recipe(small, (flip,))
-    plots.augmented(recipe, tmp_path / "grid.png", Access(), epochs=3)
+    image_grid.augmented(recipe, tmp_path / "grid.png", Access(), epochs=3)
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture.convert("L"))
-    side = (pixels.shape[0] - plots.GRID_ROWS * plots.GAP) // plots.GRID_ROWS
-    step = side + plots.GAP
-    assert side >= plots.CELL and pixels.shape == (plots.GRID_ROWS * step, 4 * step)
+    side = (pixels.shape[0] - image_grid.GRID_ROWS * image_grid.GAP) // image_grid.GRID_ROWS
+    step = side + image_grid.GAP
+    assert side >= image_grid.CELL and pixels.shape == (image_grid.GRID_ROWS * step, 4 * step)
     mirrored = 0
-    for row in range(plots.GRID_ROWS):
-        top = row * step + plots.GAP
+    for row in range(image_grid.GRID_ROWS):
+        top = row * step + image_grid.GAP
         stored, *epochs = (
             pixels[top : top + side, left : left + side]
-            for left in range(plots.GAP, 4 * step, step)
+            for left in range(image_grid.GAP, 4 * step, step)
         )
         first = not np.array_equal(epochs[0], stored)
         mirrored += first
         for epoch, image in enumerate(epochs):
             flipped = first != (epoch % 2 == 1)
             assert np.array_equal(image, stored[:, ::-1] if flipped else stored)
-    assert 0 < mirrored < plots.GRID_ROWS
+    assert 0 < mirrored < image_grid.GRID_ROWS

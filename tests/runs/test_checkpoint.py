@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cnnbench import checkpoint
-from cnnbench.checkpoint import Checkpoint
 from cnnbench.errors import RunError
+from cnnbench.runs import checkpoint, variables
+from cnnbench.runs.checkpoint import Checkpoint
+from cnnbench.training import writer as writer_module
 
 
 def some(step):
@@ -104,16 +105,16 @@ def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
 
 
 def test_weights_of_another_network_are_refused(folder):
-    from cnnbench.lazy import tf
+    from cnnbench.backend.lazy import tf
 
     loaded = checkpoint.load(folder / "10")
     variable = tf.Variable(np.zeros((3, 5), np.float32))
     with pytest.raises(RunError, match="another network"):
-        checkpoint.assign({"model/0/w": variable}, loaded.arrays, folder)
+        variables.assign({"model/0/w": variable}, loaded.arrays, folder)
     with pytest.raises(RunError, match="another network"):
-        checkpoint.assign({"model/0/v": variable}, loaded.arrays, folder)
+        variables.assign({"model/0/v": variable}, loaded.arrays, folder)
     fits = tf.Variable(np.zeros((3, 4), np.float32))
-    checkpoint.assign({"model/0/w": fits}, loaded.arrays, folder)
+    variables.assign({"model/0/w": fits}, loaded.arrays, folder)
     assert np.all(fits.numpy() == 10)
 
 
@@ -129,22 +130,22 @@ def test_a_writer_keeps_the_order_and_passes_on_what_the_disk_refuses(tmp_path):
     def fail(path):
         raise RunError("cannot write: No space left on device", where=str(path))
 
-    with checkpoint.Writer() as writer:
+    with writer_module.Writer() as writer:
         for number in range(20):
             writer.submit(done.append, number)
         writer.wait()
     assert done == list(range(20)) and writer.seconds >= 0
-    with pytest.raises(RunError, match="No space left"), checkpoint.Writer() as writer:
+    with pytest.raises(RunError, match="No space left"), writer_module.Writer() as writer:
         writer.submit(fail, tmp_path)
         writer.submit(done.append, "after")
         writer.wait()
     assert "after" not in done
-    with pytest.raises(RunError, match="No space left"), checkpoint.Writer() as writer:
+    with pytest.raises(RunError, match="No space left"), writer_module.Writer() as writer:
         writer.submit(fail, tmp_path)
 
 
 def test_a_writer_finishes_what_it_began_when_the_training_ends_in_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), checkpoint.Writer() as writer:
+    with pytest.raises(KeyboardInterrupt), writer_module.Writer() as writer:
         writer.submit(checkpoint.save, tmp_path / "5", some(5))
         raise KeyboardInterrupt
     assert checkpoint.load(tmp_path / "5").state["step"] == 5

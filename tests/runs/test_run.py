@@ -8,8 +8,9 @@ import pytest
 
 from cnnbench import open_run
 from cnnbench.errors import RunError, UsageError
-from cnnbench.recipe import load_recipe
-from cnnbench.run import DataFacts, begin, new_run
+from cnnbench.recipe.load import load_recipe
+from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.facts import DataFacts
 
 FACTS = DataFacts(
     name="none", fingerprint="", classes=["a", "b"], stored_channels=1, input_shape=[16, 16, 1],

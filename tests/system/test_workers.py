@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cnnbench.workers import Worker, WorkerError, alternate
+from cnnbench.system.processes import Worker, WorkerError, alternate
 
 QUICK = 60.0
 
@@ -29,7 +29,7 @@ def failing_later():
 
 
 def without_a_kernel():
-    from cnnbench.lazy import tf
+    from cnnbench.backend.lazy import tf
 
     pools = tf.function(
         lambda x: tf.gradients(tf.nn.max_pool2d(x, 2, 2, "VALID"), x), jit_compile=True

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cnnbench.lazy import keras, tf
-from cnnbench.parts import LOSSES
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.registry.kinds import LOSSES
 from cnnbench.tasks.classification import calibration_error, confusion, in_top_k, probabilities
 
 LOGITS = tf.constant([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])

@@ -7,15 +7,17 @@ import pytest
 from click.testing import CliRunner
 from test_training import InterruptAt, assert_same
 
-from cnnbench import chain, checkpoint, evaluate, load_recipe, open_run, resume, train
-from cnnbench.cli import cli
-from cnnbench.data.datasets import Access
+from cnnbench import evaluate, load_recipe, open_run, resume, train
+from cnnbench.backend.settings import Settings
+from cnnbench.cli.main import cli
+from cnnbench.data.open import Access
 from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
-from cnnbench.learner import Learner
-from cnnbench.network import restore
-from cnnbench.run import find_run
-from cnnbench.runtime import Settings
-from cnnbench.training import Progress
+from cnnbench.runs import checkpoint, find
+from cnnbench.runs.find import find_run
+from cnnbench.runs.network import restore
+from cnnbench.training import stages as stages_module
+from cnnbench.training.learner import Learner
+from cnnbench.training.loop import Progress
 
 STAGES = (
     "[{name: prune, sparsity: 0.6, every: 2},"
@@ -50,7 +52,7 @@ def whole(base, tmp_path_factory):
 
 
 def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
-    pruned, thin, quantized = chain.stages(whole)
+    pruned, thin, quantized = find.stages(whole)
     assert [run.path.name for run in (pruned, thin, quantized)] == [
         "1-prune", "2-prune_filters", "3-qat",
     ]  # fmt: skip
@@ -71,13 +73,13 @@ def zeros(run) -> float:
 
 
 def places_of_zeros(run) -> list[np.ndarray]:
-    from cnnbench.compress.prune import prunable
+    from cnnbench.compression.prune import prunable
 
     return [np.array(kernel) == 0 for kernel in prunable(restore(run).model)]
 
 
 def test_what_a_stage_did_stays_done(whole):
-    pruned, thin, quantized = chain.stages(whole)
+    pruned, thin, quantized = find.stages(whole)
     assert zeros(pruned) == pytest.approx(0.6, abs=0.01)
     assert zeros(thin) > 0.3 and zeros(quantized) == pytest.approx(zeros(thin), abs=0.02)
     assert evaluate(thin)["macs"] <= 0.7 * evaluate(pruned)["macs"]
@@ -91,7 +93,7 @@ def test_what_was_pruned_stays_so_in_a_stage_that_prunes_more(small, tmp_path, b
         " {name: prune, sparsity: 0.7, epochs: 1}]"
     )
     train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
-    before, after = map(places_of_zeros, chain.stages(tmp_path / "run"))
+    before, after = map(places_of_zeros, find.stages(tmp_path / "run"))
     assert all(np.all(late[early]) for early, late in zip(before, after, strict=True))
     assert all(late.mean() >= 0.7 - 1 / late.size for late in after)
 
@@ -128,17 +130,17 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
     with pytest.raises(InterruptedRun) as caught:
         train(recipe_of(small, base), run_dir=tmp_path / "run", listener=Once())
     assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
-    assert not chain.is_finished(tmp_path / "run")
-    begun = chain.stages(tmp_path / "run")
+    assert not find.is_finished(tmp_path / "run")
+    begun = find.stages(tmp_path / "run")
     with pytest.raises(RunError, match=r"not all done.*1-prune"):
         open_run(tmp_path / "run")
     # One of its stages stands for them all.
     run = resume(begun[-1] if step == 9 else tmp_path / "run")
     assert run.path == open_run(tmp_path / "run").path == tmp_path / "run" / "3-qat"
-    for one, other in zip(chain.stages(whole), chain.stages(tmp_path / "run"), strict=True):
+    for one, other in zip(find.stages(whole), find.stages(tmp_path / "run"), strict=True):
         assert_same(one, other)
     with pytest.raises(RunError, match="nothing to resume"):
-        chain.resume(tmp_path / "run")
+        stages_module.resume(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +169,13 @@ def test_stages_that_were_changed_are_not_gone_on_with(small, tmp_path, base):
     kept = tmp_path / "run" / "stages.yaml"
     kept.write_text(kept.read_text().replace("sparsity: 0.6", "sparsity: 0.7"))
     with pytest.raises(RunError, match=r"the recipe changed since the run began\n.*0\.6"):
-        chain.resume(tmp_path / "run")
+        stages_module.resume(tmp_path / "run")
 
 
 def test_small_images_are_for_the_first_stage(small, base):
     sizes = "train.image_sizes=[{until: 1, size: 8}]"
     recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}, {name: qat}]", sizes)
-    first, last = (stage.of_last_stage() for _, stage in chain._stages(small.parent, recipe))
+    first, last = (stage.of_last_stage() for _, stage in find._stages(small.parent, recipe))
     assert [each.size for each in first.train.image_sizes] == [8]
     assert not last.train.image_sizes
 
@@ -194,7 +196,7 @@ def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
     arrays = {name: array + 1 for name, array in saved.arrays.items()}
     checkpoint.save(copy / "best", checkpoint.Checkpoint(arrays, saved.state))
     with pytest.raises(RunError, match="the weights changed"):
-        chain.resume(tmp_path / "run")
+        stages_module.resume(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -208,7 +210,7 @@ def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, 
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     # What a process leaves that is killed inside its first save.
     (tmp_path / "run" / "checkpoints" / ".5.abcdef").mkdir(parents=True)
-    assert_same(expected, chain.resume(tmp_path / "run"))
+    assert_same(expected, stages_module.resume(tmp_path / "run"))
 
 
 def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeypatch):
@@ -277,7 +279,7 @@ def test_a_folder_that_holds_something_is_refused_before_any_work(small, base, m
     def rehearsed(*_):
         raise AssertionError("the stages were made ready")
 
-    monkeypatch.setattr(chain, "_rehearse", rehearsed)
+    monkeypatch.setattr(stages_module, "_rehearse", rehearsed)
     with pytest.raises(RunError, match="not empty; --resume continues"):
         train(recipe_of(small, base), run_dir=base.path)
 
@@ -286,7 +288,7 @@ def test_the_command_refuses_such_a_folder_before_it_looks_for_settings(small, b
     def chosen(*_, **__):
         raise AssertionError("settings were tried")
 
-    monkeypatch.setattr("cnnbench.tuning.choose", chosen)
+    monkeypatch.setattr("cnnbench.bench.autotune.choose", chosen)
     done = CliRunner().invoke(cli, ["train", str(small), "--run-dir", str(base.path)])
     assert isinstance(done.exception, RunError) and "not empty" in str(done.exception)
 
@@ -300,7 +302,7 @@ def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):
 
 
 def test_the_recipe_of_a_stage_is_the_whole_one_up_to_it(whole):
-    (first, *_, last) = chain.stages(whole)
+    (first, *_, last) = find.stages(whole)
     assert [spec.name for spec in first.recipe.compress] == ["prune"]
     assert [spec.name for spec in last.recipe.compress] == ["prune", "prune_filters", "qat"]
     environment = json.loads((last.path / "environment.json").read_text())
@@ -314,13 +316,13 @@ def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, mon
     assert recipe.absolute().init.run == str(base.path)
     with pytest.raises(InterruptedRun):
         train(recipe, run_dir=small.parent / "run", listener=InterruptAt(2))
-    chain.must_match(small.parent / "run", recipe)
+    stages_module.must_match(small.parent / "run", recipe)
     other = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: constant}"))
     with pytest.raises(RunError, match="the recipe changed"):
-        chain.must_match(small.parent / "run", other)
+        stages_module.must_match(small.parent / "run", other)
 
 
 def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
     recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
-    names = [stage.name for _, stage in chain._stages(tmp_path, recipe)]
+    names = [stage.name for _, stage in find._stages(tmp_path, recipe)]
     assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

@@ -8,9 +8,9 @@ from conftest import cnnbench
 from PIL import Image
 from safetensors.numpy import save_file
 
-from cnnbench import weights
-from cnnbench.data.imagenet import class_names
-from cnnbench.models import build_model
+from cnnbench.data.sources.imagenet import class_names
+from cnnbench.models.build import build_model
+from cnnbench.models.pretrained import load
 
 RECIPE = """
 name: imported
@@ -36,7 +36,7 @@ def published(tmp_path):
 
     def write(classes):
         model = build_model("mobilenet_v3_small", (64, 64, 3), classes)
-        names = weights.names_of("mobilenet_v3_small")
+        names = load.names_of("mobilenet_v3_small")
         state = {}
         for weight in model.weights:
             array = weight.numpy()

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 
+from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.models import build_model
-from cnnbench.optim import build_optimizer, penalty
-from cnnbench.parts import OPTIMIZERS, SCHEDULES
-from cnnbench.recipe import GradientClip, Group, Train
-from cnnbench.schedules import LearningRate
+from cnnbench.models.build import build_model
+from cnnbench.optim.kernels import penalty
+from cnnbench.optim.schedules import LearningRate
+from cnnbench.recipe.sections import GradientClip, Group, Train
+from cnnbench.registry.kinds import OPTIMIZERS, SCHEDULES
+from cnnbench.training.optimizer import build_optimizer
 
 REQUIRED = {"step": {"epochs": [2, 4]}}
 

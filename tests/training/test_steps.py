@@ -10,18 +10,19 @@ import pytest
 from conftest import SMALL
 
 from cnnbench import load_recipe
-from cnnbench.data.datasets import Access
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.backend.settings import Choice, Settings
+from cnnbench.data.open import Access
 from cnnbench.errors import RecipeError, UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.learner import Learner
-from cnnbench.listener import Silence
-from cnnbench.models import build_model
-from cnnbench.optim import build_optimizer
-from cnnbench.run import begin, new_run
-from cnnbench.runtime import Choice, Settings
-from cnnbench.smoke import smoke
-from cnnbench.steps import at_size, slow_weights, training_steps
-from cnnbench.training import fit
+from cnnbench.models.build import build_model
+from cnnbench.runs.create import begin, new_run
+from cnnbench.training.averages import slow_weights
+from cnnbench.training.callbacks import Silence
+from cnnbench.training.learner import Learner
+from cnnbench.training.one_stage import fit
+from cnnbench.training.optimizer import build_optimizer
+from cnnbench.training.smoke import smoke
+from cnnbench.training.steps import at_size, training_steps
 
 FEATURES, CLASSES, BATCH, LR = 5, 3, 12, 0.5
 PLAIN = ("optimizer={name: sgd, lr: 0.5}", f"data.batch_size={BATCH}", "regularization.l2=0.0")
@@ -354,7 +355,7 @@ def test_the_resolved_recipe_reads_back(recipe, tmp_path):
 
 @pytest.mark.parametrize(("parts", "left"), [(1, 1), (2, 2), (4, 2), (8, 2), (16, 2)])
 def test_a_smoke_run_keeps_its_parts(small, parts, left):
-    from cnnbench.data.datasets import Access
+    from cnnbench.data.open import Access
 
     found, _ = smoke(load_recipe(small, (f"train.accumulate={parts}",)), Access())
     assert found.train.accumulate == left and found.data.batch_size % left == 0

@@ -13,17 +13,19 @@ import pytest
 from conftest import cnnbench, resign
 from PIL import Image
 
-from cnnbench import checkpoint, load_recipe, open_run, resume, train
-from cnnbench.data.datasets import Access
+from cnnbench import load_recipe, open_run, resume, train
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.backend.settings import Choice, Settings
+from cnnbench.data.open import Access
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.learner import Learner
-from cnnbench.listener import Silence
-from cnnbench.network import restore
-from cnnbench.run import begin, new_run
-from cnnbench.runtime import Choice, Settings
-from cnnbench.schedules import total_steps
-from cnnbench.training import Progress, fit
+from cnnbench.recipe.sections import total_steps
+from cnnbench.runs import checkpoint
+from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.network import restore
+from cnnbench.training.callbacks import Silence
+from cnnbench.training.learner import Learner
+from cnnbench.training.loop import Progress
+from cnnbench.training.one_stage import fit
 
 
 def final(run) -> dict:
@@ -449,7 +451,7 @@ def test_plateau_and_every_precision_train(small, tmp_path):
 
 TWO_REPLICAS = """
 import sys
-from cnnbench.lazy import load, tf
+from cnnbench.backend.lazy import load, tf
 load()
 two = sys.argv[3] == "mirrored"
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -501,7 +503,7 @@ def test_durations_are_epochs_steps_or_examples(small):
 @pytest.mark.slow
 def test_resnet20_learns_cifar10(cifar10, tmp_path):
     from cnnbench import evaluate
-    from cnnbench.data.datasets import Access
+    from cnnbench.data.open import Access
 
     path = Path(__file__).parents[1] / "recipes" / "resnet20_cifar10.yaml"
     recipe = load_recipe(path, ("train.epochs=3",))
@@ -514,8 +516,8 @@ import resource, sys
 from pathlib import Path
 from cnnbench import load_recipe
 from cnnbench.data.datasets import Access
-from cnnbench.runtime import Settings
-from cnnbench.learner import Learner
+from cnnbench.backend.settings import Settings
+from cnnbench.training.learner import Learner
 
 learner = Learner(load_recipe(Path(sys.argv[1])), Access(), Settings())
 iterator = iter(learner.stream.dataset(0))

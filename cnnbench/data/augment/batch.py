@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from cnnbench.backend.lazy import tf
 from cnnbench.data import images as geometry
-from cnnbench.data import policies  # noqa: F401 - registers those of one image
-from cnnbench.data.limits import Alpha, Probability, Ratios, Shares
-from cnnbench.lazy import tf
-from cnnbench.parts import AUGMENTATIONS
+from cnnbench.data.augment import policies  # noqa: F401 - registers those of one image
+from cnnbench.registry.kinds import AUGMENTATIONS
+from cnnbench.registry.limits import Alpha, Probability, Ratios, Shares
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from pydantic import Field
 
-from cnnbench.data import operations as elementary
-from cnnbench.data import policy_tables as tables
-from cnnbench.data.limits import Probability, Ratios, Shares
-from cnnbench.data.operations import Picture, to_array, to_picture
-from cnnbench.parts import AUGMENTATIONS
+from cnnbench.data.augment import operations as elementary
+from cnnbench.data.augment import policy_tables as tables
+from cnnbench.data.augment.operations import Picture, to_array, to_picture
+from cnnbench.registry.kinds import AUGMENTATIONS
+from cnnbench.registry.limits import Probability, Ratios, Shares
 
 Fill = Annotated[int, Field(ge=0, le=255)]
 Jitter = Annotated[float, Field(ge=0, le=1)]

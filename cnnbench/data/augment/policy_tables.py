@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cnnbench.data import operations
-from cnnbench.data.operations import Picture
+from cnnbench.data.augment import operations
+from cnnbench.data.augment.operations import Picture
 
 Name = Literal[
     "Identity", "AutoContrast", "Equalize", "Invert", "Rotate", "Solarize", "SolarizeAdd",

@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from cnnbench.backend.lazy import load as load_tensorflow
+from cnnbench.backend.lazy import tf
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.errors import DataError, MissingDataError
-from cnnbench.files import cache_folder
-from cnnbench.lazy import load as load_tensorflow
-from cnnbench.lazy import tf
+from cnnbench.system.files import cache_folder
 
 # Images of one size that take at most so many bytes in all are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3

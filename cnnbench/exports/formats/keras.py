@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.artifacts import Loaded, Request, as_logits, output_name
+from cnnbench.backend.lazy import keras, tf
 from cnnbench.data.preprocess import RGB_TO_GREY, RGB_TO_YUV, Preprocess
 from cnnbench.errors import UsageError
-from cnnbench.lazy import keras, tf
-from cnnbench.parts import LOSSES
+from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.request import Request
+from cnnbench.registry.kinds import LOSSES
 
 
 def write(request: Request, folder: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.artifacts import Loaded, Request, as_logits, output_name
+from cnnbench.backend.lazy import tf
 from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.lazy import tf
+from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.request import Request
 
 OPSET = 18
 # What takes time on integers; the rest, as softmax and the arithmetic of shapes, stays as it is.

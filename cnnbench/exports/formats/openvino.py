@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbench.artifacts import Loaded, Request, as_logits, output_name, saved_model
 from cnnbench.errors import UsageError
+from cnnbench.exports.formats import saved_model
+from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.request import Request
 
 
 def write(request: Request, folder: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cnnbench.artifacts import Loaded, Request, as_logits, output_name
-from cnnbench.lazy import keras, tf
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.request import Request
 
 
 def write(request: Request, folder: Path) -> None:

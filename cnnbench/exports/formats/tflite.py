@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import tflite_files
-from cnnbench.artifacts import CALIBRATED, Loaded, Request, as_logits, output_name, saved_model
-from cnnbench.compress.quantize import is_fake_quantized, tflite_int8
+from cnnbench.backend.lazy import tf
+from cnnbench.compression.quantize import is_fake_quantized
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.lazy import tf
+from cnnbench.exports.formats import saved_model, tflite_file
+from cnnbench.exports.formats.format import CALIBRATED, Loaded, as_logits, output_name
+from cnnbench.exports.formats.request import Request
+from cnnbench.exports.formats.tflite_trained import tflite_int8
 
 # Operations that pass on integers, of the same scale, as they come; the converter keeps none of
 # them in float by itself.
@@ -53,7 +55,7 @@ def write(request: Request, folder: Path) -> None:
     if request.precision == "int8":
         _check_int8(content, request)
     if request.precision in CALIBRATED:
-        content = tflite_files.compact(content)
+        content = tflite_file.compact(content)
     (folder / "model.tflite").write_bytes(content)
 
 
@@ -142,7 +144,7 @@ def calibrated(converter: Any, request: Request) -> bytes:
     content: bytes = converter.convert()
     if not others:
         return content
-    model = tflite_files.opened(content)
+    model = tflite_file.opened(content)
     (graph,) = model.subgraphs
     ranges = [_ranges(graph)]
     for batch in others:
@@ -152,7 +154,7 @@ def calibrated(converter: Any, request: Request) -> bytes:
         if not np.isnan(low):
             tensor.quantization.min = np.array([low], np.float32)
             tensor.quantization.max = np.array([high], np.float32)
-    return tflite_files.packed(model)
+    return tflite_file.packed(model)
 
 
 def _ranges(graph: Any) -> np.ndarray:
@@ -195,7 +197,7 @@ def _with_pixels_in(content: bytes) -> bytes:
     """Puts a cast from uint8 before a file's float32 input, which the 16x8 quantizer refuses."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = tflite_files.opened(content)
+    model = tflite_file.opened(content)
     (graph,) = model.subgraphs
     (image,) = graph.inputs
     pixels = copy.copy(graph.tensors[image])
@@ -217,7 +219,7 @@ def _with_pixels_in(content: bytes) -> bytes:
     graph.inputs = cast.inputs
     for signature in model.signatureDefs:
         signature.inputs[0].tensorIndex = cast.inputs[0]
-    return tflite_files.packed(model)
+    return tflite_file.packed(model)
 
 
 def input_type(content: bytes) -> dict[str, Any]:
@@ -257,7 +259,7 @@ def _float_outputs(content: bytes) -> dict[str, str]:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = tflite_files.opened(content)
+    model = tflite_file.opened(content)
     (graph,) = model.subgraphs
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
     found: dict[str, str] = {}
@@ -271,7 +273,7 @@ def _float_outputs(content: bytes) -> dict[str, str]:
 
 
 def _graph(content: bytes) -> Any:
-    (graph,) = tflite_files.opened(content).subgraphs
+    (graph,) = tflite_file.opened(content).subgraphs
     return graph
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from cnnbench.lazy import keras, tf
+from cnnbench.backend.lazy import keras, tf
 
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "prelu", "elu", "swish", "hard_swish", "gelu", "tanh"
@@ -44,7 +44,7 @@ def conv(
     """
     if strides > 1 and kernel > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
-    from cnnbench.models.fast_layers import FastConv2D
+    from cnnbench.models.layers.fast import FastConv2D
 
     return FastConv2D(
         filters,
@@ -95,7 +95,7 @@ def squeeze_excite(
 
     `filters` is the width of the bottleneck between the means and the gates.
     """
-    from cnnbench.models.fast_layers import FastConv2D
+    from cnnbench.models.layers.fast import FastConv2D
 
     dense = partial(
         FastConv2D,
@@ -121,7 +121,7 @@ def norm(
     x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9, scale: bool = True
 ) -> Any:
     """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
-    from cnnbench.models.fast_layers import FusedBatchNormalization
+    from cnnbench.models.layers.fast import FusedBatchNormalization
 
     return FusedBatchNormalization(
         momentum=momentum,

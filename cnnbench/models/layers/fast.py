@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnbench.lazy import keras, tf
+from cnnbench.backend.lazy import keras, tf
 
 # What a convolution should have of them at least; narrower groups are joined.
 JOINED_CHANNELS = 16

@@ -1,7 +1,7 @@
 """Published checkpoints into our networks: arrays only, every one of them, or none.
 
 The names that keras.applications, torchvision, timm and others give their weights are in
-`cnnbench.weight_names`, a module a family.
+`cnnbench.models.pretrained.names`, a module a family.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench import presets
 from cnnbench.errors import UsageError
-from cnnbench.parts import MODELS, ModelSpec
+from cnnbench.models.pretrained import presets
+from cnnbench.registry.kinds import MODELS, ModelSpec
 
 # A file may be so much larger than four times the network: with an optimizer, or float64.
 MARGIN_BYTES = 64 * 1024**2
@@ -106,19 +106,6 @@ def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
     else:
         return
     load_published(model, spec.name, path, spec.options(), whole=whole)
-
-
-def freeze(model: Any, spec: ModelSpec) -> None:
-    """Keeps the layers still that a recipe names."""
-    frozen = {
-        None: (),
-        "stem": ("stem_",),
-        "stages": ("stem_", "stage"),
-        "all_but_head": ("stem_", "stage", "head_"),
-    }[spec.freeze]
-    for layer in model.layers:
-        if layer.name.startswith(frozen):
-            layer.trainable = False
 
 
 def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:
@@ -243,7 +230,7 @@ def names_of(name: str) -> ModuleType:
     """Returns the module with the names of a network's family."""
     family = MODELS.get(name).facts["family"]
     try:
-        return importlib.import_module(f"cnnbench.weight_names.{family}")
+        return importlib.import_module(f"cnnbench.models.pretrained.names.{family}")
     except ModuleNotFoundError:
         raise UsageError(f"nobody publishes weights of {name!r} that can be read") from None
 

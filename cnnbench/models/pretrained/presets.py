@@ -9,8 +9,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
-from cnnbench import files
 from cnnbench.errors import DataError, MissingDataError
+from cnnbench.system import files
 
 CHUNK = 1 << 20
 CONNECT_SECONDS = 8.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS: dict[str, str] = {}
 TORCH_MODELS = {"alexnet": "torchvision:alexnet"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS = {
     "densenet121": "DenseNet121",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.efficientnet import scaled
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS = {f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}
 # Not torchvision's: it pads on all sides, and these as TensorFlow does.

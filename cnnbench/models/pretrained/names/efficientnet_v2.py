@@ -6,8 +6,8 @@ ours expect that done.
 
 from __future__ import annotations
 
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
-from cnnbench.weight_names.efficientnet import KERAS, TIMM, split
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names.efficientnet import KERAS, TIMM, split
 
 _VARIANTS = ("b0", "b1", "b2", "b3", "s", "m")
 KERAS_MODELS = {f"efficientnet_v2_{v}": f"EfficientNetV2{v.upper()}" for v in _VARIANTS}

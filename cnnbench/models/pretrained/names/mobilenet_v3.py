@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.mobilenet_v3 import stages
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS = {
     "mobilenet_v3_large": "MobileNetV3Large",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 # Their epsilon is 1.001e-5, ours torchvision's 1e-5: it moves the logits by 1e-5 of the largest.
 KERAS_MODELS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}

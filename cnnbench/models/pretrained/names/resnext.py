@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbench.weight_names.resnet import torch_name
+from cnnbench.models.pretrained.names.resnet import torch_name
 
 __all__ = ["KERAS_MODELS", "TORCH_MODELS", "keras_name", "torch_name"]
 

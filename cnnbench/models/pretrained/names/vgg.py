@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 from cnnbench.models.vgg import DEPTHS
-from cnnbench.weight_names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS = {"vgg16": "VGG16", "vgg19": "VGG19"}
 TORCH_MODELS = {name: f"torchvision:{name}" for d in DEPTHS for name in (d, f"{d}_bn")}

@@ -1,0 +1,1 @@
+"""TensorFlow and Keras: lazy import, settings, sessions, and the private names in use."""

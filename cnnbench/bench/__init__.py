@@ -1,0 +1,1 @@
+"""Benchmarks: throughput, latency, memory, profiles and tuned settings."""

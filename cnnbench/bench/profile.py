@@ -1,0 +1,106 @@
+"""Profiles training steps with TensorFlow's profiler."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnbench.backend.lazy import tf
+from cnnbench.backend.settings import Settings
+from cnnbench.bench import autotune
+from cnnbench.bench.jobs import TIMEOUT_S
+from cnnbench.data.open import Access
+from cnnbench.errors import DataError
+from cnnbench.recipe.load import parse_recipe
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.system.processes import Round, Worker, WorkerError
+from cnnbench.training import start as beginning
+
+PROFILED_STEPS = 20
+DEAREST = 10
+
+
+def profile(recipe: Recipe, folder: Path, access: Access) -> dict[str, Any]:
+    """Traces some training steps on the real data, for TensorBoard.
+
+    Args:
+        recipe: what to train.
+        folder: of the trace; `tensorboard --logdir` shows it.
+        access: where data sets lie.
+
+    Returns:
+        "operations": the dearest kinds of operations, with their ms and share of the time of all;
+        "waiting_for_data": the share of the steps' time.
+
+    Raises:
+        DataError: the data set is not there.
+    """
+    settings = autotune.choose(recipe, tune=False).settings
+    with Worker(
+        _profiling, recipe.dump(), settings, str(folder), access, environment=settings.environment()
+    ) as worker:
+        try:
+            worker.ready(TIMEOUT_S)
+            wall_s = worker.round(TIMEOUT_S)
+        except WorkerError as error:
+            raise DataError(str(error), where=recipe.name) from None
+    spent: dict[str, float] = {}
+    for name, seconds in _events(folder):
+        spent[name] = spent.get(name, 0.0) + seconds
+    waiting = spent.pop("IteratorGetNext", 0.0)
+    total = sum(spent.values())
+    return {
+        "steps": PROFILED_STEPS,
+        "seconds": round(wall_s, 3),
+        "operations": [
+            {"operation": name, "ms": round(1000 * seconds, 1), "share": round(seconds / total, 4)}
+            for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:DEAREST]
+        ],
+        "waiting_for_data": round(min(1.0, waiting / wall_s), 4),
+    }
+
+
+def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> Round:
+    from cnnbench.training.learner import Learner
+
+    recipe = parse_recipe(dumped)
+    train = recipe.train.model_copy(update={"steps_per_call": 1})
+    others = beginning.runs(recipe)
+    learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
+    iterator, numbers = learner.batches(0), itertools.count()
+    rates = np.zeros(1, np.float32)
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            learner.run_steps(iterator, next(numbers), rates, 1)
+        return time.perf_counter() - start
+
+    steps(5)
+
+    def traced() -> float:
+        with tf.profiler.experimental.Profile(folder):
+            return steps(PROFILED_STEPS)
+
+    return traced
+
+
+def _events(folder: Path) -> Iterator[tuple[str, float]]:
+    """Yields the kind and the seconds of every operation in the newest trace below a folder."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime_ns)
+    space = xplane_pb2.XSpace.FromString(newest.read_bytes())
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                # Operations are called "name:Kind"; "Class::Method" is something else.
+                name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                is_operation = colon and kind.isidentifier() and not name.endswith(":")
+                if is_operation and kind not in ("While", "PartitionedCall"):
+                    yield kind, event.duration_ps / 1e12

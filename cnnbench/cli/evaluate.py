@@ -1,0 +1,139 @@
+"""`cnnbench eval`, `predict` and `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from cnnbench.cli.options import access_to, answer, as_json, chosen_run, data_dir, run_argument, say
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.evaluation.tta import TTA
+
+ROBUST_EXAMPLES = 1000
+
+
+@click.command(name="eval")
+@run_argument
+@click.option("--split", type=click.Choice(["test", "validation"]), default="test")
+@click.option("--weights", type=click.Choice(["best", "last"]), default="best")
+@click.option(
+    "--tta",
+    type=click.Choice(list(TTA)),
+    help="Test-time augmentation. [default: the recipe's evaluation.tta]",
+)
+@click.option("--robust", is_flag=True, help="Also on corrupted images: 15 ways, 5 severities.")
+@click.option(
+    "--robust-examples",
+    type=click.IntRange(1),
+    help=f"To corrupt, at most. [default: {ROBUST_EXAMPLES}]",
+)
+@click.option("--require-target", is_flag=True, help="Exit with 5 if the target is missed.")
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="Measure this export instead; RUN is by default the one it lies in.",
+)
+@click.option(
+    "--trust-model",
+    is_flag=True,
+    help="Open an artifact that cnnbench did not write: it can run any code.",
+)
+@data_dir
+@as_json
+def evaluate(
+    run: Path | None,
+    split: str,
+    weights: str,
+    tta: str | None,
+    robust: bool,
+    robust_examples: int | None,
+    require_target: bool,
+    artifact: Path | None,
+    trust_model: bool,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a RUN on the test split: accuracy, calibration, robustness, speed, size."""
+    if robust_examples and not robust:
+        raise click.UsageError("--robust-examples is for --robust.")
+    if require_target and split != "test":
+        raise click.UsageError("--require-target is for --split test.")
+    if artifact and (tta or robust or weights != "best"):
+        raise click.UsageError("--tta, --robust and --weights are not for --artifact.")
+    if trust_model and not artifact:
+        raise click.UsageError("--trust-model is for --artifact.")
+    from cnnbench.runs.find import run_around
+
+    opened = chosen_run(run) if run or not artifact else run_around(artifact)
+    if require_target and opened.recipe.target is None:
+        raise UsageError(
+            "--require-target, but the recipe has no target",
+            where=str(opened.path),
+            allowed="a recipe with target.top1",
+        )
+    from cnnbench.evaluation import artifact as artifact_module
+    from cnnbench.evaluation import evaluate as evaluate_module
+    from cnnbench.report import tables
+
+    access = access_to(data_dir)
+    if artifact:
+        result = artifact_module.evaluate_artifact(
+            opened, artifact, split=split, trust=trust_model, access=access
+        )
+    else:
+        corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
+        if corrupted:
+            say(f"robustness: at most {corrupted} images, each corrupted in 75 ways; it takes long")
+        result = evaluate_module.evaluate(
+            opened,
+            split=split,
+            weights=weights,
+            tta=tta,
+            robust_examples=corrupted,
+            access=access,
+        )
+    answer(result, as_json, tables.evaluation)
+    if require_target and not result["target"]["reached"]:
+        raise VerificationError(
+            f"target top-1 {result['target']['top1']} {tables.verdict(result['target'])}",
+            where=str(opened.path),
+        )
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw them all: a .png file.")
+@click.option("--examples", type=click.IntRange(1), default=1000, help="Test images to compare on.")
+@data_dir
+@as_json
+def compare(
+    runs: Sequence[Path], plot: Path | None, examples: int, data_dir: Path | None, as_json: bool
+) -> None:
+    """Compare the networks of RUNS, or of all stages of one: accuracy, size and speed in TFLite."""
+    from cnnbench.evaluation.compare import compare as measure
+    from cnnbench.report import tables
+
+    if plot is not None and plot.suffix != ".png":
+        raise click.UsageError("--plot is for a .png file.")
+    result = measure(runs, examples=examples, access=access_to(data_dir))
+    answer(result, as_json, tables.comparison)
+    if plot is not None:
+        from cnnbench.report import plots
+
+        plots.pareto(result, plot)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, help="Classes to name for each image.")
+@as_json
+def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
+    """Name the classes of IMAGES by the network of a RUN."""
+    opened = chosen_run(run)
+    from cnnbench.evaluation.predict import predict as classify
+    from cnnbench.report import tables
+
+    answer({"images": classify(opened, images, top=top)}, as_json, tables.predictions)

@@ -1,0 +1,1 @@
+"""Augmentations: of single images and of batches."""

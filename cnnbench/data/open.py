@@ -1,0 +1,48 @@
+"""Opens the data set that a recipe names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnbench.data.examples import Dataset
+from cnnbench.errors import DataError
+from cnnbench.registry.kinds import DATASETS, DataSpec
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where data sets lie, and whether a missing one may be downloaded."""
+
+    data_dir: Path | None = None
+    download: bool = True
+
+
+def open_dataset(data: DataSpec, access: Access) -> Dataset:
+    """Opens the data set that a recipe names.
+
+    Raises:
+        DataError: it is not there, damaged, or has another number of classes than the recipe says.
+    """
+    dataset: Dataset = DATASETS.get(data.name).build(data, access, **data.options())
+    if data.classes and data.classes != len(dataset.classes):
+        raise DataError(
+            f"data.classes is {data.classes}, but {dataset.name} has {len(dataset.classes)} classes"
+        )
+    return dataset
+
+
+def describe_dataset(data: DataSpec) -> Dataset | None:
+    """Returns a data set without its examples, if the names of its classes are known without it."""
+    facts = DATASETS.get(data.name).facts
+    if "class_names" not in facts:
+        return None
+    return Dataset(
+        name=data.name,
+        classes=tuple(facts["class_names"]().values()),
+        shape=facts["shape"],
+        sources={},
+        identity=None,
+        mean=facts["mean"],
+        std=facts["std"],
+    )

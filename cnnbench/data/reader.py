@@ -1,0 +1,86 @@
+"""Reads examples by position, in threads, and yields evaluation batches."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from cnnbench.data.examples import ArraySource, Examples
+from cnnbench.data.preprocess import fit, short_side
+from cnnbench.registry.kinds import AUGMENTATIONS, DataSpec
+from cnnbench.registry.registry import Spec
+
+# Batches that are read ahead while the network works.
+AHEAD = 3
+Batch = tuple[np.ndarray, np.ndarray]  # images (batch, height, width, channels) uint8, labels int32
+
+
+def evaluation_batches(
+    examples: Examples, data: DataSpec, size: tuple[int, int], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yields (images, labels, count) of every example once, in order.
+
+    The last batch is filled up with copies of its first example, so that all have one shape; only
+    the first `count` examples of a batch are to be counted.
+    """
+    read = _reader(examples, data, size, (), 0)
+    starts = iter(range(0, len(examples), batch_size))
+    pending: collections.deque[Callable[[], Batch]] = collections.deque()
+    while True:
+        for start in itertools.islice(starts, AHEAD - len(pending)):
+            pending.append(read(np.arange(start, min(start + batch_size, len(examples))), 0))
+        if not pending:
+            return
+        images, labels = pending.popleft()()
+        count = len(labels)
+        rows = np.where(np.arange(batch_size) < count, np.arange(batch_size), 0)
+        yield images[rows], labels[rows], count
+
+
+def _reader(
+    examples: Examples, data: DataSpec, size: tuple[int, int], crops: Iterable[Spec], seed: int
+) -> Callable[[np.ndarray, int], Callable[[], Batch]]:
+    """Returns a function that starts to read the examples at some positions of an epoch.
+
+    What it returns waits for them.
+    """
+    source, crops = examples.source, tuple(crops)
+    as_they_are = not crops and short_side(data, size) == max(size)
+    if isinstance(source, ArraySource) and as_they_are and source.images.shape[1:3] == size:
+
+        def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
+            rows = examples.indices[positions]
+            return lambda: (source.images[rows], source.labels[rows])
+
+        return gather
+
+    def one(position: int, epoch: int) -> tuple[np.ndarray, int]:
+        image, label = source.read(int(examples.indices[position]))
+        for place, crop in enumerate(crops):
+            random = _random(seed, 2**33 + place, position, epoch)
+            image = AUGMENTATIONS.build(crop, image, size, random)
+        return (image if crops else fit(image, data, size)), label
+
+    pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
+
+    def submit(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
+        futures = [pool.submit(one, int(position), epoch) for position in positions]
+
+        def wait() -> Batch:
+            pixels, labels = zip(*(future.result() for future in futures), strict=True)
+            return np.stack(pixels), np.array(labels, np.int32)
+
+        return wait
+
+    return submit
+
+
+def _random(seed: int, *counter: int) -> np.random.Generator:
+    # The first word of the counter is the one that drawing advances.
+    words = (0, *counter, 0, 0)[:4]
+    return np.random.Generator(np.random.Philox(key=seed, counter=words))

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy, calibration, robustness, prediction and comparison."""

@@ -1,0 +1,142 @@
+"""TFLite int8 files of networks trained with quantization."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.compression.quantize import _moving_ranges
+from cnnbench.errors import UsageError, VerificationError
+from cnnbench.tasks.classification import probabilities
+
+
+def tflite_int8(
+    model: Any,
+    *,
+    pixel_shape: tuple[int, int, int],
+    preprocess: Any = None,
+    loss: str = "cross_entropy",
+    float_outputs: bool = True,
+) -> bytes:
+    """Returns a TFLite file that computes in integers, with the ranges that the model has.
+
+    Args:
+        model: from `fake_quantized`, of 8 bits, trained or calibrated.
+        pixel_shape: (height, width, channels) of the images that the file takes, one at a time.
+        preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
+            the uint8 pixels; None: the file takes what the model does, as int8 in its range.
+        loss: which says what logits mean.
+        float_outputs: whether "logits" and "probabilities" are float32, or of the input's type.
+
+    Raises:
+        UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
+            linear in the pixels.
+        VerificationError: something would be computed in floats.
+    """
+    from cnnbench.compression.fake_quant import FixedRange
+
+    frozen = _frozen(model)
+    kernel, bias = _as_convolution(preprocess, pixel_shape[-1]) if preprocess else (None, None)
+
+    def serve(images: Any) -> dict[str, Any]:
+        if preprocess:
+            pixels = FixedRange(0.0, 255.0)(images)
+            images = tf.nn.conv2d(pixels, kernel, 1, "VALID") + bias
+        logits = frozen(images, training=False)
+        return {"probabilities": probabilities(logits, loss), "logits": logits}
+
+    with tempfile.TemporaryDirectory(prefix="cnnbench-") as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(frozen)
+        spec = tf.TensorSpec((1, *pixel_shape), tf.float32, name="images")
+        archive.add_endpoint("serve", serve, [spec])
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        # TFLITE_BUILTINS_INT8 would ask for images to calibrate on, which the ranges are in place
+        # of; what it promises is checked below.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.uint8 if preprocess else tf.int8
+        converter.inference_output_type = (
+            tf.float32 if float_outputs else converter.inference_input_type
+        )
+        content: bytes = converter.convert()
+    _check_integers(content)
+    return content
+
+
+def _frozen(model: Any) -> Any:
+    """Returns a copy of a fake-quantized model with its kernels as rounded and its ranges fixed."""
+    from cnnbench.compression import fake_quant
+
+    kinds = {
+        fake_quant.FakeQuantConv2D: keras.layers.Conv2D,
+        fake_quant.FakeQuantDepthwiseConv2D: keras.layers.DepthwiseConv2D,
+        fake_quant.FakeQuantDense: keras.layers.Dense,
+    }
+    moving = _moving_ranges(model)
+    if not any(np.any(each.maximum > each.minimum) for each in moving):
+        raise UsageError(f"{model.name} has no ranges yet", allowed="train or calibrate it first")
+    if any(each.bits != 8 for each in moving):
+        raise UsageError(f"{model.name} has {moving[0].bits} bits", allowed="TFLite has 8")
+
+    def clone(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, fake_quant.MovingRange):
+            low, high = (float(end) for end in layer.range())
+            # Where everything is 0, any range will do.
+            high = high if high > low else 1.0
+            return fake_quant.FixedRange(low, high, name=layer.name, dtype="float32")
+        kind = kinds.get(type(layer), type(layer))
+        if kind is not type(layer):
+            del config["bits"]
+        return kind.from_config(config)
+
+    copy = keras.models.clone_model(
+        model,
+        clone_function=clone,
+        # A fixed range does not ask whose it is.
+        call_function=lambda layer, *args, **_: layer(*args),
+    )
+    for layer in model.layers:
+        if type(layer) in kinds:
+            weights = [layer.kernel_on_grid(), *map(_unequal, layer.get_weights()[1:])]
+            copy.get_layer(layer.name).set_weights(weights)
+    return copy
+
+
+def _unequal(bias: np.ndarray) -> np.ndarray:
+    """Returns a bias whose values are not all equal, for the converter gives equal ones one scale.
+
+    It would be the first channel's, where integers have one for each.
+    """
+    return (
+        np.r_[np.nextafter(bias[:1], np.float32(np.inf)), bias[1:]] if np.ptp(bias) == 0 else bias
+    )
+
+
+def _as_convolution(preprocess: Any, channels: int) -> tuple[Any, Any]:
+    """Returns the kernel and the bias of the 1x1 convolution of pixels that preprocessing is."""
+    corners = np.concatenate([np.zeros((1, channels)), 255 * np.eye(channels), [[77.0] * channels]])
+    black, *primaries, grey = preprocess(corners[:, None, None].astype(np.float32)).numpy()[:, 0, 0]
+    kernel = (np.stack(primaries) - black) / 255
+    if not np.allclose(77 * kernel.sum(0) + black, grey, atol=1e-4):
+        raise UsageError("this preprocessing is not linear in the pixels", allowed="not hsv")
+    return tf.constant(kernel[None, None]), tf.constant(black)
+
+
+def _check_integers(content: bytes) -> None:
+    """Raises a VerificationError if a TFLite file has floats in it, other than its outputs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content)
+    ends = {detail["index"] for detail in interpreter.get_output_details()}
+    floats = [
+        detail["name"]
+        for detail in interpreter.get_tensor_details()
+        if np.issubdtype(detail["dtype"], np.floating) and detail["index"] not in ends
+    ]
+    if floats:
+        raise VerificationError(f"TFLite computes in floats: {', '.join(floats[:5])}")

@@ -1,0 +1,1 @@
+"""Published weights: presets, and loading them into our networks."""

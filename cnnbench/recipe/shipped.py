@@ -1,0 +1,22 @@
+"""The recipes that ship with cnnbench, and finding one by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def find_recipe(path: Path) -> Path:
+    """Returns the recipe at a path; one that ships with cnnbench is found by its name too."""
+    shipped = recipes_folder() / path.name
+    if not path.exists() and str(path.parent) in (".", "recipes"):
+        for candidate in (shipped, shipped.with_suffix(".yaml")):
+            if candidate.is_file():
+                return candidate
+    return path
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes that ship: in the package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"

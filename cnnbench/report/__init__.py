@@ -1,0 +1,1 @@
+"""What people read: tables, plots, descriptions and progress on a terminal."""

@@ -1,0 +1,1 @@
+"""Run directories: creating, finding, locking, checkpoints, and restoring the network."""

@@ -1,0 +1,123 @@
+"""Creates run directories."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnbench.errors import RunError
+from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs.facts import DataFacts
+from cnnbench.runs.run import ARCHITECTURE, RUNS, Run
+from cnnbench.system import environment as provenance
+from cnnbench.system import files
+
+# What is written before recipe.yaml makes a folder a run.
+FIRST = {"lock", "environment.json", ARCHITECTURE}
+
+
+@contextlib.contextmanager
+def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
+    """Yields a run in a folder that is this process's own; it is there once `begin` was called.
+
+    If that never comes, the folder is taken away again.
+
+    Args:
+        path: a folder that does not exist or is empty; None: a new one below runs/.
+        recipe: what is going to be trained.
+
+    Raises:
+        RunError: there is something in the folder, it cannot be written, or another process has it.
+    """
+    made = path is None or not path.exists()
+    with files.storage_errors(path or RUNS):
+        if path is None:
+            path = new_folder(recipe.name)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        before = {entry.name for entry in path.iterdir()}
+    run = Run(path, recipe)
+    with run.locked():
+        try:
+            # Now, for another process may have begun a run here before the lock was held. One that
+            # was killed at its very start leaves no more than these.
+            must_be_free(path)
+            for partial in _leftovers(path):
+                partial.unlink()
+            yield run
+        finally:
+            if not (path / "recipe.yaml").is_file():
+                for name in FIRST - before:
+                    (path / name).unlink(missing_ok=True)
+                if made:
+                    with contextlib.suppress(OSError):  # another process has begun in it by now
+                        path.rmdir()
+
+
+def must_be_free(path: Path) -> None:
+    """Refuses a folder in which there is more than a run that was killed at its very start left.
+
+    Raises:
+        RunError: there is, or it cannot be read.
+    """
+    with files.storage_errors(path):
+        there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    if there - FIRST - {partial.name for partial in _leftovers(path)}:
+        raise RunError(
+            "the run directory is not empty", where=str(path), allowed="--resume continues a run"
+        )
+
+
+def _leftovers(path: Path) -> list[Path]:
+    return [x for name in (*FIRST, "recipe.yaml") for x in files.leftovers(path / name)]
+
+
+def begin(
+    run: Run,
+    data: DataFacts,
+    runtime: Mapping[str, Any],
+    *,
+    architecture: Sequence[Mapping[str, Any]] = (),
+    others: Mapping[str, Run] | None = None,
+) -> None:
+    """Writes environment.json, and last recipe.yaml, which makes the folder a run.
+
+    Args:
+        run: in a folder of its own.
+        data: that is trained on.
+        runtime: how TensorFlow runs.
+        architecture: the records of the stages that made the network of what the recipe names.
+        others: the runs that this one begins or learns from, by what the recipe calls them.
+    """
+    text = run.recipe.dump().encode()
+    environment = provenance.describe() | {
+        "recipe_sha256": hashlib.sha256(text).hexdigest(),
+        "data": data.model_dump(),
+        "runtime": dict(runtime),
+        "runs": {
+            name: {"path": str(other.path.absolute()), "weights_sha256": other.weights_sha256()}
+            for name, other in (others or {}).items()
+        },
+    }
+    if architecture:
+        stages = [dict(record) for record in architecture]
+        files.write_json(run.path / ARCHITECTURE, files.signed({"stages": stages}))
+    files.write_json(run.path / "environment.json", files.signed(environment))
+    files.write_bytes(run.path / "recipe.yaml", text)
+
+
+def new_folder(name: str) -> Path:
+    """Makes a folder below runs/ of that name and the time, with the first free number."""
+    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path

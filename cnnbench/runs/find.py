@@ -1,0 +1,119 @@
+"""Finds runs by path, by name, or by the time they were created."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnbench.errors import (
+    RecipeError,
+    UsageError,
+)
+from cnnbench.recipe.load import read_recipe
+from cnnbench.recipe.recipe import MAX_NAME, Recipe
+from cnnbench.runs.run import RUNS, STAGES, Run, open_run, stage_folders
+
+if TYPE_CHECKING:
+    from cnnbench.recipe.recipe import Recipe
+    from cnnbench.runs.run import Run
+
+
+def run_around(artifact: Path) -> Run:
+    """Opens the run that an artifact lies in."""
+    from cnnbench.runs.run import open_run
+
+    for folder in artifact.absolute().parents:
+        if (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file():
+            return open_run(folder)
+    raise UsageError(
+        "the artifact lies in no run directory",
+        where=str(artifact),
+        allowed="name the RUN whose data and recipe it is for",
+    )
+
+
+def find_run(name: str) -> Run:
+    """Returns the run of that path, or else the newest finished run of the recipe of that name.
+
+    Raises:
+        UsageError: there is none.
+        RunError: the run is damaged.
+    """
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file() or (path / STAGES).is_file():
+        return open_run(path)
+    if "/" in name:
+        raise UsageError(
+            "there is no run", where=name, allowed="a run directory, or a recipe's name"
+        )
+    return newest_run(finished=True, name=name)
+
+
+def newest_run(*, finished: bool, name: str | None = None) -> Run:
+    """Returns the newest run below runs/ that is finished, or is not.
+
+    Raises:
+        UsageError: there is none.
+    """
+    # A recipe of several stages has a run for each, below one folder.
+    found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
+    candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
+    for file in reversed(candidates):
+        done = (file.parent / "finished.json").is_file()
+        if done == finished and name in (None, name_in(file)):
+            return open_run(file.parent)
+    kind = "finished run" if finished else "unfinished run"
+    kind += f" of {name!r}" if name else ""
+    raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory, or train one")
+
+
+def name_in(file: Path) -> str | None:
+    """Returns the name in a recipe that a run kept; None if it cannot be read any more."""
+    try:
+        return read_recipe(file).name
+    except (RecipeError, OSError):
+        return None
+
+
+def unfinished(recipe: Recipe) -> Path:
+    """Returns the newest run below runs/ of a recipe that is not finished.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if len(recipe.compress) < 2:
+        return newest_run(finished=False, name=recipe.name).path
+    found = sorted(RUNS.glob(f"*/{STAGES}"), key=lambda file: file.stat().st_mtime_ns)
+    for file in reversed(found):
+        if name_in(file) == recipe.name and not is_finished(file.parent):
+            return file.parent
+    raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")
+
+
+def is_finished(folder: Path) -> bool:
+    """Tells whether all stages of a recipe are done."""
+    return all(path.joinpath("finished.json").is_file() for path, _ in _kept_stages(folder))
+
+
+def stages(folder: Path) -> list[Run]:
+    """Returns the runs of the stages that have begun."""
+    paths = (path for path, _ in _kept_stages(folder))
+    return [open_run(path) for path in paths if (path / "recipe.yaml").is_file()]
+
+
+def _kept_stages(folder: Path) -> list[tuple[Path, Recipe]]:
+    return _stages(folder, read_recipe(folder / STAGES))
+
+
+def _stages(folder: Path, recipe: Recipe) -> list[tuple[Path, Recipe]]:
+    """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
+    found = []
+    for number, path in enumerate(stage_folders(folder, recipe), start=1):
+        name, is_last = path.name, number == len(recipe.compress)
+        update: dict[str, Any] = {"compress": recipe.compress[:number]}
+        # What the recipe as a whole is to reach is no matter of the stages before.
+        if not is_last:
+            short = recipe.name[: MAX_NAME - len(name) - 1]
+            update |= {"name": f"{short}.{name}", "target": None}
+        found.append((path, recipe.model_copy(update=update)))
+    return found

@@ -1,0 +1,1 @@
+"""Training: stages, the loop, the compiled steps, and what they report."""
