@@ -20,9 +20,23 @@ class CnnbenchError(Exception):
 
 
 class UsageError(CnnbenchError):
-    """Wrong use of a command, or a part that is not installed."""
+    """Wrong use of a command, a recipe that does not fit, or a part that is not installed.
+
+    key: of the recipe, as "data.batch_size", where the error is about one.
+    """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        allowed: str | None = None,
+        key: str | None = None,
+    ):
+        self.key = key
+        super().__init__(f"{key}: {what}" if key else what, where=where, allowed=allowed)
 
 
 class DataError(CnnbenchError):
@@ -74,13 +88,11 @@ class Problem:
         return _line(what, self.where, self.allowed)
 
 
-class RecipeError(CnnbenchError):
+class RecipeError(UsageError):
     """Everything that is wrong with a recipe, each problem with its place."""
 
-    exit_code = 2
-
     def __init__(self, problems: Sequence[Problem]):
-        self.problems = tuple(problems)
+        self.problems, self.key = tuple(problems), None
         more = len(self.problems) - SHOWN_PROBLEMS
         shown = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
         Exception.__init__(self, "\n".join(shown + [f"… and {more} more"] * (more > 0)))

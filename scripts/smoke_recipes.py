@@ -64,6 +64,7 @@ def by_python(recipe: Path, folder: Path) -> None:
     """Does what the commands do, in this process."""
     import cnnbench
     from cnnbench.data.open import Access
+    from cnnbench.exports.options import ExportOptions
     from cnnbench.training.smoke import smoke
 
     access = Access(None)
@@ -72,8 +73,8 @@ def by_python(recipe: Path, folder: Path) -> None:
     trained = cnnbench.open_run(cnnbench.train(small, access=access, run_dir=folder).path)
     cnnbench.evaluate(trained)
     is_int8 = any(stage.name == "qat" for stage in small.compress)
-    tolerance = INT8_TOLERANCE if is_int8 else None
-    cnnbench.export(trained, ["tflite"], examples=EXAMPLES, tolerance=tolerance)
+    options = ExportOptions(examples=EXAMPLES, tolerance=INT8_TOLERANCE if is_int8 else None)
+    cnnbench.export(trained, ["tflite"], options=options)
 
 
 if __name__ == "__main__":

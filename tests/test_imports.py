@@ -65,7 +65,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def test_every_module_is_in_a_room():

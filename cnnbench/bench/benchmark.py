@@ -19,6 +19,7 @@ from cnnbench.backend.settings import Settings
 from cnnbench.bench import autotune, jobs
 from cnnbench.bench.jobs import (
     MATRIX_SIDE,
+    ROUNDS,
     TIMEOUT_S,
     _shape,
     available_memory_mb,
@@ -38,7 +39,6 @@ from cnnbench.system.environment import machine, versions
 from cnnbench.system.processes import Worker, WorkerError, alternate
 
 Mode = Literal["train", "infer", "data"]
-ROUNDS = 5
 INFERENCE_BATCHES = (1, 8, 32, 128)
 LATENCY_CALLS = 50
 

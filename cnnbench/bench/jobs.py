@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.backend import session
-from cnnbench.backend.lazy import keras, tf
+from cnnbench.backend.lazy import tf
 from cnnbench.backend.settings import Settings
-from cnnbench.bench import jobs
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream
+from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import training_splits
 from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_macs
-from cnnbench.recipe import stand_in
 from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.stand_in import shortened
@@ -28,6 +27,8 @@ from cnnbench.system.processes import Round
 
 TIMEOUT_S = 600.0
 MATRIX_SIDE = 2048
+# Rounds of each measurement, and about how long each takes.
+ROUNDS, ROUND_SECONDS = 5, 1.0
 
 
 def available_memory_mb() -> float:
@@ -39,121 +40,11 @@ def available_memory_mb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**2
 
 
-def limited_training(dumped: str, settings: Settings) -> Round:
-    """Builds a training as tuning does, with an error in place of the system's killing hand."""
-    limit = int(available_memory_mb() * 1024**2)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    return jobs.training_steps(dumped, settings)
-
-
-def stock_training(dumped: str) -> Round:
-    """Builds the same network of Keras's own layers; a round returns the seconds of a step.
-
-    Everything else is what Keras does by itself: `compile` with the loss and the recipe's
-    optimizer, and `fit` on batches that are there already.
-    """
-    from cnnbench.models.layers.fast import plain
-
-    recipe = stand_in.shortened(parse_recipe(dumped))
-    shape, batch = _shape(recipe), recipe.data.batch_size
-    with session.precision(recipe.train.precision):
-        model = plain(build_model(recipe.model, shape, recipe.data.classes or 10))
-    model.compile(
-        optimizer=OPTIMIZERS.build(recipe.optimizer),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    images = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
-    labels = np.arange(batch) % (recipe.data.classes or 10)
-    batches = tf.data.Dataset.from_tensors((images, labels)).repeat()
-
-    def steps(count: int) -> float:
-        start = time.perf_counter()
-        model.fit(batches, steps_per_epoch=count, verbose=0)
-        return time.perf_counter() - start
-
-    steps(1)
-    # Enough of them that what `fit` does once does not count.
-    count = max(1, round(2 * jobs.ROUND_SECONDS / max(steps(1), 1e-3)))
-    return lambda: steps(count) / count
-
-
-def inference(dumped: str, batch: int) -> Round:
-    """Builds a network in float32; a round returns the seconds of one call."""
-    recipe = stand_in.shortened(parse_recipe(dumped))
-    shape = _shape(recipe)
-    model = build_model(recipe.model, shape, recipe.data.classes or 10)
-    images = tf.constant(np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32))
-    answer = tf.function(lambda x: model(x, training=False), autograph=False)
-
-    def call() -> float:
-        start = time.perf_counter()
-        answer(images).numpy()
-        return time.perf_counter() - start
-
-    for _ in range(3):
-        call()
-    return call
-
-
-def counting(dumped: str) -> Round:
-    """Builds a network; a round returns its multiply-accumulates of one image."""
-    recipe = stand_in.shortened(parse_recipe(dumped))
-    macs = count_macs(build_model(recipe.model, _shape(recipe), recipe.data.classes or 10))
-    return lambda: float(macs)
-
-
-def reading(dumped: str, access: Access) -> Round:
-    """Opens a recipe's training images; a round returns the seconds of reading a batch."""
-    recipe = parse_recipe(dumped)
-    dataset = open_dataset(recipe.data, access)
-    examples = training_splits(dataset, recipe.data).train
-    size = input_shape(recipe.data, dataset.shape)[:2]
-    classes = len(dataset.classes)
-    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, classes)
-    batches = iter(stream.dataset(0))
-
-    def read(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            next(batches)
-        return time.perf_counter() - start
-
-    read(10)  # those that were prepared while nobody waited
-    count = max(2, round(jobs.ROUND_SECONDS / max(read(5) / 5, 1e-4)))
-    return lambda: read(count) / count
-
-
-def matrix_products() -> Round:
-    """A round returns the seconds of a product of two float32 matrices."""
-    a = tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 1))
-
-    def products(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            product = tf.matmul(a, a)
-        product.numpy()
-        return (time.perf_counter() - start) / count
-
-    products(2)
-    return lambda: products(10)
-
-
-def _shape(recipe: Recipe) -> tuple[int, int, int]:
-    data = stand_in.shortened(recipe).data
-    height, width, channels = data.options()["shape"]
-    return height, width, channels
-
-
-ROUNDS, ROUND_SECONDS = 5, 1.0
-
-
 def training_steps(dumped: str, settings: Settings) -> Round:
     """Builds a dumped recipe's training on made-up images; a round returns the seconds of a step.
 
     A round runs for about a second, and a step at least. Reading and augmenting images is left out.
     """
-    from cnnbench.backend.lazy import tf
     from cnnbench.training.learner import Learner
 
     recipe = shortened(parse_recipe(dumped))
@@ -173,3 +64,114 @@ def training_steps(dumped: str, settings: Settings) -> Round:
     steps(1)
     count = max(1, round(ROUND_SECONDS / max(steps(1), 1e-3)))
     return lambda: steps(count) / count
+
+
+def limited_training(dumped: str, settings: Settings) -> Round:
+    """Builds a training as tuning does, with an error in place of the system's killing hand."""
+    limit = int(available_memory_mb() * 1024**2)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return training_steps(dumped, settings)
+
+
+def stock_training(dumped: str) -> Round:
+    """Builds the same network of Keras's own layers; a round returns the seconds of a step.
+
+    Everything else is what Keras does by itself: `compile` with the loss and the recipe's
+    optimizer, and `fit` on batches that are there already.
+    """
+    from cnnbench.models.layers.fast import plain
+
+    recipe = shortened(parse_recipe(dumped))
+    shape, batch = _shape(recipe), recipe.data.batch_size
+    with session.precision(recipe.train.precision):
+        model = plain(build_model(recipe.model, shape, _head_size(recipe)))
+    loss, metrics = recipe.task.keras_loss()
+    model.compile(optimizer=OPTIMIZERS.build(recipe.optimizer), loss=loss, metrics=metrics)
+    images = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+    examples = open_dataset(recipe.data, Access(download=False)).split("train")
+    _, targets, _ = next(evaluation_batches(examples, recipe.data, shape[:2], batch))
+    batches = tf.data.Dataset.from_tensors((images, targets)).repeat()
+
+    def steps(count: int) -> float:
+        start = time.perf_counter()
+        model.fit(batches, steps_per_epoch=count, verbose=0)
+        return time.perf_counter() - start
+
+    steps(1)
+    # Enough of them that what `fit` does once does not count.
+    count = max(1, round(2 * ROUND_SECONDS / max(steps(1), 1e-3)))
+    return lambda: steps(count) / count
+
+
+def inference(dumped: str, batch: int) -> Round:
+    """Builds a network in float32; a round returns the seconds of one call."""
+    recipe = shortened(parse_recipe(dumped))
+    shape = _shape(recipe)
+    model = build_model(recipe.model, shape, _head_size(recipe))
+    images = tf.constant(np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32))
+    answer = tf.function(lambda x: model(x, training=False), autograph=False)
+
+    def call() -> float:
+        start = time.perf_counter()
+        answer(images).numpy()
+        return time.perf_counter() - start
+
+    for _ in range(3):
+        call()
+    return call
+
+
+def counting(dumped: str) -> Round:
+    """Builds a network; a round returns its multiply-accumulates of one image."""
+    recipe = shortened(parse_recipe(dumped))
+    macs = count_macs(build_model(recipe.model, _shape(recipe), _head_size(recipe)))
+    return lambda: float(macs)
+
+
+def reading(dumped: str, access: Access) -> Round:
+    """Opens a recipe's training images; a round returns the seconds of reading a batch."""
+    recipe = parse_recipe(dumped)
+    dataset = open_dataset(recipe.data, access)
+    examples = training_splits(dataset, recipe.data).train
+    size = input_shape(recipe.data, dataset.shape)[:2]
+    stream = TrainingStream(
+        examples, recipe.data, size, recipe.augment, recipe.seed, recipe.task.mixing(dataset)
+    )
+    batches = iter(stream.dataset(0))
+
+    def read(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        return time.perf_counter() - start
+
+    read(10)  # those that were prepared while nobody waited
+    count = max(2, round(ROUND_SECONDS / max(read(5) / 5, 1e-4)))
+    return lambda: read(count) / count
+
+
+def matrix_products() -> Round:
+    """A round returns the seconds of a product of two float32 matrices."""
+    a = tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 1))
+
+    def products(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            product = tf.matmul(a, a)
+        product.numpy()
+        return (time.perf_counter() - start) / count
+
+    products(2)
+    return lambda: products(10)
+
+
+def _head_size(recipe: Recipe) -> int:
+    size = recipe.task.expected_head_size(recipe.data, recipe.model)
+    assert size is not None  # the model has a native one
+    return size
+
+
+def _shape(recipe: Recipe) -> tuple[int, int, int]:
+    data = shortened(recipe).data
+    height, width, channels = data.options()["shape"]
+    return height, width, channels

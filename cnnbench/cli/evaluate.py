@@ -67,26 +67,25 @@ def evaluate(
     from cnnbench.runs.find import run_around
 
     opened = chosen_run(run) if run or not artifact else run_around(artifact)
+    task = opened.recipe.task
     if require_target and opened.recipe.target is None:
         raise UsageError(
             "--require-target, but the recipe has no target",
             where=str(opened.path),
-            allowed="a recipe with target.top1",
+            allowed=f"a recipe with target.{task.score.key}",
         )
-    from cnnbench.evaluation import artifact as artifact_module
-    from cnnbench.evaluation import evaluate as evaluate_module
+    from cnnbench.evaluation.artifact import evaluate_artifact
+    from cnnbench.evaluation.evaluate import evaluate as measure
     from cnnbench.report import tables
 
     access = access_to(data_dir)
     if artifact:
-        result = artifact_module.evaluate_artifact(
-            opened, artifact, split=split, trust=trust_model, access=access
-        )
+        result = evaluate_artifact(opened, artifact, split=split, trust=trust_model, access=access)
     else:
         corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
         if corrupted:
             say(f"robustness: at most {corrupted} images, each corrupted in 75 ways; it takes long")
-        result = evaluate_module.evaluate(
+        result = measure(
             opened,
             split=split,
             weights=weights,
@@ -94,10 +93,11 @@ def evaluate(
             robust_examples=corrupted,
             access=access,
         )
-    answer(result, as_json, tables.evaluation)
+    answer(result, as_json, lambda found: tables.evaluation(found, task))
     if require_target and not result["target"]["reached"]:
         raise VerificationError(
-            f"target top-1 {result['target']['top1']} {tables.verdict(result['target'])}",
+            f"target {task.score.title} {result['target'][task.score.key]} "
+            f"{tables.verdict(result['target'])}",
             where=str(opened.path),
         )
 
@@ -133,7 +133,9 @@ def compare(
 def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
     """Name the classes of IMAGES by the network of a RUN."""
     opened = chosen_run(run)
-    from cnnbench.evaluation.predict import predict as classify
+    from cnnbench.evaluation.predict import predict as ask
     from cnnbench.report import tables
 
-    answer({"images": classify(opened, images, top=top)}, as_json, tables.predictions)
+    rows = ask(opened, images, top=top)
+    task = opened.recipe.task
+    answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))

@@ -9,16 +9,25 @@ from typing import Any
 import click
 
 from cnnbench.cli.options import access_to, answer, as_json, chosen_run, data_dir, run_argument
-from cnnbench.exports.options import CALIBRATION_METHODS, PRECISIONS
+from cnnbench.exports.options import CALIBRATION_METHODS, EXAMPLES, PRECISIONS, ExportOptions
 
 
-@click.command()
+class _ExportCommand(click.Command):
+    """A command with an option for each format, found when the command is used."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from cnnbench.exports.formats.format import known_formats
+
+        flags = [
+            click.Option([f"--{name.replace('_', '-')}", name], is_flag=True, help=about.help)
+            for name, about in known_formats().items()
+        ]
+        run, *others = super().get_params(ctx)
+        return [run, *flags, *others]
+
+
+@click.command(cls=_ExportCommand)
 @run_argument
-@click.option("--saved-model", is_flag=True, help="TensorFlow SavedModel: float32.")
-@click.option("--keras", is_flag=True, help="Keras's own file: float32.")
-@click.option("--tflite", is_flag=True, help="TFLite, in any precision.")
-@click.option("--onnx", is_flag=True, help="ONNX: float32 or int8.")
-@click.option("--openvino", is_flag=True, help="OpenVINO: float32.")
 @click.option(
     "--precision",
     "precisions",
@@ -26,18 +35,18 @@ from cnnbench.exports.options import CALIBRATION_METHODS, PRECISIONS
     multiple=True,
     help="Of every format named; may be given several times. [default: the network's own]",
 )
-@click.option("--no-preprocessing", is_flag=True, help="Artifacts take normalised images.")
-@click.option("--verify/--no-verify", default=True, help="Run each artifact and compare.")
+@click.option("--no-preprocessing", is_flag=True, help="Files take normalised images.")
+@click.option("--verify/--no-verify", default=True, help="Run each file and compare.")
 @click.option(
     "--examples",
     type=click.IntRange(1),
-    help="Test images to compare on. [default: 1000]",
+    help=f"Test images to compare on. [default: {EXAMPLES}]",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
-    help="Share of images: float32 and float16 may name another class for so many, the others be "
-    "right on so many fewer. [default: 0.001, 0.005; 0.01]",
+    help="Share of the images by which a file may be worse: float32 and float16 name another "
+    "class, the others are right less often. [default: 0.001, 0.005; 0.01]",
 )
 @click.option(
     "--calibration-examples",
@@ -49,7 +58,7 @@ from cnnbench.exports.options import CALIBRATION_METHODS, PRECISIONS
     type=click.Choice(CALIBRATION_METHODS),
     default="min_max",
     show_default=True,
-    help="How int8 has its ranges of them.",
+    help="How int8 ranges are computed from them.",
 )
 @click.option("--explain", is_flag=True, help="Tell what each layer of TFLite int8 loses.")
 @click.option(
@@ -63,59 +72,33 @@ from cnnbench.exports.options import CALIBRATION_METHODS, PRECISIONS
 @as_json
 def export(
     run: Path | None,
-    saved_model: bool,
-    keras: bool,
-    tflite: bool,
-    onnx: bool,
-    openvino: bool,
     precisions: Sequence[str],
     no_preprocessing: bool,
-    verify: bool,
-    examples: int | None,
-    tolerance: float | None,
-    calibration_examples: int | None,
-    calibration_method: str,
-    explain: bool,
-    keep_float: int,
     data_dir: Path | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    """Write a RUN's best weights as artifacts, proven on real images.
+    """Write a RUN's best weights in other formats, each file verified on real images.
 
     By default, as SavedModel and TFLite.
     """
-    flags = {
-        "saved_model": saved_model,
-        "keras": keras,
-        "tflite": tflite,
-        "onnx": onnx,
-        "openvino": openvino,
-    }
-    if not verify:
-        for option, given in (("--tolerance", tolerance), ("--examples", examples)):
-            if given is not None:
-                raise click.UsageError(f"{option} is for --verify.")
+    from cnnbench.exports.formats.format import known_formats
+
+    formats = [name for name in known_formats() if given.pop(name)]
+    options = ExportOptions(preprocessing=not no_preprocessing, **given)
+    if not options.verify:
+        for name in ("tolerance", "examples"):
+            if given[name] is not None:
+                raise click.UsageError(f"--{name} is for --verify.")
     opened = chosen_run(run)
     from cnnbench.exports.export import export as write
     from cnnbench.report import tables
 
     rows: list[dict[str, Any]] = []
+    access = access_to(data_dir)
     try:
-        write(
-            opened,
-            [name for name, is_wanted in flags.items() if is_wanted],
-            precisions,
-            preprocessing=not no_preprocessing,
-            verify=verify,
-            examples=examples,
-            tolerance=tolerance,
-            calibration_examples=calibration_examples,
-            calibration_method=calibration_method,
-            explain=explain,
-            keep_float=keep_float,
-            access=access_to(data_dir),
-            told=rows.append,
-        )
+        write(opened, formats, precisions, options=options, access=access, on_row=rows.append)
     finally:  # of what failed too, and beside it what did not
         if rows:
-            answer({"run": str(opened.path), "rows": rows}, as_json, tables.exports)
+            result = {"run": str(opened.path), "rows": rows}
+            answer(result, as_json, lambda found: tables.exports(found, opened.recipe.task))

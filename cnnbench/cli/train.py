@@ -81,9 +81,10 @@ def train(
                 checked, access=access, run_dir=run_dir, listener=listener, choice=choice
             )
     from cnnbench.exports.export import export
+    from cnnbench.exports.options import ExportOptions
 
     try:
-        export(run, ["saved_model"], verify=False)
+        export(run, ["saved_model"], options=ExportOptions(verify=False))
     except KeyboardInterrupt:
         say(f"interrupted: {run.path} is trained; cnnbench export --saved-model writes the rest")
         sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Examples by index: where images and labels come from, whatever a data set is made of."""
+"""Examples by index: where images and targets come from, whatever a data set is made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,12 +17,14 @@ ORDER_KEY = 2**40
 
 
 class Source(Protocol):
-    """Something that has a labelled image at each index."""
+    """Something that has an image and its target at each index."""
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns the image, (height, width, channels) uint8, and its label.
+    def read(self, index: int) -> tuple[np.ndarray, Any]:
+        """Returns the image, (height, width, channels) uint8, and its target.
+
+        Targets are NumPy values of one dtype and shape, as the task of the data set says.
 
         Raises:
             BadImageError: the image cannot be decoded.
@@ -38,18 +40,19 @@ class Source(Protocol):
 class ArraySource:
     """Images of one size that lie in memory.
 
-    images: (examples, height, width, channels) uint8; labels: (examples,) int32.
+    images: (examples, height, width, channels) uint8; targets: (examples, …), as (examples,) int32
+        labels.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    targets: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns one image and its label."""
-        return self.images[index], int(self.labels[index])
+    def read(self, index: int) -> tuple[np.ndarray, Any]:
+        """Returns one image and its target."""
+        return self.images[index], self.targets[index]
 
     def name(self, index: int) -> str:
         """Returns the example's number."""
@@ -61,15 +64,15 @@ class FileSource:
     """Image files, each decoded when it is read."""
 
     paths: Sequence[Path]
-    labels: np.ndarray
+    targets: np.ndarray
     channels: int
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
+    def read(self, index: int) -> tuple[np.ndarray, Any]:
         """Reads and decodes one file."""
-        return images.read(self.paths[index], self.channels), int(self.labels[index])
+        return images.read(self.paths[index], self.channels), self.targets[index]
 
     def name(self, index: int) -> str:
         """Returns the file's path."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.data.examples import Dataset
-from cnnbench.errors import DataError
 from cnnbench.registry.kinds import DATASETS, DataSpec
+from cnnbench.tasks.task import task_of_data
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,10 @@ def open_dataset(data: DataSpec, access: Access) -> Dataset:
     """Opens the data set that a recipe names.
 
     Raises:
-        DataError: it is not there, damaged, or has another number of classes than the recipe says.
+        DataError: it is not there, damaged, or not what the recipe says.
     """
     dataset: Dataset = DATASETS.get(data.name).build(data, access, **data.options())
-    if data.classes and data.classes != len(dataset.classes):
-        raise DataError(
-            f"data.classes is {data.classes}, but {dataset.name} has {len(dataset.classes)} classes"
-        )
+    task_of_data(data).check_data(data, dataset)
     return dataset
 
 

@@ -39,46 +39,53 @@ class TrainingStream:
         size: tuple[int, int],
         augment: Sequence[Spec],
         seed: int,
-        classes: int,
+        mixable: Callable[[Any], Any],
     ):
-        for spec in augment:
+        for place, spec in enumerate(augment):
             if found := excess(spec, size):
                 option, most = found
-                what = f"{spec.name} with {option} {spec.options()[option]}"
-                raise UsageError(what, allowed=f"at most {most} for images of {size} pixels")
+                raise UsageError(
+                    f"{spec.name} with {option} {spec.options()[option]}",
+                    key=f"augment.{place}",
+                    allowed=f"at most {most} for images of {size[0]}x{size[1]} pixels",
+                )
         if len(examples) < data.batch_size:
             raise UsageError(
-                f"data.batch_size of {data.batch_size}",
+                f"{data.batch_size}",
+                key="data.batch_size",
                 allowed=f"at most the {len(examples)} examples there are to train on",
             )
         self.steps_per_epoch = len(examples) // data.batch_size
         self.failure: CnnbenchError | None = None
-        self._batch_size, self._seed, self._classes = data.batch_size, seed, classes
+        self._batch_size, self._seed, self._mixable = data.batch_size, seed, mixable
         crops = [spec for spec in augment if kind_of(spec) == "crop"]
         self._augment = [spec for spec in augment if spec not in crops]
         self._mixes = any(kind_of(spec) == "mix" for spec in augment)
         self._read = _reader(examples, data, size, crops, seed)
-        channels = self._read(np.zeros(1, int), 0)()[0].shape[-1]
-        self._shape = (data.batch_size, *size, channels)
+        images, targets = self.batch(np.zeros(1, int), 0)
+        self._shape = (data.batch_size, *images.shape[1:])
+        self._target_shape = (data.batch_size, *targets.shape[1:])
+        self._target_type = tf.as_dtype(targets.dtype)
         self._permutation = lru_cache(maxsize=2)(
             lambda epoch: _random(seed, epoch).permutation(len(examples))
         )
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
-        """Returns (images uint8, labels) of every step from `first_step` on.
+        """Returns (images uint8, targets) of every step from `first_step` on.
 
-        Labels are (batch,) int32 or, where the recipe mixes images, (batch, classes) float32.
+        Targets are those of the data set or, where the recipe mixes images, what `mixable` made of
+        them.
         """
         # No data set of a generator: TensorFlow then has the C library give back every freed block
         # of memory at once, and each training step asks for all of them again.
-        read, types = self._reading(), (tf.uint8, tf.int32, tf.int64)
+        read, types = self._reading(), (tf.uint8, self._target_type, tf.int64)
 
         def batch(step: Any) -> tuple[Any, ...]:
-            images, labels, positions = tf.numpy_function(read, [step], types)
+            images, targets, positions = tf.numpy_function(read, [step], types)
             images.set_shape(self._shape)
-            for each in (labels, positions):
-                each.set_shape(self._shape[:1])
-            return images, labels, positions, step
+            targets.set_shape(self._target_shape)
+            positions.set_shape(self._shape[:1])
+            return images, targets, positions, step
 
         steps = tf.data.Dataset.range(first_step, tf.int64.max)
         batches = steps.map(batch).map(self.augmented, tf.data.AUTOTUNE, deterministic=True)
@@ -94,10 +101,10 @@ class TrainingStream:
         """Reads some training examples, cropped as in an epoch but not augmented."""
         return self._read(positions, epoch)()
 
-    def augmented(self, images: Any, labels: Any, positions: Any, step: Any) -> tuple[Any, Any]:
+    def augmented(self, images: Any, targets: Any, positions: Any, step: Any) -> tuple[Any, Any]:
         """Augments a batch as at a step, after any crop; see `dataset`."""
         if self._mixes:
-            labels = tf.one_hot(labels, self._classes)
+            targets = self._mixable(targets)
         for place, spec in enumerate(self._augment):
             kind = kind_of(spec)
             if kind == "image":
@@ -110,10 +117,10 @@ class TrainingStream:
             seed = tf.stack([tf.constant(key, tf.int64), step])
             draw = Draw(seed, key, positions, step // self.steps_per_epoch)
             if kind == "mix":
-                images, labels = AUGMENTATIONS.build(spec, images, labels, draw)
+                images, targets = AUGMENTATIONS.build(spec, images, targets, draw)
             else:
                 images = AUGMENTATIONS.build(spec, images, draw)
-        return images, labels
+        return images, targets
 
     def _one_by_one(self, spec: Spec, place: int, images: np.ndarray, step: int) -> np.ndarray:
         """Augments each image of a batch by itself."""
@@ -128,7 +135,7 @@ class TrainingStream:
     def _reading(self) -> Callable[[int], tuple[np.ndarray, ...]]:
         """Returns a function that reads the batch of a step, and starts with those after it.
 
-        It returns the images, labels and positions of the examples, int64.
+        It returns the images, targets and positions of the examples, int64.
         """
         pending: collections.deque[tuple[int, np.ndarray, Callable[[], Batch]]]
         pending = collections.deque()

@@ -95,7 +95,8 @@ def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
     channels = len(COLOR_STATISTICS[color][0])
     if len(mean) != channels or len(std) != channels:
         raise UsageError(
-            f"data.mean of {len(mean)} values and data.std of {len(std)}",
+            f"{len(mean)} values, and data.std {len(std)}",
+            key="data.mean" if data.mean else "data.std",
             allowed=f"one per channel: {channels}",
         )
     return Preprocess(color, mean, std)

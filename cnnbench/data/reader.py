@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +18,15 @@ from cnnbench.registry.registry import Spec
 
 # Batches that are read ahead while the network works.
 AHEAD = 3
-Batch = tuple[np.ndarray, np.ndarray]  # images (batch, height, width, channels) uint8, labels int32
+Batch = tuple[
+    np.ndarray, np.ndarray
+]  # images (batch, height, width, channels) uint8; targets (batch, …)
 
 
 def evaluation_batches(
     examples: Examples, data: DataSpec, size: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields (images, labels, count) of every example once, in order.
+    """Yields (images, targets, count) of every example once, in order.
 
     The last batch is filled up with copies of its first example, so that all have one shape; only
     the first `count` examples of a batch are to be counted.
@@ -36,10 +39,10 @@ def evaluation_batches(
             pending.append(read(np.arange(start, min(start + batch_size, len(examples))), 0))
         if not pending:
             return
-        images, labels = pending.popleft()()
-        count = len(labels)
+        images, targets = pending.popleft()()
+        count = len(targets)
         rows = np.where(np.arange(batch_size) < count, np.arange(batch_size), 0)
-        yield images[rows], labels[rows], count
+        yield images[rows], targets[rows], count
 
 
 def _reader(
@@ -55,16 +58,16 @@ def _reader(
 
         def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
             rows = examples.indices[positions]
-            return lambda: (source.images[rows], source.labels[rows])
+            return lambda: (source.images[rows], source.targets[rows])
 
         return gather
 
-    def one(position: int, epoch: int) -> tuple[np.ndarray, int]:
-        image, label = source.read(int(examples.indices[position]))
+    def one(position: int, epoch: int) -> tuple[np.ndarray, Any]:
+        image, target = source.read(int(examples.indices[position]))
         for place, crop in enumerate(crops):
             random = _random(seed, 2**33 + place, position, epoch)
             image = AUGMENTATIONS.build(crop, image, size, random)
-        return (image if crops else fit(image, data, size)), label
+        return (image if crops else fit(image, data, size)), target
 
     pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
 
@@ -72,8 +75,8 @@ def _reader(
         futures = [pool.submit(one, int(position), epoch) for position in positions]
 
         def wait() -> Batch:
-            pixels, labels = zip(*(future.result() for future in futures), strict=True)
-            return np.stack(pixels), np.array(labels, np.int32)
+            pixels, targets = zip(*(future.result() for future in futures), strict=True)
+            return np.stack(pixels), np.stack(targets)
 
         return wait
 

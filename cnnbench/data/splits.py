@@ -48,7 +48,9 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
         count = round(data.validation * len(train)) if share else int(data.validation)
         if not 0 < count < len(train):
             raise UsageError(
-                f"data.validation keeps {count} examples", allowed=f"1 to {len(train) - 1}"
+                f"keeps {count} of {len(train)} examples",
+                key="data.validation",
+                allowed=f"1 to {len(train) - 1}",
             )
         validation, train = train.take(slice(count)), train.take(slice(count, None))
     train, skipped = _readable(train, data)

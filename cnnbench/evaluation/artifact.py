@@ -12,17 +12,14 @@ from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.evaluation.evaluate import _summary
+from cnnbench.evaluation.evaluate import summary
 from cnnbench.exports.formats.format import files_of, format_of, require
 from cnnbench.exports.process import Artifact
 from cnnbench.runs import network
+from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
 from cnnbench.system import files
 from cnnbench.system.processes import WorkerError
-from cnnbench.tasks.classification import (
-    _scores,
-    first_in_top_k,
-)
 
 
 def evaluate_artifact(
@@ -33,10 +30,9 @@ def evaluate_artifact(
     trust: bool = False,
     access: Access | None = None,
 ) -> dict[str, Any]:
-    """Measures an artifact on a run's data, in a process of its own; writes eval.json beside it.
+    """Measures an exported file on a run's data, in a process of its own.
 
-    Loss, probabilities and what is made of them are computed from its logits; of equal ones, the
-    first goes first.
+    Writes eval.json beside it. Everything is computed from the file's outputs.
 
     Args:
         run: whose data, recipe and preprocessing.
@@ -49,9 +45,9 @@ def evaluate_artifact(
         What the file says; its keys are those of `evaluate`, "artifact" in place of "weights".
 
     Raises:
-        UsageError: it is no artifact, cannot be run, or cnnbench did not write it, or did when the
-            run had other weights.
-        VerificationError: a logit of it is not finite.
+        UsageError: it is no exported file, cannot be run, or cnnbench did not write it, or did when
+            the run had other weights.
+        VerificationError: an output of it is not finite.
         RunError, DataError: as for `evaluate`.
     """
     form, file = format_of(artifact)
@@ -62,34 +58,24 @@ def evaluate_artifact(
     dataset = network.open_data(run, access or Access())
     examples, skipped = evaluation_examples(dataset, run.recipe.data, split)
     batch_size = min(run.recipe.data.batch_size, len(examples))
-    size = net.pixel_shape[:2]
     rows, truth = [], []
     try:
         with Artifact(form, file) as opened:
             speed: dict[str, Any] = {}
-            for images, labels, count in evaluation_batches(
-                examples, run.recipe.data, size, batch_size
+            for images, targets, count in evaluation_batches(
+                examples, run.recipe.data, net.pixel_shape[:2], batch_size
             ):
-                images, labels = images[:count], labels[:count]
-                inputs = images if opened.takes_pixels else net.preprocess(images).numpy()
+                inputs = images[:count]
+                if not opened.takes_pixels:
+                    inputs = net.preprocess(inputs).numpy()
                 speed = speed or opened.speed(inputs)
-                logits = opened.logits(inputs)
-                if logits.shape != (count, len(net.classes)):
-                    raise UsageError(
-                        f"its outputs are {logits.shape} for {count} images",
-                        where=str(artifact),
-                        allowed=f"{len(net.classes)} classes, as the run has",
-                    )
-                if not np.isfinite(logits).all():
-                    raise VerificationError("it answers NaN or infinity", where=str(artifact))
-                row = {k: v.numpy() for k, v in _scores(logits, labels, run.recipe).items()}
-                row |= {f"top{k}": first_in_top_k(logits, labels, k) for k in (1, 5)}
-                rows.append(row)
-                truth.append(labels)
+                outputs = _read(opened.outputs(inputs), net, count, artifact)
+                rows.append(net.task.measures_of_file(run.recipe.loss, outputs, targets[:count]))
+                truth.append(targets[:count])
             fastest = opened.best_batch(inputs) or {"images_per_s": None, "batch_size": None}
     except WorkerError as error:
         raise UsageError(f"cannot be run: {error}", where=str(artifact)) from None
-    about = {
+    result: dict[str, Any] = {
         "recipe": run.recipe.name,
         "run": str(run.path),
         "artifact": str(artifact),
@@ -98,8 +84,8 @@ def evaluate_artifact(
         "skipped_images": list(skipped),
         "tta": "none",
     }
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    result = about | _summary(found, np.concatenate(truth), net, run.recipe.target, split) | speed
+    measures = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    result |= summary(run, net, measures, np.concatenate(truth), split) | speed
     result["throughput_images_per_s"] = fastest["images_per_s"]
     result["batch_size"] = fastest["batch_size"]
     folder = file if file.is_dir() else file.parent
@@ -110,8 +96,33 @@ def evaluate_artifact(
     return result
 
 
+def _read(
+    outputs: dict[str, np.ndarray], net: Network, count: int, artifact: Path
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of a file as the task has them.
+
+    Raises:
+        UsageError: they are not those of the network's task, or of another shape.
+        VerificationError: one is not finite.
+    """
+    try:
+        read = net.task.read(outputs)
+    except ValueError as error:
+        raise UsageError(f"cannot be run: {error}", where=str(artifact)) from None
+    expected = (count, *net.model.output_shape[1:])
+    if read[net.task.primary].shape != expected:
+        raise UsageError(
+            f"its outputs are {read[net.task.primary].shape} for {count} images",
+            where=str(artifact),
+            allowed=f"{expected}, as the run's network has",
+        )
+    if not np.isfinite(read[net.task.primary]).all():
+        raise VerificationError("it answers NaN or infinity", where=str(artifact))
+    return read
+
+
 def must_be_written_by(run: Run, artifact: Path) -> None:
-    """Refuses an artifact that does not lie in a run as `export` put it there.
+    """Refuses a file that does not lie in a run as `export` put it there.
 
     Args:
         run: the run.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cnnbench.compression.prune import sparsity_of
 from cnnbench.data.open import Access
 from cnnbench.errors import UsageError
-from cnnbench.exports.export import EXAMPLES, export
+from cnnbench.exports.export import export
+from cnnbench.exports.options import EXAMPLES, ExportOptions
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.runs import find, network
 from cnnbench.runs.run import STAGES, Run, open_run
@@ -29,9 +31,9 @@ def compare(
         access: where data sets lie; None: where the trainings found them.
 
     Returns:
-        {"rows": [{name, run, precision, top1, params, macs, sparsity, size_bytes, zip_bytes,
-        latency_ms {p50, p95}, is_best}]}; is_best tells that no other is at least as right and at
-        least as small and fast, and better in one of them.
+        {"examples", "score" {key, title}, "rows": [{name, run, precision, the score, params, macs,
+        sparsity, size_bytes, zip_bytes, latency_ms {p50, p95}, is_best}]}; is_best tells that no
+        other is at least as good, small and fast, and better in one of them.
 
     Raises:
         UsageError: a path is named twice, or there are no runs.
@@ -42,10 +44,14 @@ def compare(
         raise UsageError("a run is named twice")
     # Several may have begun with the same run.
     runs = {run.path.resolve(): run for path in paths for run in _runs(path)}
+    task, *others = {run.recipe.task for run in runs.values()}
+    if others:
+        names = sorted(each.name for each in (task, *others))
+        raise UsageError(f"runs of {' and '.join(names)}", allowed="runs of one task")
     rows = [_row(run, examples, access) for run in runs.values()]
     for row in rows:
-        row["is_best"] = not any(_beats(other, row) for other in rows)
-    return {"examples": examples, "rows": rows}
+        row["is_best"] = not any(_beats(other, row, task.score.key) for other in rows)
+    return {"examples": examples, "score": asdict(task.score), "rows": rows}
 
 
 def _runs(path: Path) -> list[Run]:
@@ -58,13 +64,14 @@ def _runs(path: Path) -> list[Run]:
 
 def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
     model = network.restore(run).model
-    (file,) = export(run, ["tflite"], examples=examples, access=access)
+    (file,) = export(run, ["tflite"], options=ExportOptions(examples=examples), access=access)
+    score = run.recipe.task.score.key
     sparsity, _ = sparsity_of(model)
     return {
         "name": run.recipe.name,
         "run": str(run.path),
         "precision": file["precision"],
-        "top1": file["top1"],
+        score: file[score],
         "params": count_params(model),
         "macs": count_macs(model),
         "sparsity": round(sparsity, 4),
@@ -72,11 +79,11 @@ def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
     }
 
 
-def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _beats(one: dict[str, Any], other: dict[str, Any], score: str) -> bool:
     """Tells whether one row is nowhere worse than another, and somewhere better."""
 
     def costs(row: dict[str, Any]) -> tuple[float, ...]:
-        return -row["top1"], row["zip_bytes"], row["latency_ms"]["p50"]
+        return -row[score], row["zip_bytes"], row["latency_ms"]["p50"]
 
     pairs = list(zip(costs(one), costs(other), strict=True))
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)

@@ -1,33 +1,27 @@
-"""Evaluation: how right a trained network is, how sure, how fast, and what it costs."""
+"""Evaluation of a trained network: score, loss, calibration, speed and cost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cnnbench.backend.lazy import tf
+from cnnbench.data.examples import Examples
 from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
+from cnnbench.errors import UsageError
 from cnnbench.evaluation.tta import TTA
 from cnnbench.models.complexity import count_macs, count_params
-from cnnbench.recipe.sections import Target
 from cnnbench.runs import network
 from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
 from cnnbench.system import files
 from cnnbench.system.measure import latency_ms, peak_memory_mb
-from cnnbench.tasks.classification import (
-    _per_class,
-    _scores,
-    calibration_error,
-    confusion,
-    in_top_k,
-    probabilities,
-)
 
 
 def evaluate(
@@ -53,39 +47,23 @@ def evaluate(
         access: where data sets lie; None: where the training found them.
 
     Returns:
-        What the file says; the README names its keys.
+        What the file says.
 
     Raises:
         RunError: the run has no weights, or the data is not that of the training.
         DataError: the data is not there or an image is bad.
-        UsageError: the run has no validation split.
+        UsageError: the run has no validation split, or its task no test-time augmentation.
     """
-    net = network.restore(run, weights=weights)
-    recipe, size = run.recipe, net.pixel_shape[:2]
+    recipe, task = run.recipe, run.recipe.task
     tta = tta or recipe.evaluation.tta
-    answer = _answering(net, tta)
-    plain = _answering(net, "none") if tta != "none" else None
+    if tta != "none" and not task.averages_answers:
+        raise UsageError(f"test-time augmentation {tta} for {task.name}", allowed="none")
+    net = network.restore(run, weights=weights)
     dataset = network.open_data(run, access or Access())
     examples, skipped = evaluation_examples(dataset, recipe.data, split)
-
-    @tf.function(autograph=False)
-    def measure(images: Any, labels: Any) -> dict[str, Any]:
-        return _scores(answer(images)["logits"], labels, recipe)
-
-    rows: list[dict[str, np.ndarray]] = []
-    truth: list[np.ndarray] = []
-    seconds: list[float] = []
-    batch_size = min(recipe.data.batch_size, len(examples))
-    for images, labels, count in evaluation_batches(examples, recipe.data, size, batch_size):
-        start = time.perf_counter()
-        row = {key: value.numpy()[:count] for key, value in measure(images, labels).items()}
-        seconds.append(time.perf_counter() - start)
-        if plain:
-            hits = in_top_k(plain(images)["logits"], labels, 1)
-            row["top1_without_tta"] = hits.numpy()[:count]
-        rows.append(row)
-        truth.append(labels[:count])
-    about = {
+    asked = _Asked(run, net, tta)
+    found = asked.measured(examples)
+    result: dict[str, Any] = {
         "recipe": recipe.name,
         "run": str(run.path),
         "split": split,
@@ -93,78 +71,129 @@ def evaluate(
         "skipped_images": list(skipped),
         "tta": tta,
     }
-    found = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    result = about | _summary(found, np.concatenate(truth), net, recipe.target, split)
-    # The first batch pays for tracing; where there is no other, there is nothing to tell.
-    result |= {
-        "throughput_images_per_s": _throughput(seconds[1:], batch_size),
-        "batch_size": batch_size,
-        "latency_ms": latency_ms(_one_image_call(answer, images[:1])),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
-    }
-    if plain:
-        result["top1_without_tta"] = float(found["top1_without_tta"].mean())
+    result |= summary(run, net, found.measures, found.targets, split) | found.speed
+    if tta != "none":
+        result[f"{task.score.key}_without_tta"] = found.score_without_tta
     if robust_examples:
         from cnnbench.evaluation.robustness import robustness  # SciPy takes a while to import
 
-        chosen = examples.take(slice(robust_examples))
-        batches = evaluation_batches(chosen, recipe.data, size, batch_size)
-        result["robust"] = robustness(lambda pixels: answer(pixels)["logits"], batches)
-    kinds = (split, weights, tta, "robust" if robust_examples else "")
-    usual = ("test", "best", recipe.evaluation.tta, "")
-    kind = "".join(f"-{x}" for x, each in zip(kinds, usual, strict=True) if x != each)
-    files.write_json(run.path / f"eval{kind}.json", result)
+        some = examples.take(slice(robust_examples))
+        batches = asked.batches(some, len(examples))
+        result["robust"] = robustness(asked.hits, batches)
+    files.write_json(_file(run, split, weights, tta, bool(robust_examples)), result)
     return result
 
 
-def _summary(
-    found: dict[str, np.ndarray],
-    labels: np.ndarray,
-    net: Network,
-    target: Target | None,
-    split: str,
+def summary(
+    run: Run, net: Network, measures: Mapping[str, np.ndarray], targets: np.ndarray, split: str
 ) -> dict[str, Any]:
-    """Returns what eval.json says of the scores of all examples."""
-    matrix = confusion(found["probabilities"].argmax(axis=1), labels, len(net.classes))
-    top1 = float(found["top1"].mean())
-    return {
-        "examples": len(labels),
-        "loss": float(found["loss"].mean(dtype=np.float64)),
-        "top1": top1,
-        "top5": float(found["top5"].mean()),
-        "nll": float(found["nll"].mean(dtype=np.float64)),
-        "ece": calibration_error(found["probabilities"], labels),
-        "per_class": _per_class(net.classes, matrix),
-        "confusion": matrix.tolist(),
-        "params": count_params(net.model),
-        "macs": count_macs(net.model),
-        "target": _reached(target, top1) if split == "test" else None,
+    """Returns what eval.json says of the measures of all examples, the network and the target.
+
+    Args:
+        run: whose recipe has the target.
+        net: that was measured.
+        measures: of `Task.measures`, over all examples.
+        targets: of all examples.
+        split: "test", on which a target is judged, or "validation".
+    """
+    task = net.task
+    found = {"examples": len(targets)} | task.summary(measures, targets, net.classes)
+    found |= {"params": count_params(net.model), "macs": count_macs(net.model)}
+    target = run.recipe.target
+    return found | {
+        "target": _reached(target, task.score.of_target(target), found[task.score.key])
+        if target is not None and split == "test"
+        else None
     }
 
 
-def _answering(net: Network, tta: str) -> Callable[[Any], dict[str, Any]]:
-    """Returns what gives the "logits" and "probabilities" of pixels under an augmentation."""
+class _Measured:
+    """What was measured of the examples of a split."""
 
-    @tf.function(autograph=False)
-    def answer(images: Any) -> dict[str, Any]:
-        logits = TTA[tta](lambda views: net(views)["logits"], images)
-        return {"logits": logits, "probabilities": probabilities(logits, net.loss)}
+    def __init__(self) -> None:
+        self.measures: dict[str, np.ndarray] = {}
+        self.targets: np.ndarray = np.empty(0)
+        self.score_without_tta: float | None = None
+        self.speed: dict[str, Any] = {}
 
-    return answer
 
+class _Asked:
+    """A network that is asked under test-time augmentation, compiled."""
 
-def _one_image_call(answer: Callable[[Any], Any], image: np.ndarray) -> Callable[[], Any]:
-    tensor = tf.constant(image)
-    return lambda: answer(tensor)["probabilities"].numpy()
+    def __init__(self, run: Run, net: Network, tta: str):
+        self._data, self._loss, self._task = run.recipe.data, run.recipe.loss, net.task
+        self._size = net.pixel_shape[:2]
+        self._answer = tf.function(lambda images: TTA[tta](net.answer, images), autograph=False)
+        self._plain = tf.function(net.answer, autograph=False) if tta != "none" else None
+        self._serve = lambda answer: net.task.serve(answer, net.loss)
+
+    def batches(self, examples: Examples, at_most: int) -> Any:
+        """Yields evaluation batches of at most so many examples."""
+        size = min(self._data.batch_size, at_most)
+        return evaluation_batches(examples, self._data, self._size, size)
+
+    def hits(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Returns the score of each image, (batch,)."""
+        return self._task.hits(self._answer(images), targets).numpy()
+
+    def measured(self, examples: Examples) -> _Measured:
+        """Measures every example."""
+
+        @tf.function(autograph=False)
+        def measure(images: Any, targets: Any) -> dict[str, Any]:
+            outputs = self._serve(self._answer(images))
+            return self._task.measures(self._loss, outputs, targets)
+
+        rows, truth, seconds, plain_hits = [], [], [], []
+        for images, targets, count in self.batches(examples, len(examples)):
+            start = time.perf_counter()
+            row = {key: each.numpy()[:count] for key, each in measure(images, targets).items()}
+            seconds.append(time.perf_counter() - start)
+            if self._plain is not None:
+                hits = self._task.hits(self._plain(images), targets)
+                plain_hits.append(hits.numpy()[:count])
+            rows.append(row)
+            truth.append(targets[:count])
+        found = _Measured()
+        found.measures = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+        found.targets = np.concatenate(truth)
+        if plain_hits:
+            found.score_without_tta = float(np.concatenate(plain_hits).mean())
+        batch_size = min(self._data.batch_size, len(examples))
+        # The first batch pays for tracing; where there is no other, there is nothing to tell.
+        found.speed = {
+            "throughput_images_per_s": _throughput(seconds[1:], batch_size),
+            "batch_size": batch_size,
+            "latency_ms": latency_ms(self._call_on(images[:1])),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+        }
+        return found
+
+    def _call_on(self, image: np.ndarray) -> Callable[[], Any]:
+        tensor = tf.constant(image)
+        served = tf.function(lambda images: self._serve(self._answer(images)), autograph=False)
+        return lambda: [each.numpy() for each in served(tensor).values()]
 
 
 def _throughput(seconds: list[float], batch_size: int) -> float | None:
     return round(batch_size / float(np.median(seconds)), 1) if seconds else None
 
 
-def _reached(target: Target | None, top1: float) -> dict[str, Any] | None:
-    if target is None:
-        return None
-    difference = top1 - target.top1
+def _file(run: Run, split: str, weights: str, tta: str, robust: bool) -> Path:
+    """Returns eval.json, with what is unusual of the evaluation in its name."""
+    parts = ["eval"]
+    if split != "test":
+        parts.append(split)
+    if weights != "best":
+        parts.append(weights)
+    if tta != run.recipe.evaluation.tta:
+        parts.append(tta)
+    if robust:
+        parts.append("robust")
+    return run.path / f"{'-'.join(parts)}.json"
+
+
+def _reached(target: Any, wanted: float, score: float) -> dict[str, Any]:
+    difference = score - wanted
     reached = round(difference + target.tolerance, 9) >= 0  # 0.5006 - 0.001 is above 0.4996
     return target.model_dump() | {"reached": reached, "difference": difference}

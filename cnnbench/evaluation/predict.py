@@ -1,4 +1,4 @@
-"""Prediction: the classes of image files, by a trained network."""
+"""Prediction: a trained network's answers to image files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 32
 
 
 def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
-    """Classifies image files of any common format and size.
+    """Answers for image files of any common format and size.
 
     Args:
         run: a run with weights.
@@ -25,7 +25,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
         top: how many classes to name for each.
 
     Returns:
-        A row a file: "file", and "top", a list of {"class", "probability"} from the likeliest down.
+        A row a file: "file", and what the run's task says of it; of classification "top", a list of
+        {"class", "probability"} from the likeliest class down.
 
     Raises:
         DataError: a file is missing or no image.
@@ -35,15 +36,9 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels
     pixels = [fit(images.read(Path(path), stored), run.recipe.data, size) for path in paths]
     net = network.restore(run)
-    found = [
-        net(np.stack(pixels[start : start + BATCH]))["probabilities"].numpy()
-        for start in range(0, len(pixels), BATCH)
-    ]
-    rows = []
-    for path, probabilities in zip(paths, np.concatenate(found), strict=True):
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        likeliest = [
-            {"class": net.classes[i], "probability": float(probabilities[i])} for i in order
-        ]
-        rows.append({"file": str(path), "top": likeliest})
-    return rows
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(pixels), BATCH):
+        outputs = net(np.stack(pixels[start : start + BATCH]))
+        found = {name: each.numpy() for name, each in outputs.items()}
+        rows += net.task.predictions(found, net.classes, top)
+    return [{"file": str(path), **row} for path, row in zip(paths, rows, strict=True)]

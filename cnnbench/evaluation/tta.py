@@ -1,4 +1,7 @@
-"""Test-time augmentation: one answer from what a network says of several views of an image."""
+"""Test-time augmentation: the mean of a network's answers to several views of an image.
+
+A task serves it if the mean of answers is an answer, which is so of logits.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,28 @@ from typing import Any
 
 from cnnbench.backend.lazy import tf
 
-LogitsOf = Callable[[Any], Any]
+Answer = Callable[[Any], Any]
 
 
-def none(logits_of: LogitsOf, images: Any) -> Any:
-    """Returns the logits of the images as they are.
+def none(answer: Answer, images: Any) -> Any:
+    """Returns the answer to the images as they are.
 
     Args:
-        logits_of: from (batch, height, width, channels) to (batch, classes).
+        answer: from (batch, height, width, channels) to the network's output.
         images: (batch, height, width, channels) uint8, or float in 0-255.
     """
-    return logits_of(images)
+    return answer(images)
 
 
-def flip(logits_of: LogitsOf, images: Any) -> Any:
-    """Returns the mean of the logits of each image and its mirror.
+def flip(answer: Answer, images: Any) -> Any:
+    """Returns the mean of the answers to each image and its mirror.
 
     Args: as for none.
     """
-    return (logits_of(images) + logits_of(tf.reverse(images, (2,)))) / 2
+    return (answer(images) + answer(tf.reverse(images, (2,)))) / 2
 
 
-def flip_shift(logits_of: LogitsOf, images: Any) -> Any:
+def flip_shift(answer: Answer, images: Any) -> Any:
     """Returns the mean of `flip` of the images, and of two translates of them.
 
     Half the weight is on the images, a quarter on each translate: by one pixel down and right, and
@@ -39,11 +42,11 @@ def flip_shift(logits_of: LogitsOf, images: Any) -> Any:
     height, width = images.shape[1:3]
     padded = tf.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "REFLECT")
     translates = (padded[:, start : start + height, start : start + width] for start in (0, 2))
-    shifted = sum(flip(logits_of, translate) for translate in translates) / 2
-    return (flip(logits_of, images) + shifted) / 2
+    shifted = sum(flip(answer, translate) for translate in translates) / 2
+    return (flip(answer, images) + shifted) / 2
 
 
-TTA: dict[str, Callable[[LogitsOf, Any], Any]] = {
+TTA: dict[str, Callable[[Answer, Any], Any]] = {
     "none": none,
     "flip": flip,
     "flip_shift": flip_shift,

@@ -17,6 +17,7 @@ from cnnbench.backend.lazy import tf
 from cnnbench.exports.formats import saved_model
 from cnnbench.exports.formats.request import Request
 from cnnbench.exports.formats.tflite import PASSED_ON, calibrated, converter_errors, images_of
+from cnnbench.tasks.task import Task
 
 IMAGES = 50
 
@@ -79,7 +80,7 @@ def layer_errors(request: Request) -> list[LayerError]:
     names = [layer.name for layer in request.net.model.layers]
     errors = [
         LayerError(
-            layer_of(row["tensor_name"], row["op_name"], names),
+            layer_of(row["tensor_name"], row["op_name"], names, request.net.task),
             row["op_name"],
             float(row["noise"]) ** 0.5,
             (float(row["noise"]) / max(float(row["power"]), 1e-30)) ** 0.5,
@@ -91,7 +92,7 @@ def layer_errors(request: Request) -> list[LayerError]:
     return sorted(errors, key=lambda error: -error.relative_error)
 
 
-def layer_of(tensor: str, operation: str, names: Sequence[str]) -> str:
+def layer_of(tensor: str, operation: str, names: Sequence[str], task: Task) -> str:
     """Returns the layer that computes a tensor.
 
     Args:
@@ -99,9 +100,10 @@ def layer_of(tensor: str, operation: str, names: Sequence[str]) -> str:
             "resnet20_1/stem_act_1/Relu;resnet20_1/stem_conv_1/convolution".
         operation: that computes it.
         names: of the network's layers.
+        task: of the network.
     """
     if tensor.startswith("StatefulPartitionedCall"):  # the two outputs have lost their names
-        return "probabilities" if operation in ("SOFTMAX", "LOGISTIC") else "logits"
+        return task.output_of_operation(operation)
     parts = [part for name in tensor.split(";") for part in name.split("/")]
     found = [name for part in parts for name in names if part in (name, f"{name}_1")]
     # Of what was fused, people know the convolution, not the activation behind it.

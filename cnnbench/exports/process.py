@@ -56,21 +56,18 @@ class Artifact:
             self.close()
             raise
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Returns (images, classes) float32 logits.
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the outputs for all images by their names, float32.
 
         Args:
-            images: (images, height, width, channels), as it takes them.
+            images: (images, height, width, channels), as the file takes them.
 
         Raises:
-            WorkerError: the run-time fails; this is so of all that follows.
+            WorkerError: the run-time fails, and so does all that is asked after that.
         """
         starts = range(0, len(images), BATCH)
-        return np.concatenate([self._ask("logits", images[i : i + BATCH]) for i in starts])
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns (images, classes) float32 probabilities, as `logits` does."""
-        return self._ask("probabilities", images)
+        rows = [self._ask("outputs", images[i : i + BATCH]) for i in starts]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def speed(self, images: np.ndarray) -> dict[str, Any]:
         """Returns "latency_ms" of one image, and "peak_memory_mb" of the process until then."""

@@ -1,7 +1,7 @@
-"""Opens an artifact and answers, as a process of its own: `python -m cnnbench.exports.serve`.
+"""Opens an exported file and answers, as a process of its own: `python -m cnnbench.exports.serve`.
 
-It is told what to open by its arguments, a format and a path, and what to do through the socket of
-the third. See `process`.
+Its arguments are the format, the path and the handle of a socket, through which it is asked. See
+`process`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ BATCHES = (1, 8, 32, 128)
 BATCH_SECONDS = 0.25
 
 
-def logits(loaded: Loaded, images: np.ndarray) -> np.ndarray:
-    """Returns (images, classes) float32 logits."""
+def outputs(loaded: Loaded, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the outputs for all images by their names, float32."""
     if loaded.batch is None:
         return loaded.run(images)
     rows = []
     for start in range(0, len(images), loaded.batch):
         chunk = images[start : start + loaded.batch]
         filled = np.resize(chunk, (loaded.batch, *chunk.shape[1:]))
-        rows.append(loaded.run(filled)[: len(chunk)])
-    return np.concatenate(rows)
+        rows.append({name: each[: len(chunk)] for name, each in loaded.run(filled).items()})
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def speed(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
-    """Returns the ms of one image, and the most memory that this took, in MB of 2**20 bytes."""
+    """Returns the ms of one image, and the peak memory until then, in MB of 2**20 bytes."""
     one = np.resize(images, (loaded.batch or 1, *images.shape[1:]))
     return {
         "latency_ms": latency_ms(lambda: loaded.run(one)),
@@ -45,12 +45,12 @@ def speed(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
 
 
 def best_batch(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
-    """Returns the batch size of BATCHES that answers most images/s, and how many."""
+    """Returns the batch size of BATCHES with the highest throughput, and its images/s."""
     rates = {}
     for size in sorted({*BATCHES, loaded.batch or 1}):
         run = loaded.run if size == loaded.batch else loaded.resized(size)
         batch = np.resize(images, (size, *images.shape[1:]))
-        if run is None or len(run(batch)) != size:
+        if run is None or any(len(each) != size for each in run(batch).values()):
             continue
         calls, start = 0, time.perf_counter()
         while time.perf_counter() - start < BATCH_SECONDS:
@@ -62,7 +62,7 @@ def best_batch(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Loaded, np.ndarray], Any]] = {
-    "logits": logits,
+    "outputs": outputs,
     "speed": speed,
     "best_batch": best_batch,
 }
@@ -76,14 +76,10 @@ def main(form: str, path: str, handle: str) -> None:
         connection.send(("done", loaded.takes_pixels))
         while True:
             command, images = connection.recv()
-            if command == "probabilities":
-                answer = np.exp(logits(module_of(form).load(Path(path), command), images))
-            else:
-                answer = COMMANDS[command](loaded, images)
-            connection.send(("done", answer))
+            connection.send(("done", COMMANDS[command](loaded, images)))
     except EOFError:
         return
-    except Exception as error:  # told to whoever asked, whatever it is
+    except Exception as error:  # reported to whoever asked, whatever it is
         connection.send(("failed", reason(error)))
 
 

@@ -1,4 +1,4 @@
-"""Verification: whether an artifact is what the trained network is, told by its own run-time."""
+"""Verification: whether an exported file, in its own run-time, does what the network does."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from cnnbench.runs import network
 from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
 from cnnbench.system.processes import WorkerError
-from cnnbench.tasks.classification import _tolerance, compare, passes, probabilities
-
-PROBABILITIES = 32
 
 
 class Reference:
-    """The network's own answers on test images, which artifacts are compared with."""
+    """The network's own outputs on test images, which files are compared with.
+
+    Raises:
+        VerificationError: they are not finite.
+    """
 
     def __init__(self, run: Run, net: Network, examples: int, access: Access):
         dataset = network.open_data(run, access)
@@ -32,54 +33,48 @@ class Reference:
         chosen = chosen.take(slice(examples))
         answer = tf.function(net, autograph=False)
         batch_size = min(run.recipe.data.batch_size, len(chosen))
-        pixels, truth, logits = [], [], []
-        for images, labels, count in evaluation_batches(
+        pixels, truth, rows = [], [], []
+        for images, targets, count in evaluation_batches(
             chosen, run.recipe.data, net.pixel_shape[:2], batch_size
         ):
             pixels.append(images[:count])
-            truth.append(labels[:count])
-            logits.append(answer(images)["logits"].numpy()[:count])
-        self.images, self.labels = np.concatenate(pixels), np.concatenate(truth)
-        self.logits = np.concatenate(logits)
-        self._preprocess, self._loss = net.preprocess, net.loss
-        if not np.isfinite(self.logits).all():
-            raise VerificationError("the network's own logits are not finite")
+            truth.append(targets[:count])
+            rows.append({name: each.numpy()[:count] for name, each in answer(images).items()})
+        self._images, self._targets = np.concatenate(pixels), np.concatenate(truth)
+        self._outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        self._net = net
+        if not all(np.isfinite(each).all() for each in self._outputs.values()):
+            raise VerificationError("the network's own outputs are not finite")
 
     def verify(
         self, artifact: Path, precision: str, tolerance: float | None = None
     ) -> dict[str, Any]:
-        """Runs an artifact on every image, in a process of its own, and compares its answers.
+        """Runs a file on every image, in a process of its own, and compares its outputs.
 
         Args:
-            artifact: its file or folder.
+            artifact: the file or folder.
             precision: what it was written in.
             tolerance: a share of the images; None: what is usual for the precision.
 
         Returns:
             The row of verify.json, as far as it is measured; "error" if the run-time fails.
         """
-        share = _tolerance(precision) if tolerance is None else tolerance
+        task, images = self._net.task, self._images
+        share = task.tolerance(precision) if tolerance is None else tolerance
         try:
             with Artifact(*format_of(artifact)) as opened:
-                images = self.images if opened.takes_pixels else self._normalised()
+                if not opened.takes_pixels:
+                    images = self._net.preprocess(images).numpy()
                 speed = opened.speed(images)
-                logits = opened.logits(images)
-                if logits.shape != self.logits.shape:
-                    raise WorkerError(f"the outputs are {logits.shape}, not {self.logits.shape}")
-                row = compare(self.logits, logits, self.labels) | speed | {"tolerance": share}
-                shares = opened.probabilities(images[:PROBABILITIES])
-                expected = self._probabilities(logits[:PROBABILITIES])
-                gap = float(np.abs(shares - expected).max())
-                row["max_abs_probability_diff"] = gap if np.isfinite(gap) else None
-                row["passed"] = passes(row, precision)
+                outputs = task.read(opened.outputs(images))
+                found, expected = (each[task.primary].shape for each in (outputs, self._outputs))
+                if found != expected:
+                    raise WorkerError(f"the outputs are {found}, not {expected}")
+                row = task.agreement(self._outputs, outputs, self._targets, self._net.loss)
+                row |= speed | {"tolerance": share}
+                row["passed"] = task.passes(row, precision)
                 if row["passed"]:
                     row["best_batch"] = opened.best_batch(images)
-        except WorkerError as error:
-            return {"examples": len(self.labels), "error": str(error), "passed": False}
+        except (WorkerError, ValueError) as error:  # ValueError: no output that the task can read
+            return {"examples": len(self._targets), "error": str(error), "passed": False}
         return row
-
-    def _probabilities(self, logits: np.ndarray) -> np.ndarray:
-        return probabilities(logits, self._loss).numpy()
-
-    def _normalised(self) -> np.ndarray:
-        return self._preprocess(self.images).numpy()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.models.layers.blocks import Activation, activate, norm
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Filters of the three stages, section 3.1.
 WIDTHS = (64, 256, 256)

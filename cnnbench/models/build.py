@@ -10,6 +10,7 @@ from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
 from cnnbench.registry.kinds import MODELS, ModelSpec, min_size
 from cnnbench.registry.registry import Spec
+from cnnbench.tasks.task import task_of
 
 
 def build_model(
@@ -31,8 +32,7 @@ def build_model(
         UsageError: there is no such model, or it cannot take such images or classes.
     """
     spec = MODELS.spec(model) if isinstance(model, str) else model
-    if classes < 2:
-        raise UsageError(f"model {spec.name!r} with {classes} classes", allowed="at least 2")
+    task_of(spec).check_head_size(spec.name, classes)
     least = min_size(spec)
     if min(input_shape[:2]) < least:
         raise UsageError(

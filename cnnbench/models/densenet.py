@@ -17,7 +17,7 @@ from cnnbench.models.layers.blocks import (
     norm,
     stem_min_size,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
 # code and in the table of earlier versions on arXiv, the published one has DenseNet-264.

@@ -24,7 +24,7 @@ from cnnbench.models.layers.blocks import (
     squeeze_excite,
     stem_min_size,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 
 class Stage(NamedTuple):

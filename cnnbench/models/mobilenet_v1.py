@@ -10,7 +10,7 @@ from pydantic import Field
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks
 from cnnbench.models.layers.blocks import Activation, activate, classifier
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))

@@ -16,7 +16,7 @@ from cnnbench.models.layers.blocks import (
     make_divisible,
     stem_min_size,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
 STAGES = (

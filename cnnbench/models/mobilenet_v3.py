@@ -18,7 +18,7 @@ from cnnbench.models.layers.blocks import (
     squeeze_excite,
     stem_min_size,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1

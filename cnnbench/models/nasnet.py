@@ -23,7 +23,7 @@ from cnnbench.models.layers.blocks import (
     depthwise,
     drop_path,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 
 class Operation(NamedTuple):

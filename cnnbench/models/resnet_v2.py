@@ -15,8 +15,8 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.layers.blocks import norm as _norm
+from cnnbench.models.register import add_model
 from cnnbench.models.resnet import Rate, stages, stem_pool
-from cnnbench.registry.kinds import add_model
 
 # Blocks in each stage, as in ResNet.
 DEPTHS = {

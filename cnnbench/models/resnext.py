@@ -6,8 +6,8 @@ from functools import partial
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import Activation, stem_min_size
+from cnnbench.models.register import add_model
 from cnnbench.models.resnet import Bottlenecks, Rate, Ratio, Stem, bottleneck_resnet
-from cnnbench.registry.kinds import add_model
 
 # 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
 IMAGENET = {

@@ -17,7 +17,7 @@ from cnnbench.models.layers.blocks import (
     norm,
     resize_map,
 )
-from cnnbench.registry.kinds import add_model
+from cnnbench.models.register import add_model
 
 # Columns A, B, D and E: 3x3 convolutions in each of the five stages, and their filters.
 DEPTHS = {

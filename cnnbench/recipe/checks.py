@@ -11,6 +11,7 @@ from cnnbench.errors import Problem
 from cnnbench.models.pretrained.presets import PRESETS
 from cnnbench.recipe.yaml_tree import Located
 from cnnbench.registry.kinds import (
+    AUGMENTATIONS,
     COMPRESSIONS,
     DATASETS,
     LOSSES,
@@ -22,6 +23,7 @@ from cnnbench.registry.kinds import (
     kind_of,
     min_size,
 )
+from cnnbench.tasks.task import tasks_served
 
 if TYPE_CHECKING:
     from cnnbench.recipe.recipe import Recipe
@@ -43,9 +45,8 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         elif weights not in PRESETS and Path(weights).suffix not in WEIGHT_FILES:
             yield problem("model.weights", repr(weights), _either(fitting))
     facts = DATASETS.get(data.name).facts
-    known = facts.get("classes")
-    if known and data.classes and known != data.classes:
-        yield problem("data.classes", f"{data.classes}", f"{data.name} has {known} classes")
+    for each in (*_unserved(recipe), *recipe.task.problems(recipe)):
+        yield problem(*each)
     if examples := facts.get("train_examples"):
         examples = min(examples, data.limit or examples)
         kept = data.validation
@@ -127,6 +128,28 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
                 yield problem(path, "needs a validation split", "set data.validation above 0")
 
 
+def _unserved(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Yields what does not serve the task of the network: a key, what is wrong, what is allowed."""
+    task = recipe.task
+    parts = [("data.name", DATASETS, recipe.data), ("loss.name", LOSSES, recipe.loss)]
+    parts += [(f"augment.{i}", AUGMENTATIONS, spec) for i, spec in enumerate(recipe.augment)]
+    parts += [(f"compress.{i}", COMPRESSIONS, spec) for i, spec in enumerate(recipe.compress)]
+    for key, registry, spec in parts:
+        tasks = tasks_served(registry.get(spec.name))
+        if task.name not in tasks:
+            what = f"{spec.name} is for {' and '.join(tasks)}, {recipe.model.name} for {task.name}"
+            fitting = [n for n in registry.names() if task.name in tasks_served(registry.get(n))]
+            yield key, what, f"one of {', '.join(fitting) or 'none'}"
+    if recipe.target is not None and not hasattr(recipe.target, task.score.key):
+        yield "target", f"{recipe.model.name} is for {task.name}", f"its score, {task.score.key}"
+    early = recipe.train.early_stopping
+    if early is not None and early.metric not in ("loss", task.score.key):
+        allowed = f"loss or {task.score.key}"
+        yield "train.early_stopping.metric", f"{early.metric} with {recipe.model.name}", allowed
+    if recipe.evaluation.tta != "none" and not task.averages_answers:
+        yield "evaluation.tta", f"{recipe.evaluation.tta} with {task.name}", "none"
+
+
 def _unfit_steps(
     recipe: Recipe, per_epoch: int, problem: Callable[..., Problem]
 ) -> Iterator[Problem]:
@@ -151,7 +174,6 @@ def _unfit_augmentations(
     recipe: Recipe, shape: tuple[int, int, int] | None, problem: Callable[..., Problem]
 ) -> Iterator[Problem]:
     kinds = [kind_of(spec) for spec in recipe.augment]
-    hard = LOSSES.get(recipe.loss.name).facts.get("hard_labels")
     for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
         path = f"augment.{i}"
         if kind == "crop" and any(before != "crop" for before in kinds[:i]):
@@ -160,10 +182,6 @@ def _unfit_augmentations(
             option, most = found
             what = f"{spec.options()[option]}, of images of {shape[0]}x{shape[1]} pixels"
             yield problem(f"{path}.{option}", what, f"at most {most}")
-        if kind == "mix" and hard:
-            what = f"{spec.name} makes shares of classes, which loss {recipe.loss.name} cannot take"
-            soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
-            yield problem(path, what, f"loss {' or '.join(soft)}")
 
 
 def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
@@ -192,9 +210,9 @@ def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[P
             yield problem(f"{path}.begin", what, "begin before the end")
         if options.get("teacher") in PRESETS:
             known = PRESETS[options["teacher"]].classes
-            classes = DATASETS.get(recipe.data.name).facts.get("classes") or recipe.data.classes
-            if classes and classes != known:
-                what = f"{options['teacher']} knows {known} classes, the data have {classes}"
+            expected = recipe.task.expected_head_size(recipe.data)
+            if expected and expected != known:
+                what = f"{options['teacher']} knows {known} classes, the data have {expected}"
                 yield problem(f"{path}.teacher", what, "a run that was trained on such data")
         if stage.name == "prune":
             is_less = pruned is not None and options["sparsity"] < pruned

@@ -64,7 +64,7 @@ def _validated(tree: Located) -> Recipe:
     if not isinstance(tree.value, dict):
         raise RecipeError([Problem(tree.where, "not a mapping", "a recipe has keys and values")])
     try:
-        return Recipe.model_validate(tree.plain())
+        return Recipe.model_validate(tree.plain()).read_from(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = [_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field, PrivateAttr, model_validator
 
+from cnnbench.errors import Problem, RecipeError, UsageError
 from cnnbench.models.pretrained.presets import PRESETS
 from cnnbench.recipe import yaml_tree
-from cnnbench.recipe.sections import Evaluation, Init, Regularization, Section, Target, Train
+from cnnbench.recipe.sections import Evaluation, Init, Regularization, Section, Train
 from cnnbench.registry.kinds import (
     AUGMENTATIONS,
     COMPRESSIONS,
@@ -20,12 +21,14 @@ from cnnbench.registry.kinds import (
     MODELS,
     OPTIMIZERS,
     SCHEDULES,
+    TASKS,
     CompressionSpec,
     DataSpec,
     ModelSpec,
     ScheduleSpec,
 )
 from cnnbench.registry.registry import Spec
+from cnnbench.tasks.task import Task, task_named, task_of
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -37,14 +40,30 @@ if TYPE_CHECKING:
     AnyData: TypeAlias = DataSpec
     AnySchedule: TypeAlias = ScheduleSpec
     AnyCompression: TypeAlias = CompressionSpec
+    AnyTarget: TypeAlias = Any
 else:
     AnyModel, AnyData, AnyLoss = MODELS.any_spec(), DATASETS.any_spec(), LOSSES.any_spec()
     AnyAugmentation, AnyOptimizer = AUGMENTATIONS.any_spec(), OPTIMIZERS.any_spec()
     AnySchedule, AnyCompression = SCHEDULES.any_spec(), COMPRESSIONS.any_spec()
+    AnyTarget = Union[  # noqa: UP007 - of a tuple
+        tuple(task_named(name).score.target_type() for name in TASKS.names())
+    ]
 
 
 # Characters of a recipe's name.
 MAX_NAME = 64
+
+
+class _Origin:
+    """Where a recipe was read from; two recipes of different origins may well be equal."""
+
+    def __init__(self, tree: yaml_tree.Located | None = None):
+        self.tree = tree
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Recipe(Section):
@@ -55,8 +74,9 @@ class Recipe(Section):
     model: AnyModel
     init: Init | None = None
     data: AnyData
-    augment: list[AnyAugmentation] = []
-    loss: AnyLoss = LOSSES.spec("cross_entropy")
+    augment: list[AnyAugmentation] = Field([])
+    # Filled in before validation by the default of the task.
+    loss: AnyLoss = Field(default_factory=lambda: None)  # type: ignore[assignment]
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # is one
@@ -65,7 +85,57 @@ class Recipe(Section):
         [], description="stages, each a training of its own that starts from the one before it"
     )
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    target: Target | None = None
+    target: AnyTarget | None = None
+
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_task(cls, values: Any) -> Any:
+        """Fills in the loss, and what stops training early, where the recipe does not say."""
+        model = values.get("model") if isinstance(values, dict) else None
+        name = model.get("name") if isinstance(model, dict) else getattr(model, "name", None)
+        if not isinstance(name, str) or name not in MODELS.names():
+            return values
+        task = task_named(MODELS.get(name).facts["task"])
+        values = {"loss": {"name": task.default_loss}} | values
+        train = values.get("train")
+        if isinstance(train, dict) and isinstance(early := train.get("early_stopping"), dict):
+            early = {"metric": task.score.key} | early
+            values["train"] = train | {"early_stopping": early}
+        return values
+
+    @property
+    def task(self) -> Task:
+        """What the network is trained for."""
+        return task_of(self.model)
+
+    def read_from(self, tree: yaml_tree.Located) -> Recipe:
+        """Remembers the YAML that the recipe was read from, for errors; returns the recipe."""
+        self._origin = _Origin(tree)
+        return self
+
+    def where(self, key: str) -> str:
+        """Returns the file:line of a key such as "data.batch_size", or of the section above it."""
+        if self._origin.tree is None:
+            return f"recipe {self.name}"
+        path = tuple(int(step) if step.isdecimal() else step for step in key.split("."))
+        return self._origin.tree.at(path).where
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Turns errors about a key of the recipe into errors with its file:line.
+
+        Raises:
+            RecipeError: a UsageError with a key was raised within.
+        """
+        try:
+            yield
+        except UsageError as error:
+            if error.key is None:
+                raise
+            problem = Problem(self.where(error.key), error.what, error.allowed)
+            raise RecipeError([problem]) from None
 
     def absolute(self) -> Recipe:
         """Returns the recipe with the paths in it made absolute, to be read from anywhere."""

@@ -13,15 +13,11 @@ from pydantic import (
     model_validator,
 )
 
+from cnnbench.registry.kinds import TASKS
+from cnnbench.tasks.task import task_named
 
-def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
-    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
-    if train.steps is not None:
-        return train.steps
-    if train.examples is not None:
-        return max(1, train.examples // batch_size)
-    assert train.epochs is not None
-    return max(1, round(train.epochs * steps_per_epoch))
+# The keys of the scores of all tasks.
+SCORES = tuple(task_named(name).score.key for name in TASKS.names())
 
 
 class Section(BaseModel):
@@ -43,7 +39,9 @@ class EarlyStopping(Section):
     """Stops when the validation metric has not improved for `patience` epochs."""
 
     patience: Annotated[int, Field(ge=1)] = 10
-    metric: Literal["loss", "top1"] = "top1"
+    metric: Literal["loss", *SCORES] = Field(  # type: ignore[valid-type]  # of the tasks there are
+        "loss", description="loss, or the score of the task, as top1; by default the score"
+    )
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
@@ -194,14 +192,16 @@ class Evaluation(Section):
 
     tta: Literal["none", "flip", "flip_shift"] = Field(
         default="none",
-        description="test-time augmentation, the mean of logits over an image and its mirror; "
+        description="test-time augmentation, the mean answer over an image and its mirror; "
         "flip_shift: half the weight on both of them moved by one pixel either way",
     )
 
 
-class Target(Section):
-    """The published or measured number that the recipe is to reach."""
-
-    top1: Annotated[float, Field(gt=0, le=1)]
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    source: str
+def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
+    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
+    if train.steps is not None:
+        return train.steps
+    if train.examples is not None:
+        return max(1, train.examples // batch_size)
+    assert train.epochs is not None
+    return max(1, round(train.epochs * steps_per_epoch))

@@ -1,4 +1,4 @@
-"""Recipes on made-up images, for measuring speed and for smoke runs."""
+"""Recipes on made-up images, to measure speed without the data."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from cnnbench.registry.kinds import DATASETS, MODELS, input_shape
 
 
 def shortened(recipe: Recipe) -> Recipe:
-    """Returns the recipe on a few made-up images of the right size and number of classes."""
+    """Returns the recipe on one batch of made-up images of the same size, for one step."""
     facts = DATASETS.get(recipe.data.name).facts
-    native = MODELS.get(recipe.model.name).facts
-    stored = recipe.data.options().get("shape") or facts.get("shape") or native["native"]
-    shape = input_shape(recipe.data, stored)
-    data = DATASETS.spec(
-        "synthetic",
+    native = MODELS.get(recipe.model.name).facts["native"]
+    stored = recipe.data.options().get("shape") or facts.get("shape") or native
+    data = recipe.task.stand_in_data(
+        recipe.data,
+        recipe.model,
         batch_size=recipe.data.batch_size,
-        classes=facts.get("classes") or recipe.data.classes or native["native_classes"],
         examples=max(2, recipe.data.batch_size),
-        shape=list(shape),
+        shape=list(input_shape(recipe.data, stored)),
     )
     model = recipe.model.model_copy(update={"weights": None})
     train = recipe.train.model_copy(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -72,6 +72,7 @@ class CompressionSpec(Spec):
     )
 
 
+TASKS = Registry("task", "cnnbench.tasks")
 MODELS = Registry("model", "cnnbench.models", ModelSpec)
 DATASETS = Registry("data set", "cnnbench.data.sources", DataSpec)
 AUGMENTATIONS = Registry("augmentation", "cnnbench.data.augment")
@@ -80,47 +81,6 @@ LOSSES = Registry("loss", "cnnbench.tasks")
 OPTIMIZERS = Registry("optimizer", "cnnbench.optim.optimizers")
 SCHEDULES = Registry("schedule", "cnnbench.optim.schedules", ScheduleSpec)
 COMPRESSIONS = Registry("compression", "cnnbench.compression.stages", CompressionSpec)
-
-
-def add_model(
-    name: str,
-    build: Callable[..., Any],
-    counts: tuple[int, int],
-    *,
-    family: str,
-    source: str,
-    min_size: int | Callable[[dict[str, Any]], int],
-    native: tuple[int, int, int] = (224, 224, 3),
-    classes: int = 1000,
-    from_images: Callable[[Any, Any], None] | None = None,
-) -> None:
-    """Registers a network with what is known of it without building it.
-
-    Args:
-        name: in recipes.
-        build: from (input_shape, classes) and options to a model.
-        counts: trainable weights, and multiply-accumulates of one native image.
-        family: the name of its file.
-        source: paper and table.
-        min_size: the least height and width in pixels, or a function of the options that tells.
-        native: (height, width, channels) of the images it was made for.
-        classes: of the data set it was made for.
-        from_images: sets the weights of a new network that come from normalised training images,
-            (images, height, width, channels) float32.
-    """
-    params, macs = counts
-    MODELS.add(
-        name,
-        build,
-        family=family,
-        source=source,
-        params=params,
-        macs=macs,
-        native=native,
-        native_classes=classes,
-        min_size=min_size,
-        from_images=from_images,
-    )
 
 
 def min_size(model: Spec) -> int:
@@ -160,5 +120,7 @@ def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> t
     if data.image_size:
         height = width = data.image_size
     if height is None or width is None:
-        raise UsageError(f"data set {data.name!r} has images of many sizes: set data.image_size")
+        raise UsageError(
+            f"{data.name} has images of many sizes", key="data.image_size", allowed="set one"
+        )
     return height, width, channels if data.color is None else 1 if data.color == "grey" else 3

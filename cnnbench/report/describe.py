@@ -49,8 +49,9 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
     native = MODELS.get(recipe.model.name).facts
     facts = DATASETS.get(recipe.data.name).facts
     shape = input_shape(recipe.data, facts.get("shape", native["native"]))
-    classes = facts.get("classes") or recipe.data.classes or native["native_classes"]
-    built = build_model(recipe.model, shape, classes)
+    head_size = recipe.task.expected_head_size(recipe.data, recipe.model)
+    assert head_size is not None  # the model has a native one
+    built = build_model(recipe.model, shape, head_size)
     about = {"recipe": recipe.name, "model": recipe.model.name, "data": recipe.data.name}
     lr, batch = recipe.optimizer.options()["lr"], recipe.data.batch_size
     scaling = {"lr": lr, "batch_size": batch, "lr_per_256_images": lr * 256 / batch}

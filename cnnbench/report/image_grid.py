@@ -39,9 +39,10 @@ def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> No
     _must_be_png(path)
     dataset = open_dataset(recipe.data, access)
     examples = training_splits(dataset, recipe.data).train
-    size, classes = input_shape(recipe.data, dataset.shape)[:2], len(dataset.classes)
-    stored = TrainingStream(examples, recipe.data, size, [], recipe.seed, classes)
-    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, classes)
+    size = input_shape(recipe.data, dataset.shape)[:2]
+    mixing = recipe.task.mixing(dataset)
+    stored = TrainingStream(examples, recipe.data, size, [], recipe.seed, mixing)
+    stream = TrainingStream(examples, recipe.data, size, recipe.augment, recipe.seed, mixing)
     _, positions = stream.positions(0)
     columns = [stored.batch(positions, 0)[0]]
     for epoch in range(epochs):

@@ -71,18 +71,19 @@ def pareto(result: dict[str, Any], path: Path) -> None:
         ("zipped TFLite file, KB", [row["zip_bytes"] / 1e3 for row in rows]),
         ("latency of one image, ms (median)", [row["latency_ms"]["p50"] for row in rows]),
     )
-    top1 = [100 * row["top1"] for row in rows]
+    score = result["score"]
+    scores = [100 * row[score["key"]] for row in rows]
     for axes, (title, values) in zip(panels, costs, strict=True):
-        for i, (row, x, y) in enumerate(zip(rows, values, top1, strict=True)):
+        for i, (row, x, y) in enumerate(zip(rows, values, scores, strict=True)):
             name = f"{row['name']}, {row['precision']}"
             axes.scatter(x, y, s=60, c=f"C{i}", marker="os^Dv"[i // 10 % 5], label=name, zorder=2)
-        front = _front(list(zip(values, top1, strict=True)))
+        front = _front(list(zip(values, scores, strict=True)))
         axes.plot(*zip(*front, strict=True), color="#888888", drawstyle="steps-post", zorder=1)
         axes.set_xlabel(title)
         axes.set_xlim(left=0)
         axes.margins(0.15)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"top-1 of {result['examples']} test images, %")
+    panels[0].set_ylabel(f"{score['title']} of {result['examples']} test images, %")
     names = panels[0].get_legend_handles_labels()
     figure.legend(*names, loc="outside lower center", ncols=2, frameon=False)
     with files.new_file(path) as partial:

@@ -12,25 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from cnnbench.errors import printable
+from cnnbench.tasks.task import Task
 
-# Classes beyond so many are in eval.json alone.
-MAX_CLASSES = 20
 # Layers beyond so many are in explain.json alone.
 MAX_LAYERS = 20
 
 
-def evaluation(result: dict[str, Any]) -> Any:
-    """What `eval` found."""
+def evaluation(result: dict[str, Any], task: Task) -> Any:
+    """What `eval` found, of a network of a task."""
     latency = result["latency_ms"]
     rows = [
         ("run", result["run"]),
         *([("artifact", result["artifact"])] if "artifact" in result else []),
         ("split", f"{result['split']}, {result['examples']} examples"),
-        ("top-1", f"{result['top1']:.4f}{_augmented(result)}"),
-        ("top-5", f"{result['top5']:.4f}"),
-        ("loss", f"{result['loss']:.4f}"),
-        ("negative log-likelihood", f"{result['nll']:.4f}"),
-        ("calibration error", f"{result['ece']:.4f}"),
+        *task.evaluation_rows(result),
         ("parameters", f"{result['params']:,}"),
         ("MACs an image", f"{result['macs']:,}"),
         ("throughput", _throughput(result)),
@@ -40,28 +35,12 @@ def evaluation(result: dict[str, Any]) -> Any:
     if result["skipped_images"]:
         rows.append(("skipped images", ", ".join(result["skipped_images"])))
     if target := result["target"]:
-        found = f"{target['top1']:.4f}: {verdict(target)}"
+        found = f"{target[task.score.key]:.4f}: {verdict(target)}"
         rows.append(("target", f"{found}; {target['source']}"))
     parts = [facts(dict(rows))]
     if robust := result.get("robust"):
-        parts += _robustness(robust)
-    if len(result["per_class"]) <= MAX_CLASSES:
-        parts.append(
-            _table(
-                ("class", "examples", "top-1"),
-                [
-                    (row["class"], row["examples"], _share(row["top1"]))
-                    for row in result["per_class"]
-                ],
-            )
-        )
-        names = [f"{i} {row['class']}" for i, row in enumerate(result["per_class"])]
-        parts.append(
-            _table(
-                ("true \\ predicted", *map(str, range(len(names)))),
-                [(name, *row) for name, row in zip(names, result["confusion"], strict=True)],
-            )
-        )
+        parts += _robustness(robust, task)
+    parts += [_table(columns, lines) for columns, lines in task.evaluation_tables(result)]
     return Group(*parts)
 
 
@@ -75,48 +54,34 @@ def verdict(target: dict[str, Any]) -> str:
     return f"reached, {difference:.4f} above"
 
 
-def exports(result: dict[str, Any]) -> Any:
-    """What `export` wrote and how it was proven."""
-    columns = (
-        "format",
-        "precision",
-        "size",
-        "top-1",
-        "Keras top-1",
-        "agreement",
-        "logit diff",
-        "p50",
-        "images/s",
-        "memory",
-    )
-    rows, paths = [], []
+def exports(result: dict[str, Any], task: Task) -> Any:
+    """What `export` wrote and how it was verified."""
+    lines, paths = [], []
     parts: list[Any] = []
     for row in result["rows"]:
-        cells = [row["format"], row["precision"]]
+        name = [("format", row["format"]), ("precision", row["precision"])]
+        cells = [*name, ("size", _megabytes(row["size_bytes"]) if "path" in row else "")]
         if "path" in row:
-            paths.append((*cells, row["path"]))
-            cells.append(_megabytes(row["size_bytes"]))
-        else:
-            cells.append("")
-        if "agreement" in row:
-            difference = row["max_abs_logit_diff"]
+            paths.append((row["format"], row["precision"], row["path"]))
+        if "latency_ms" in row:
+            best = row.get("best_batch")
+            cells += task.verification_cells(row)
             cells += [
-                f"{row['top1']:.4f}",
-                f"{row['reference_top1']:.4f}",
-                f"{row['agreement']:.2%} of {row['examples']}",
-                "NaN" if difference is None else f"{difference:.2g}",
-                f"{row['latency_ms']['p50']:.2f} ms",
-                f"{row['best_batch']['images_per_s']:.0f}" if row.get("best_batch") else "",
-                f"{row['peak_memory_mb']:.0f} MB",
+                ("p50", f"{row['latency_ms']['p50']:.2f} ms"),
+                ("images/s", f"{best['images_per_s']:.0f}" if best else ""),
+                ("memory", f"{row['peak_memory_mb']:.0f} MB"),
             ]
         else:
-            cells += ["failed" if "error" in row else "not verified"] + [""] * 6
-        rows.append(cells)
+            cells.append(("verified", "failed" if "error" in row else "no"))
+        lines.append(dict(cells))
         if "error" in row:
             parts.append(Text(f"{row['format']} {row['precision']}: {row['error']}"))
         if layers := row.get("layers"):
             parts.append(_layers(layers))
-    return Group(_table(columns, rows), *parts, _table(("format", "precision", "where"), paths))
+    columns = list(dict.fromkeys(title for line in lines for title in line))
+    cells_of = [[line.get(title, "") for title in columns] for line in lines]
+    where = _table(("format", "precision", "where"), paths)
+    return Group(_table(columns, cells_of), *parts, where)
 
 
 def _layers(layers: Sequence[dict[str, Any]]) -> Table:
@@ -135,14 +100,16 @@ def _layers(layers: Sequence[dict[str, Any]]) -> Table:
 
 def comparison(result: dict[str, Any]) -> Any:
     """What networks cost and reach, a line each."""
+    score = result["score"]
     columns = (
-        "network", "precision", "top-1", "params", "MACs", "zeros", "size", "zip", "p50", "best",
+        "network", "precision", score["title"], "params", "MACs", "zeros", "size", "zip", "p50",
+        "best",
     )  # fmt: skip
     rows = [
         (
             row["name"],
             row["precision"],
-            f"{row['top1']:.4f}",
+            f"{row[score['key']]:.4f}",
             f"{row['params']:,}",
             f"{row['macs']:,}",
             f"{row['sparsity']:.1%}",
@@ -153,20 +120,18 @@ def comparison(result: dict[str, Any]) -> Any:
         )
         for row in result["rows"]
     ]
-    note = f"top-1 of TFLite files on at most {result['examples']} test images"
+    note = f"{score['title']} of TFLite files on at most {result['examples']} test images"
     return Group(_table(columns, rows), note)
 
 
-def predictions(result: dict[str, Any]) -> Any:
-    """The likeliest classes of each image."""
-    return _table(
-        ("file", "class", "probability"),
-        [
-            (row["file"] if i == 0 else "", likely["class"], f"{likely['probability']:.4f}")
-            for row in result["images"]
-            for i, likely in enumerate(row["top"])
-        ],
-    )
+def predictions(result: dict[str, Any], task: Task) -> Any:
+    """What a network says of each image."""
+    lines = [
+        {"file": row["file"] if i == 0 else "", **dict(cells)}
+        for row in result["images"]
+        for i, cells in enumerate(task.prediction_cells(row))
+    ]
+    return _table(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def model(result: dict[str, Any]) -> Any:
@@ -276,15 +241,13 @@ def _throughput(result: dict[str, Any]) -> str:
     return f"{speed:.0f} images/s in batches of {result['batch_size']}"
 
 
-def _augmented(result: dict[str, Any]) -> str:
-    if result["tta"] == "none":
-        return ""
-    return f" with {result['tta']}, {result['top1_without_tta']:.4f} without"
-
-
-def _robustness(robust: dict[str, Any]) -> list[Any]:
+def _robustness(robust: dict[str, Any], task: Task) -> list[Any]:
     rows = [
-        (name.replace("_", " "), *(f"{top1:.4f}" for top1 in each), f"{sum(each) / len(each):.4f}")
+        (
+            name.replace("_", " "),
+            *(f"{score:.4f}" for score in each),
+            f"{sum(each) / len(each):.4f}",
+        )
         for name, each in robust["corruptions"].items()
     ]
     about = {
@@ -293,12 +256,8 @@ def _robustness(robust: dict[str, Any]) -> list[Any]:
         "mean corruption error": f"{robust['mean_corruption_error']:.4f}",
         "note": "; ".join(robust["notes"]),
     }
-    return [_table(("top-1 by severity", *"12345", "mean"), rows), facts(about)]
+    return [_table((f"{task.score.title} by severity", *"12345", "mean"), rows), facts(about)]
 
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

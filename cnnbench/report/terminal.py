@@ -19,6 +19,7 @@ from rich.progress import (
 
 from cnnbench.errors import printable
 from cnnbench.runs.run import Run
+from cnnbench.tasks.task import Score
 
 
 @contextmanager
@@ -68,9 +69,11 @@ class Terminal:
     def __init__(self, console: Console, bar: Progress):
         self._console, self._bar = console, bar
         self._task: TaskID | None = None
+        self._score = Score("", "")
 
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
         """Says where the run is and begins the bar."""
+        self._score = run.recipe.task.score
         self._console.print(f"run: {_safe(str(run.path))}, {steps} steps", highlight=False)
         for note in notes:
             self.noted(note)
@@ -82,10 +85,10 @@ class Terminal:
         """Prints it."""
         self._console.print(_safe(text), highlight=False, soft_wrap=True)
 
-    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+    def progressed(self, step: int, loss: float, score: float, images_per_s: float) -> None:
         """Moves the bar."""
         assert self._task is not None
-        state = f"loss {loss:.3f}  top-1 {top1:.3f}  {images_per_s:.0f} img/s"
+        state = f"loss {loss:.3f}  {self._score.title} {score:.3f}  {images_per_s:.0f} img/s"
         self._bar.update(self._task, completed=step, state=state)
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
@@ -93,7 +96,7 @@ class Terminal:
         line = f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['lr']:.4g}"
         for split in ("train", "validation"):
             if split in row:
-                loss, top1 = row[split]["loss"], row[split]["top1"]
-                line += f"  {split}: loss {loss:.4f} top-1 {top1:.4f}"
+                loss, score = row[split]["loss"], row[split][self._score.key]
+                line += f"  {split}: loss {loss:.4f} {self._score.title} {score:.4f}"
         line += f"  {row['throughput_images_per_s']:.0f} img/s  {row['seconds']:.0f} s"
         self._console.print(line, highlight=False, soft_wrap=True)

@@ -18,30 +18,32 @@ from cnnbench.models.build import build_model, without_auxiliary
 from cnnbench.registry.kinds import ModelSpec
 from cnnbench.runs import checkpoint, variables
 from cnnbench.runs.run import Run
-from cnnbench.tasks.classification import probabilities
+from cnnbench.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Network:
     """A float32 model with everything that stands before and behind it.
 
-    model: normalised images to logits.
+    model: normalised images to the task's answers.
     preprocess: uint8 pixels to normalised images.
-    classes: names in the order of the logits.
-    loss: the loss it was trained with, which says what its logits mean.
+    task: what it is for.
+    classes: the names of the data set's classes.
+    loss: the name of the loss that it was trained with, which says what its answers mean.
     pixel_shape: (height, width, channels) of the images it takes, as they are stored.
     short_side: pixels that the short side of other images is scaled to before the centre crop.
     """
 
     model: Any
     preprocess: Preprocess
+    task: Task
     classes: tuple[str, ...]
     loss: str
     pixel_shape: tuple[int, int, int]
     short_side: int
 
     def __call__(self, images: Any) -> dict[str, Any]:
-        """Returns (batch, classes) "probabilities" and "logits", float32.
+        """Returns the named outputs of the task, float32.
 
         Args:
             images: (batch, *pixel_shape) uint8, or float in 0-255.
@@ -50,8 +52,15 @@ class Network:
 
     def of_normalised(self, images: Any) -> dict[str, Any]:
         """Returns what a call does, of images that are preprocessed already."""
-        logits = tf.cast(self.model(images, training=False), tf.float32)
-        return {"probabilities": probabilities(logits, self.loss), "logits": logits}
+        return self.task.serve(self._answer(images), self.loss)
+
+    def answer(self, images: Any) -> Any:
+        """Returns the model's own output, float32, of pixels."""
+        return self._answer(self.preprocess(images))
+
+    def _answer(self, images: Any) -> Any:
+        outputs = self.model(images, training=False)
+        return tf.nest.map_structure(lambda each: tf.cast(each, tf.float32), outputs)
 
 
 def restore(run: Run, *, weights: str = "best") -> Network:
@@ -71,7 +80,7 @@ def restore(run: Run, *, weights: str = "best") -> Network:
 
 
 def build(
-    model: ModelSpec, shape: tuple[int, int, int], classes: int, architecture: Sequence[Record]
+    model: ModelSpec, shape: tuple[int, int, int], head_size: int, architecture: Sequence[Record]
 ) -> Any:
     """Builds the model of a recipe as the stages of its compression made it, without their values.
 
@@ -80,10 +89,10 @@ def build(
     Args:
         model: what the recipe names.
         shape: (height, width, channels) of the images.
-        classes: how many logits.
+        head_size: how many values it gives for each image.
         architecture: the records of the stages.
     """
-    return rebuild(build_model(model, shape, classes, auxiliary=not architecture), architecture)
+    return rebuild(build_model(model, shape, head_size, auxiliary=not architecture), architecture)
 
 
 def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int]) -> Network:
@@ -102,8 +111,9 @@ def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int])
         found = _network(run, model_of(run))
     where = str(run.path)
     if found.classes != tuple(classes):
-        what = f"the teacher knows {len(found.classes)} other classes"
-        raise UsageError(what, where=where, allowed=f"the {len(classes)} classes of the data")
+        raise UsageError(
+            "the teacher was trained on other classes", where=where, allowed="those of the data"
+        )
     if found.pixel_shape != pixel_shape:
         what = f"the teacher takes images of {found.pixel_shape}"
         raise UsageError(what, where=where, allowed=f"images of {pixel_shape}")
@@ -124,7 +134,8 @@ def model_of(run: Run, saved: checkpoint.Checkpoint | None = None) -> Any:
     data = run.data()
     height, width, channels = data.input_shape
     shape = (height, width, channels)
-    model = build(run.recipe.model, shape, len(data.classes), run.architecture())
+    head_size = run.recipe.task.head_size(data.classes)
+    model = build(run.recipe.model, shape, head_size, run.architecture())
     named = variables.variables_by_name("model", model.variables)
     variables.assign(named, variables.kept_weights(saved.arrays), run.path)
     return model
@@ -136,8 +147,15 @@ def _network(run: Run, model: Any) -> Network:
     prepare = Preprocess(data.color, tuple(data.mean), tuple(data.std))
     short = short_side(run.recipe.data, (height, width))
     pixels = (height, width, data.stored_channels)
-    classes, loss = tuple(data.classes), run.recipe.loss.name
-    return Network(without_auxiliary(model), prepare, classes, loss, pixels, short)
+    return Network(
+        without_auxiliary(model),
+        prepare,
+        run.recipe.task,
+        tuple(data.classes),
+        run.recipe.loss.name,
+        pixels,
+        short,
+    )
 
 
 def open_data(run: Run, access: Access) -> Dataset:

@@ -1,71 +1,275 @@
-"""Classification: losses, and the sums that its metrics are made of."""
+"""Classification: each image has one class of several."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from cnnbench.backend.lazy import tf
-from cnnbench.errors import VerificationError
-from cnnbench.registry.kinds import LOSSES
+from cnnbench.backend.lazy import keras, tf
+from cnnbench.errors import DataError, UsageError, VerificationError
+from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS, kind_of
+from cnnbench.registry.registry import Spec
+from cnnbench.tasks import agreement
+from cnnbench.tasks.metrics import (
+    calibration_error,
+    confusion,
+    first_in_top_k,
+    in_top_k,
+    per_class,
+)
+from cnnbench.tasks.task import Outputs, Row, Score, Task
 
-Smoothing = Annotated[float, Field(ge=0, lt=1)]
+# Classes beyond this number are in eval.json alone.
+MAX_CLASSES_SHOWN = 20
+# Probabilities below it count as it: the negative log-likelihood of an image is at most 69 nats.
+LEAST_PROBABILITY = 1e-30
+# Images on which the probabilities of a file are compared with those of its logits.
+PROBABILITY_EXAMPLES = 32
 
 
-@LOSSES.register("cross_entropy", probabilities="softmax")
-def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
-    """Softmax cross-entropy; smoothing after Szegedy et al. 2016, section 7.
+@TASKS.register("classification")
+class Classification(Task):
+    """One class for each image.
 
-    Args:
-        logits: (batch, classes) float32.
-        labels: (batch, classes) float32, rows that sum to 1.
-        label_smoothing: share of the label that is spread evenly over all classes.
-
-    Returns:
-        (batch,) float32, in nats.
+    Targets are (batch,) int32 labels or, where images are mixed, (batch, classes) float32 shares.
+    Answers are (batch, classes) float32 logits.
     """
-    return tf.nn.softmax_cross_entropy_with_logits(_smooth(labels, label_smoothing), logits)
 
+    name = "classification"
+    score = Score("top1", "top-1")
+    default_loss = "cross_entropy"
+    stand_in = "synthetic"
+    primary = "logits"
 
-@LOSSES.register("mean_squared_error", probabilities="softmax")
-def mean_squared_error(logits: Any, labels: Any) -> Any:
-    """Squared difference of softmax probabilities and labels, summed over classes (Brier 1950).
+    def head_size(self, classes: Sequence[str]) -> int:
+        """Returns the number of classes."""
+        return len(classes)
 
-    Args and Returns: as for cross_entropy.
-    """
-    return tf.reduce_sum(tf.math.squared_difference(tf.nn.softmax(logits), labels), axis=-1)
+    def expected_head_size(self, data: Spec, model: Spec | None = None) -> int | None:
+        """Returns the number of classes that is known of the data set, or that the recipe says."""
+        known = DATASETS.get(data.name).facts.get("classes") or getattr(data, "classes", None)
+        if known is None and model is not None:
+            known = MODELS.get(model.name).facts["native_classes"]
+        return known
 
+    def check_head_size(self, model: str, size: int) -> None:
+        """Raises a UsageError for fewer than two classes."""
+        if size < 2:
+            raise UsageError(f"model {model!r} with {size} classes", allowed="at least 2")
 
-@LOSSES.register("binary_cross_entropy", probabilities="sigmoid")
-def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
-    """Log loss of each class by itself, mean over classes (Wightman et al. 2021).
+    def check_data(self, data: Spec, dataset: Any) -> None:
+        """Raises a DataError if there are not as many classes as the recipe says."""
+        expected, found = getattr(data, "classes", None), len(dataset.classes)
+        if expected and expected != found:
+            raise DataError(f"data.classes is {expected}, but {dataset.name} has {found} classes")
 
-    Args and Returns: as for cross_entropy.
-    """
-    labels = _smooth(labels, label_smoothing)
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-    return tf.reduce_mean(losses, axis=-1)
+    def stand_in_data(self, data: Spec, model: Spec | None, **options: Any) -> Spec:
+        """Returns made-up data of as many classes as the recipe's have, if that is known."""
+        classes = self.expected_head_size(data, model)
+        return super().stand_in_data(data, model, classes=classes, **options)
 
+    def mixable(self, targets: Any, head_size: int) -> Any:
+        """Returns (batch, classes) float32 shares of the classes."""
+        return tf.one_hot(targets, head_size)
 
-@LOSSES.register("focal", probabilities="sigmoid", hard_labels=True)
-def focal(
-    logits: Any,
-    labels: Any,
-    *,
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
-    gamma: Annotated[float, Field(ge=0)] = 2.0,
-) -> Any:
-    """Log loss that looks away from what is already right (Lin et al. 2017, equation 5).
+    def losses(self, loss: Spec, answer: Any, targets: Any) -> Any:
+        """Returns the loss of each image, (batch,) float32, in nats."""
+        shares = targets if _is_mixed(targets) else tf.one_hot(targets, answer.shape[-1])
+        return LOSSES.build(loss, answer, shares)
 
-    Args and Returns: as for cross_entropy; the sum over classes.
-    """
-    import keras_cv  # archived, and slow to import: used for this alone, behind this function
+    def hits(self, answer: Any, targets: Any) -> Any:
+        """Tells, (batch,) bool, whether the class with the largest share has the highest logit."""
+        return in_top_k(answer, tf.argmax(targets, 1) if _is_mixed(targets) else targets, 1)
 
-    loss = keras_cv.losses.FocalLoss(alpha, gamma, from_logits=True, reduction="none")
-    return loss(labels, logits)
+    def distillation_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
+        """Returns temperature**2 * KL(teacher, student) of each image, (batch,) float32, in nats.
+
+        Hinton et al. 2015, section 2: the gradients' size does not depend on the temperature.
+        """
+        soft = tf.nn.softmax(teacher / temperature)
+        gap = tf.nn.log_softmax(teacher / temperature) - tf.nn.log_softmax(student / temperature)
+        return temperature**2 * tf.reduce_sum(soft * gap, axis=-1)
+
+    def keras_loss(self) -> tuple[Any, list[str]]:
+        """Returns Keras's cross-entropy of logits, and its accuracy."""
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
+
+    def serve(self, answer: Any, loss: str) -> dict[str, Any]:
+        """Returns (batch, classes) float32 "probabilities" and "logits"."""
+        return {"probabilities": probabilities(answer, loss), "logits": answer}
+
+    def keras_layers(self, answer: Any, loss: str) -> dict[str, Any]:
+        """Returns "logits" and "probabilities", those by an activation layer."""
+        function = LOSSES.get(loss).facts["probabilities"]
+        shares = keras.layers.Activation(function, name="probabilities")(answer)
+        return {"logits": answer, "probabilities": shares}
+
+    def read(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns "logits", and "probabilities" if the file has both.
+
+        Of a file with probabilities alone, the logits are their logarithms. An output of another
+        name is taken for the one or the other by its values.
+        """
+        if "logits" in outputs:
+            return dict(outputs)
+        if "probabilities" in outputs:
+            return {"logits": _logarithm(outputs["probabilities"])}
+        (values,) = super().read(outputs).values()
+        are_shares = (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=2e-2)
+        return {"logits": _logarithm(values) if are_shares else values}
+
+    def output_of_operation(self, operation: str) -> str:
+        """Returns "probabilities" for the operations that make them of logits."""
+        return "probabilities" if operation in ("SOFTMAX", "LOGISTIC") else "logits"
+
+    def predictions(
+        self, outputs: Mapping[str, np.ndarray], classes: Sequence[str], top: int
+    ) -> list[dict[str, Any]]:
+        """Returns for each image "top": {"class", "probability"} from the likeliest class down."""
+        rows = []
+        for shares in outputs["probabilities"]:
+            order = np.argsort(-shares, kind="stable")[:top]
+            likeliest = [{"class": classes[i], "probability": float(shares[i])} for i in order]
+            rows.append({"top": likeliest})
+        return rows
+
+    def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
+        """Returns "loss", "nll", "top1", "top5" and "probabilities" of each image."""
+        logits = outputs["logits"]
+        shares = probabilities(logits, loss.name)
+        own = tf.gather(shares, targets, batch_dims=1)
+        return {
+            "loss": self.losses(loss, logits, targets),
+            "nll": -tf.math.log(tf.maximum(own, LEAST_PROBABILITY)),
+            "top1": in_top_k(logits, targets, 1),
+            "top5": in_top_k(logits, targets, min(5, logits.shape[-1])),
+            "probabilities": shares,
+        }
+
+    def measures_of_file(
+        self, loss: Spec, outputs: Mapping[str, np.ndarray], targets: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the measures of logits among which the first of equal ones wins, as on a device.
+
+        Integers are often equal.
+        """
+        found = super().measures_of_file(loss, outputs, targets)
+        logits = outputs["logits"]
+        return found | {f"top{k}": first_in_top_k(logits, targets, k) for k in (1, 5)}
+
+    def summary(
+        self, measured: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]
+    ) -> dict[str, Any]:
+        """Returns accuracy, loss and calibration, and what was named for which class."""
+        matrix = confusion(measured["probabilities"].argmax(axis=1), targets, len(classes))
+        return {
+            "loss": float(measured["loss"].mean(dtype=np.float64)),
+            "top1": float(measured["top1"].mean()),
+            "top5": float(measured["top5"].mean()),
+            "nll": float(measured["nll"].mean(dtype=np.float64)),
+            "ece": calibration_error(measured["probabilities"], targets),
+            "per_class": per_class(classes, matrix),
+            "confusion": matrix.tolist(),
+        }
+
+    def tolerance(self, precision: str) -> float:
+        """Returns the share of images that may be named otherwise or, with integers, wrongly."""
+        return agreement.tolerance(precision)
+
+    def agreement(
+        self,
+        reference: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+        targets: np.ndarray,
+        loss: str,
+    ) -> dict[str, Any]:
+        """Compares logits, the classes they name, and probabilities with those of the logits."""
+        row = agreement.compare_logits(reference["logits"], outputs["logits"], targets)
+        if "probabilities" in outputs:
+            some = slice(PROBABILITY_EXAMPLES)
+            expected = probabilities(outputs["logits"][some], loss).numpy()
+            gap = float(np.abs(outputs["probabilities"][some] - expected).max())
+            row["max_abs_probability_diff"] = gap if np.isfinite(gap) else None
+        return row
+
+    def passes(self, row: Mapping[str, Any], precision: str) -> bool:
+        """Tells whether classes, logits and probabilities are within their bounds."""
+        return agreement.passes(row, precision)
+
+    def refusal(
+        self, row: Mapping[str, Any], folder: Path, remedy: str | None = None
+    ) -> VerificationError:
+        """Returns the error for a file that names other classes or has other logits."""
+        return agreement.refusal(row, folder, remedy)
+
+    def problems(self, recipe: Any) -> Iterator[tuple[str, str, str | None]]:
+        """Yields a wrong number of classes, and mixed images for a loss of hard labels."""
+        known = DATASETS.get(recipe.data.name).facts.get("classes")
+        if known and recipe.data.classes and known != recipe.data.classes:
+            allowed = f"{recipe.data.name} has {known} classes"
+            yield "data.classes", f"{recipe.data.classes}", allowed
+        if not LOSSES.get(recipe.loss.name).facts.get("hard_labels"):
+            return
+        for i, spec in enumerate(recipe.augment):
+            if kind_of(spec) == "mix":
+                loss = recipe.loss.name
+                what = f"{spec.name} makes shares of classes, which loss {loss} cannot take"
+                soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
+                yield f"augment.{i}", what, f"loss {' or '.join(soft)}"
+
+    def evaluation_rows(self, result: Mapping[str, Any]) -> list[Row]:
+        """Returns accuracy, with and without test-time augmentation, loss and calibration."""
+        augmented = ""
+        if result["tta"] != "none":
+            augmented = f" with {result['tta']}, {result['top1_without_tta']:.4f} without"
+        return [
+            ("top-1", f"{result['top1']:.4f}{augmented}"),
+            ("top-5", f"{result['top5']:.4f}"),
+            ("loss", f"{result['loss']:.4f}"),
+            ("negative log-likelihood", f"{result['nll']:.4f}"),
+            ("calibration error", f"{result['ece']:.4f}"),
+        ]
+
+    def evaluation_tables(
+        self, result: Mapping[str, Any]
+    ) -> list[tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        """Returns the accuracy of each class and the confusion matrix, if there are few classes."""
+        rows = result["per_class"]
+        if len(rows) > MAX_CLASSES_SHOWN:
+            return []
+        shares = ["" if row["top1"] is None else f"{row['top1']:.4f}" for row in rows]
+        classes = [
+            (row["class"], row["examples"], share) for row, share in zip(rows, shares, strict=True)
+        ]
+        named = [
+            (f"{i} {row['class']}", *counts)
+            for i, (row, counts) in enumerate(zip(rows, result["confusion"], strict=True))
+        ]
+        numbers = [str(i) for i in range(len(rows))]
+        return [
+            (("class", "examples", "top-1"), classes),
+            (("true \\ predicted", *numbers), named),
+        ]
+
+    def verification_cells(self, row: Mapping[str, Any]) -> list[Row]:
+        """Returns the accuracy of the file and of the network, and how far they are apart."""
+        difference = row["max_abs_logit_diff"]
+        return [
+            ("top-1", f"{row['top1']:.4f}"),
+            ("Keras top-1", f"{row['reference_top1']:.4f}"),
+            ("agreement", f"{row['agreement']:.2%} of {row['examples']}"),
+            ("logit diff", "NaN" if difference is None else f"{difference:.2g}"),
+        ]
+
+    def prediction_cells(self, row: Mapping[str, Any]) -> list[list[Row]]:
+        """Returns a line for each of the likeliest classes."""
+        return [
+            [("class", likely["class"]), ("probability", f"{likely['probability']:.4f}")]
+            for likely in row["top"]
+        ]
 
 
 def probabilities(logits: Any, loss: str) -> Any:
@@ -73,191 +277,10 @@ def probabilities(logits: Any, loss: str) -> Any:
     return getattr(tf.nn, LOSSES.get(loss).facts["probabilities"])(logits)
 
 
-def in_top_k(logits: Any, labels: Any, k: int) -> Any:
-    """Tells, (batch,) bool, whether fewer than k classes score at least as high as the label.
-
-    A tie counts against the network, so that constant or NaN logits are never right.
-    """
-    own = tf.gather(logits, labels, batch_dims=1)[:, None]
-    as_high = tf.reduce_sum(tf.cast(tf.logical_not(logits < own), tf.int32), axis=-1)
-    return tf.logical_and(as_high <= k, tf.math.is_finite(own[:, 0]))
+def _is_mixed(targets: Any) -> bool:
+    """Tells shares of classes from labels."""
+    return bool(tf.as_dtype(targets.dtype).is_floating)
 
 
-def first_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Tells, (batch,) bool, whether the label is among the k classes that a device would name.
-
-    Of equal logits, which integers often are, the first goes first, as argmax has it. A row that is
-    not finite is never right.
-    """
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return (order == labels[:, None]).any(axis=1) & np.isfinite(logits).all(axis=1)
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error of the top class (Guo et al. 2017, equation 3), 0-1.
-
-    Args:
-        probabilities: (examples, classes).
-        labels: (examples,).
-        bins: intervals of equal width that confidence is sorted into.
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, right - confidence, bins)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Returns (classes, classes) counts: rows are true classes, columns predicted ones."""
-    pairs = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return pairs.reshape(classes, classes)
-
-
-def _smooth(labels: Any, share: float) -> Any:
-    classes = labels.shape[-1]
-    return labels * (1 - share) + share / classes if share else labels
-
-
-def _scores(logits: Any, labels: Any, recipe: Any) -> dict[str, Any]:
-    """Returns what each example scores, of (batch, classes) logits and (batch,) labels."""
-    classes = logits.shape[-1]
-    shares = probabilities(logits, recipe.loss.name)
-    own = tf.gather(shares, labels, batch_dims=1)
-    return {
-        "loss": LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes)),
-        "nll": -tf.math.log(tf.maximum(own, 1e-30)),
-        "top1": in_top_k(logits, labels, 1),
-        "top5": in_top_k(logits, labels, min(5, classes)),
-        "probabilities": shares,
-    }
-
-
-def _per_class(classes: tuple[str, ...], matrix: np.ndarray) -> list[dict[str, Any]]:
-    """Returns each class's name, examples, and share of them that is right (None without any)."""
-    counts = matrix.sum(axis=1).tolist()
-    return [
-        {"class": name, "examples": count, "top1": float(right) / count if count else None}
-        for name, count, right in zip(classes, counts, matrix.diagonal(), strict=True)
-    ]
-
-
-# A float artifact may name another class for so many of the images,
-MAX_DISAGREEMENT = {"float32": 0.001, "float16": 0.005}
-
-
-# one with integers may be right on so many fewer,
-MAX_DROP = 0.01
-
-
-# and no logit of a float32 one differs by more than this share of the largest.
-MAX_LOGIT_DIFFERENCE = 1e-2
-
-
-# Those of the others may, of the median image, be off by so much of their length.
-MAX_RELATIVE_ERROR = 0.5
-
-
-# Its probabilities are those of its logits, but for the step of an integer between them; and they
-# are asked for of so many images.
-MAX_PROBABILITY_DIFFERENCE = 0.02
-
-
-def compare(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Compares the answers of an artifact with those of the network.
-
-    Args:
-        reference: (images, classes), finite.
-        logits: (images, classes) of the artifact.
-        labels: (images,) the true classes.
-
-    Returns:
-        Shares of the images, and differences of logits, None where any is not finite;
-        "relative_logit_error" is, of the median image, the length of the difference of the logits
-        over that of the logits: a few images whose logits are far larger than others' say nothing
-        of the rest.
-    """
-    difference = np.abs(reference - logits)
-    is_finite = bool(np.isfinite(difference).all())
-    same = first_in_top_k(logits, reference.argmax(axis=1), 1)
-    return {
-        "examples": len(labels),
-        "top1": float(first_in_top_k(logits, labels, 1).mean()),
-        "top5": float(first_in_top_k(logits, labels, 5).mean()),
-        "reference_top1": float(first_in_top_k(reference, labels, 1).mean()),
-        "reference_top5": float(first_in_top_k(reference, labels, 5).mean()),
-        "agreement": float(same.mean()),
-        "max_abs_logit_diff": float(difference.max()) if is_finite else None,
-        "mean_abs_logit_diff": float(difference.mean()) if is_finite else None,
-        "relative_logit_error": _relative_error(difference, reference) if is_finite else None,
-        "max_abs_logit": float(np.abs(reference).max()),
-    }
-
-
-def passes(row: dict[str, Any], precision: str) -> bool:
-    """Tells whether what `compare` found is within row["tolerance"]."""
-    if row["max_abs_logit_diff"] is None:
-        return False
-    if not _has_own_probabilities(row):
-        return False
-    if precision != "float32" and row["relative_logit_error"] > MAX_RELATIVE_ERROR:
-        return False
-    if precision not in MAX_DISAGREEMENT:
-        return row["reference_top1"] - row["top1"] <= row["tolerance"] + 1e-9
-    bound = MAX_LOGIT_DIFFERENCE * row["max_abs_logit"]
-    is_near = precision != "float32" or row["max_abs_logit_diff"] <= bound
-    return is_near and 1 - row["agreement"] <= row["tolerance"] + 1e-9
-
-
-def refusal(row: dict[str, Any], folder: Path, remedy: str | None = None) -> VerificationError:
-    """Returns the error for a row that did not pass.
-
-    Args:
-        row: of verify.json.
-        folder: where the artifact is.
-        remedy: options to try where its answers are too far from the network's.
-    """
-    name = f"{row['format']} {row['precision']}"
-    if "error" in row:
-        return VerificationError(f"{name} does not run: {row['error']}", where=str(folder))
-    share = row["tolerance"]
-    if row["precision"] in MAX_DISAGREEMENT:
-        allowed = f"at least {1 - share:.2%}"
-    else:
-        allowed = f"a top-1 at most {share:.2%} below"
-    if row["precision"] == "float32":
-        allowed += f", and {MAX_LOGIT_DIFFERENCE:.0%} of the largest logit"
-    else:
-        allowed += f", and a relative error of the logits of {MAX_RELATIVE_ERROR:g}"
-    difference = row["max_abs_logit_diff"]
-    if difference is not None and not _has_own_probabilities(row):
-        return VerificationError(
-            f"{name}: the probabilities are not those of the logits: "
-            f"the largest difference is {row['max_abs_probability_diff'] or 'NaN'}",
-            where=str(folder),
-            allowed=f"at most {MAX_PROBABILITY_DIFFERENCE}",
-        )
-    return VerificationError(
-        f"{name} agrees with Keras on {row['agreement']:.2%} of {row['examples']} images; "
-        f"top-1 {row['top1']:.4f}, Keras {row['reference_top1']:.4f}; "
-        "largest difference of a logit: "
-        + ("NaN or infinite" if difference is None else f"{difference:.3g}")
-        + f", largest logit {row['max_abs_logit']:.3g}"
-        + ("" if difference is None else f", relative error {row['relative_logit_error']:.3g}"),
-        where=str(folder),
-        allowed=allowed + (f"; try {remedy}" if remedy and difference is not None else ""),
-    )
-
-
-def _relative_error(difference: np.ndarray, reference: np.ndarray) -> float:
-    lost, whole = (np.linalg.norm(x.astype(np.float64), axis=1) for x in (difference, reference))
-    return float(np.median(lost / np.maximum(whole, 1e-30)))
-
-
-def _has_own_probabilities(row: dict[str, Any]) -> bool:
-    gap = row["max_abs_probability_diff"]
-    return gap is not None and gap <= MAX_PROBABILITY_DIFFERENCE
-
-
-def _tolerance(precision: str) -> float:
-    return MAX_DISAGREEMENT.get(precision, MAX_DROP)
+def _logarithm(shares: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(shares, LEAST_PROBABILITY))

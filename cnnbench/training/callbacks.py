@@ -16,8 +16,8 @@ class Listener(Protocol):
     def noted(self, text: str) -> None:
         """Something happened that a person should know."""
 
-    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
-        """Some steps were done; loss and top1 are means since the epoch began."""
+    def progressed(self, step: int, loss: float, score: float, images_per_s: float) -> None:
+        """Some steps were done; loss and score are means since the epoch began."""
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """An epoch was done; `row` is its line in metrics.jsonl."""
@@ -32,7 +32,7 @@ class Silence:
     def noted(self, text: str) -> None:
         """Says nothing."""
 
-    def progressed(self, step: int, loss: float, top1: float, images_per_s: float) -> None:
+    def progressed(self, step: int, loss: float, score: float, images_per_s: float) -> None:
         """Says nothing."""
 
     def epoch_ended(self, row: dict[str, Any]) -> None:

@@ -59,15 +59,16 @@ def lesson(
     stage: Any = build_stage([spec for spec in recipe.compress if spec.name == "distill"][-1])
     if teacher is not None:
         net = network.teacher(teacher, data.classes, (*shape[:2], data.shape[2]))
-        return Lesson(net.model, net.preprocess, stage)
+        return Lesson(net.model, net.preprocess, stage, net.task)
     preset = presets.PRESETS[name]
-    if preset.classes != len(data.classes):
-        what = f"the teacher {name} knows {preset.classes} other classes"
-        raise UsageError(what, allowed=f"the {len(data.classes)} classes of the data")
+    task = recipe.task
+    if preset.classes != (head_size := task.head_size(data.classes)):
+        what = f"the teacher {name} was trained on {preset.classes} other classes"
+        raise UsageError(what, allowed=f"the {head_size} classes of the data")
     with session.precision("float32"):
-        model = build_model(preset.model, (*shape[:2], len(preset.mean)), len(data.classes))
+        model = build_model(preset.model, (*shape[:2], len(preset.mean)), head_size)
     load.load_published(model, preset.model, presets.download(name), whole=True)
-    return Lesson(model, Preprocess("rgb", preset.mean, preset.std), stage)
+    return Lesson(model, Preprocess("rgb", preset.mean, preset.std), stage, task)
 
 
 def masking(

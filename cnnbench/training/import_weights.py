@@ -51,8 +51,9 @@ def import_weights(
     shape = input_shape(recipe.data, data.shape)
     session.prepare(seed=recipe.seed, deterministic=False)
     with new_run(run_dir, recipe) as run:
+        head_size = recipe.task.head_size(data.classes)
         with session.precision("float32"):
-            model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
+            model = build_model(recipe.model, shape, head_size, auxiliary=True)
         load.start_from(without_auxiliary(model), recipe.model, whole=True)
         begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
         variables = variables_module.variables_by_name("model", model.variables)

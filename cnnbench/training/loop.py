@@ -18,7 +18,8 @@ from cnnbench.runs.checkpoint import Checkpoint
 from cnnbench.runs.run import Run
 from cnnbench.training import writer as writer_module
 from cnnbench.training.callbacks import Listener
-from cnnbench.training.learner import Learner, diverged
+from cnnbench.training.learner import Learner
+from cnnbench.training.state import diverged
 from cnnbench.training.tensorboard import Events
 
 KEPT_CHECKPOINTS = 2
@@ -41,18 +42,15 @@ class Progress:
     learning_rate: dict[str, Any] = field(default_factory=dict)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
-    def judge(
-        self, validation: dict[str, float], early: EarlyStopping | None, *, is_settled: bool = True
-    ) -> bool:
+    def judge(self, score: float, early: EarlyStopping | None, *, is_settled: bool = True) -> bool:
         """Tells whether an epoch is the best so far, and counts those without an improvement.
 
         Args:
-            validation: its loss and top-1.
-            early: by what the recipe stops; None: by top-1, and never.
-            is_settled: whether the weights stay what they are but for training; those that are
-                going to be pruned would be the best.
+            score: of the validation split; higher is better.
+            early: when the recipe stops; None: never.
+            is_settled: whether no more weights are pruned; until then an epoch would be the best
+                because it has more of them.
         """
-        score = -validation["loss"] if early and early.metric == "loss" else validation["top1"]
         margin = early.min_delta if early else 0.0
         if not is_settled:
             self.best_score, self.reference, self.epochs_without = None, None, 0
@@ -70,8 +68,8 @@ class Progress:
         return early is not None and self.epochs_without >= early.patience
 
 
-class _Loop:
-    """The way of a training from its start, or resumption, to its end.
+class Loop:
+    """The epochs of a training, from its start or resumption to its end.
 
     Args:
         learner: what trains.
@@ -168,7 +166,7 @@ class _Loop:
         # Always of one length, so that the steps are traced once.
         rates = np.zeros(per_call, np.float32)
         rates[:count] = [self._rate_of(progress.step + i) for i in range(count)]
-        losses, right, sums = learner.run_steps(iterator, progress.step, rates, count)
+        losses, hits, sums = learner.run_steps(iterator, progress.step, rates, count)
         for what, values in (("the loss", losses), ("a weight", sums)):
             finite = np.isfinite(values)
             if not finite.all():
@@ -178,13 +176,14 @@ class _Loop:
         progress.step += count
         progress.seconds += time.perf_counter() - start
         # One by one, so that the sum does not depend on where a call began.
-        for key, numbers in (("loss", losses), ("top1", right), ("images", [images])):
+        score = learner.task.score.key
+        for key, numbers in (("loss", losses), (score, hits), ("images", [images])):
             progress.sums[key] = sum(map(float, numbers), progress.sums.get(key, 0.0))
         seen = progress.sums["images"]
         self._listener.progressed(
             progress.step,
             progress.sums["loss"] / seen,
-            progress.sums["top1"] / seen,
+            progress.sums[score] / seen,
             seen / progress.seconds,
         )
 
@@ -196,13 +195,13 @@ class _Loop:
         """
         learner, progress = self._learner, self.progress
         with self._writer.counted():
-            arrays = learner.arrays(progress.step)
+            arrays = learner.state.arrays(progress.step)
         seen = progress.sums["images"]
         row: dict[str, Any] = {
             "epoch": len(progress.rows) + 1,
             "step": progress.step,
             "lr": self._rate_of(progress.step - 1),
-            "train": {key: progress.sums[key] / seen for key in ("loss", "top1")},
+            "train": {key: progress.sums[key] / seen for key in ("loss", learner.task.score.key)},
             "throughput_images_per_s": round(seen / progress.seconds, 1),
             "seconds": round(progress.seconds, 2),
         }
@@ -213,7 +212,7 @@ class _Loop:
                 raise diverged(f"the validation loss is not finite at step {progress.step}")
             self._rate.observe(row["validation"]["loss"])
             is_best = progress.judge(
-                row["validation"],
+                self._judged(row["validation"]),
                 self._recipe.train.early_stopping,
                 is_settled=learner.is_settled(progress.step),
             )
@@ -236,10 +235,17 @@ class _Loop:
         folder = self._run.checkpoints / str(self.progress.step)
         self._writer.wait()  # no more than one interval is ever lost
         with self._writer.counted():
-            arrays = self._learner.arrays(self.progress.step)
+            arrays = self._learner.state.arrays(self.progress.step)
             saved = Checkpoint(arrays, asdict(self.progress))
         self._writer.submit(checkpoint.save, folder, saved)
         self._writer.submit(checkpoint.keep_last, folder.parent, KEPT_CHECKPOINTS)
+
+    def _judged(self, validation: dict[str, float]) -> float:
+        """Returns what decides whether an epoch is the best."""
+        early = self._recipe.train.early_stopping
+        if early and early.metric == "loss":
+            return -validation["loss"]
+        return validation[self._learner.task.score.key]
 
     def _rate_of(self, step: int) -> float:
         """Returns the learning rate of a step."""
@@ -248,7 +254,7 @@ class _Loop:
 
 def _restored(learner: Learner, rate: LearningRate, saved: Checkpoint, run: Run) -> Progress:
     """Takes over a checkpoint."""
-    variables.assign(learner.variables(), saved.arrays, run.checkpoints)
+    variables.assign(learner.state.variables(), saved.arrays, run.checkpoints)
     progress = Progress(**saved.state)
     rate.restore(progress.learning_rate)
     return progress

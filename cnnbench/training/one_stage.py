@@ -24,7 +24,7 @@ from cnnbench.training import start as beginning
 from cnnbench.training import writer as writer_module
 from cnnbench.training.callbacks import Listener, Silence
 from cnnbench.training.learner import Learner
-from cnnbench.training.loop import Progress, _Loop, _restored
+from cnnbench.training.loop import Loop, Progress, _restored
 
 
 def train(
@@ -151,7 +151,7 @@ def fit(
     run.write_metrics(progress.rows)
     listener.started(run, learner.total_steps, progress.step, notes)
     with signals.caught() as interrupted, writer_module.Writer() as writer:
-        loop = _Loop(learner, run, rate, listener, writer, interrupted, progress)
+        loop = Loop(learner, run, rate, listener, writer, interrupted, progress)
         loop.train()
         writer.wait()
         share = writer.seconds / (time.perf_counter() - start)

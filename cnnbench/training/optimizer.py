@@ -62,12 +62,13 @@ def _scales(variables: Sequence[Any], train: Train) -> list[Scale]:
         UsageError: a group has no variable.
     """
     found = [next((g for g in train.groups if re.search(g.match, v.path)), None) for v in variables]
-    for group in train.groups:
+    for number, group in enumerate(train.groups):
         if not any(group is each for each in found):
             paths = [variable.path for variable in variables]
             raise UsageError(
-                f"train.groups: {group.match!r} matches no weight that trains, or none that an "
+                f"{group.match!r} matches no weight that trains, or none that an "
                 "earlier group has not",
+                key=f"train.groups.{number}",
                 allowed=f"there are {len(paths)}, such as {', '.join(_spread(paths, 6))}",
             )
     own = [Scale(group.lr_scale, group.weight_decay_scale) if group else Scale() for group in found]

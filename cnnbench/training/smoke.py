@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.errors import MissingDataError, UsageError
@@ -31,7 +32,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         open_dataset(data, Access(access.data_dir, download=False))
     except MissingDataError as error:
         mocked = f"; {data.name} is not at hand: made-up images ({error.what})"
-        data = _mock(data)
+        data = _mock(recipe, data)
     batch = min(data.batch_size, BATCH)
     data = data.model_copy(
         update={
@@ -121,12 +122,15 @@ def _shrunk(recipe: Recipe) -> DataSpec:
     return data.model_copy(update={"image_size": size, "resize_short": short})
 
 
-def _mock(data: DataSpec) -> DataSpec:
-    facts = DATASETS.get(data.name).facts
-    height, width, channels = facts.get("shape", (None, None, 3))
+def _mock(recipe: Recipe, data: DataSpec) -> Any:
+    """Returns made-up data with the options of the recipe's."""
+    height, width, channels = DATASETS.get(data.name).facts.get("shape", (None, None, 3))
     size = data.image_size or SIZE
-    common = data.model_dump(include=set(DataSpec.model_fields) - {"name"})
-    common["classes"] = facts.get("classes") or data.classes
-    return DATASETS.spec(  # type: ignore[return-value]  # its base is DataSpec
-        "synthetic", **common, examples=EXAMPLES, shape=[height or size, width or size, channels]
+    common = data.model_dump(include=set(DataSpec.model_fields) - {"name", "classes"})
+    return recipe.task.stand_in_data(
+        data,
+        None,
+        **common,
+        examples=EXAMPLES,
+        shape=[height or size, width or size, channels],
     )

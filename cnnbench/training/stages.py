@@ -125,7 +125,7 @@ def _rehearse(recipe: Recipe, access: Access, settings: Settings) -> None:
         records = None
         if learner is not None:
             with session.precision(recipe.train.precision), learner.strategy.scope():
-                _, records = compression.follow(stage, learner.network, learner.architecture)
+                _, records = compression.follow(stage, learner.state.network, learner.architecture)
         learner = Learner(stage, access, settings, start.runs(stage), records)
 
 

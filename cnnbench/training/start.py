@@ -83,7 +83,8 @@ def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beg
         _must_fit(start, recipe, data, shape)
         model, records = network.model_of(start), start.architecture()
     else:
-        model = build_model(recipe.model, shape, len(data.classes), auxiliary=True)
+        head_size = recipe.task.head_size(data.classes)
+        model = build_model(recipe.model, shape, head_size, auxiliary=True)
         load.start_from(without_auxiliary(model), recipe.model)
     if recipe.compress:
         model, records = follow(recipe, model, records)

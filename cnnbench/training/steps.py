@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.registry.kinds import LOSSES
-from cnnbench.tasks.classification import in_top_k
 from cnnbench.training.averages import follow, move
-from cnnbench.training.gradients import _differentiation, _over_replicas
+from cnnbench.training.gradients import differentiation, over_replicas
+from cnnbench.training.state import State
 
 if TYPE_CHECKING:
     from cnnbench.compression.distill import Lesson
-    from cnnbench.compression.masking import Masking
 
 
 def training_steps(
     recipe: Recipe,
-    model: Any,
-    optimizer: Any,
+    state: State,
     strategy: Any,
     prepare: Callable[[Any], Any],
-    classes: int,
     *,
-    averaged: Any = None,
-    slow: Sequence[Any] = (),
-    masking: Masking | None = None,
     lesson: Lesson | None = None,
     size: int | None = None,
     xla: bool,
@@ -37,51 +30,45 @@ def training_steps(
 
     Args:
         recipe: its loss, penalties, batch size, precision, and what goes on around the optimizer.
-        model: images to logits, or to those and the logits of auxiliary classifiers.
-        optimizer: built for the model's trainable variables.
+        state: what is trained.
         strategy: of tf.distribute.
         prepare: uint8 pixels to the images that the model takes.
-        classes: how many logits there are.
-        averaged: a model like the first, which is given the moving average of its weights.
-        masking: of a network that is pruned.
         lesson: of a network that is distilled; its guesses are the model's last outputs.
-        size: height and width that images are scaled to; None: they are not.
-        slow: Lookahead's slow weights, one for each trainable variable; none without it.
+        size: height and width in pixels that images are scaled to; None: they are not.
         xla: whether XLA compiles a step.
 
     Returns:
-        A function of an iterator over batches, learning rates (steps,) float32, sparsities after
-        each of the steps, likewise, whether an epoch ends with it, (steps,) bool, and how many of
-        them to take. It returns, for each step, the
-        sums over the batch of losses and of right answers, and a sum of all weights, which is not
-        finite where one of them is not. It stops after a step that has a loss or leaves a weight
-        that is not finite.
+        A function of an iterator over batches, learning rates (steps,) float32, the sparsity after
+        each step, (steps,) float32, whether an epoch ends with it, (steps,) bool, and how many of
+        them to take. It returns, for each step, the sums over the batch of losses and of hits, and
+        a sum of all weights, which is not finite where one of them is not. It stops after a step
+        that has a loss or leaves a weight that is not finite.
     """
-    variables, lookahead = model.trainable_variables, recipe.train.lookahead
-    replicas = strategy.num_replicas_in_sync
+    model, optimizer, variables = state.model, state.optimizer, state.model.trainable_variables
+    lookahead, replicas = recipe.train.lookahead, strategy.num_replicas_in_sync
     seen = model if size is None else at_size(model, size)
 
     def look(images: Any) -> Any:
         return seen(prepare(images), training=True)
 
-    differentiate = _differentiation(recipe, model, look, optimizer, classes, replicas, lesson)
+    differentiate = differentiation(recipe, state, look, replicas, lesson)
 
-    def step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        gradients, loss, right = differentiate(images, labels)
+    def step(images: Any, targets: Any) -> tuple[Any, Any, Any]:
+        gradients, loss, hits = differentiate(images, targets)
         if recipe.train.gradient_clip and replicas > 1:
             # Keras bounds the gradients before it adds up those of the replicas.
-            gradients = [gradient / replicas for gradient in _over_replicas(gradients)]
+            gradients = [gradient / replicas for gradient in over_replicas(gradients)]
         optimizer.apply(gradients, variables)
         # Finite if each weight is, and so each gradient that was used.
         total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
-        return loss, right, total
+        return loss, hits, total
 
     compiled = tf.function(step, jit_compile=True) if xla else step
 
-    def run_step(images: Any, labels: Any) -> tuple[Any, Any, Any]:
+    def run_step(images: Any, targets: Any) -> tuple[Any, Any, Any]:
         if size is not None:  # not in the step, for XLA cannot resize
             images = tf.image.resize(images, (size, size), antialias=True)
-        return compiled(images, labels)
+        return compiled(images, targets)
 
     @tf.function(autograph=True)
     def steps(iterator: Any, rates: Any, sparsities: Any, ends: Any, count: Any) -> tuple[Any, ...]:
@@ -91,16 +78,16 @@ def training_steps(
         while i < count and finite:
             optimizer.learning_rate.assign(rates[i])
             if lookahead and optimizer.iterations == 0:
-                follow(slow, variables, 1.0)
+                follow(state.slow, variables, 1.0)
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
             # At the end of an epoch too, for slow weights are what is validated and kept.
             if lookahead and (optimizer.iterations % lookahead.every == 0 or ends[i]):
-                follow(slow, variables, lookahead.share)
-            if averaged is not None:
-                move(averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
-            if masking is not None:
-                masking.obey(sparsities[i])
+                follow(state.slow, variables, lookahead.share)
+            if state.averaged is not None:
+                move(state.averaged, model, optimizer.iterations, recipe.train.ema or 0.0)
+            if state.masking is not None:
+                state.masking.obey(sparsities[i])
             arrays = tuple(array.write(i, x) for array, x in zip(arrays, sums, strict=True))
             finite = tf.math.is_finite(sums[0]) and tf.math.is_finite(sums[2])
             i += 1
@@ -120,20 +107,22 @@ def at_size(model: Any, size: int) -> Any:
         return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
     except ValueError as error:  # as a dense layer after images as they are
         raise UsageError(
-            f"train.image_sizes: {model.name} cannot take {size}x{size} pixels with the weights "
-            f"of {model.input_shape[1]}x{model.input_shape[2]}: {str(error).splitlines()[0]}"
+            f"{model.name} cannot take {size}x{size} pixels with the weights of "
+            f"{model.input_shape[1]}x{model.input_shape[2]}: {str(error).splitlines()[0]}",
+            key="train.image_sizes",
         ) from None
 
 
 def evaluation_step(
-    recipe: Recipe, network: Any, prepare: Callable[[Any], Any], classes: int
+    recipe: Recipe, network: Any, prepare: Callable[[Any], Any]
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Compiles a function from a batch to each image's loss and whether its class was named."""
+    """Compiles a function from a batch to the loss and the score of each image."""
+    task = recipe.task
 
     @tf.function(autograph=False)
-    def evaluate(images: Any, labels: Any) -> tuple[Any, Any]:
-        logits = tf.cast(network(prepare(images), training=False), tf.float32)
-        losses = LOSSES.build(recipe.loss, logits, tf.one_hot(labels, classes))
-        return losses, in_top_k(logits, labels, 1)
+    def evaluate(images: Any, targets: Any) -> tuple[Any, Any]:
+        outputs = tf.nest.flatten(network(prepare(images), training=False))
+        answer, *_ = task.answers([tf.cast(output, tf.float32) for output in outputs])
+        return task.losses(recipe.loss, answer, targets), task.hits(answer, targets)
 
     return evaluate

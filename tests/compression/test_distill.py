@@ -9,7 +9,7 @@ import pytest
 from cnnbench import load_recipe, train
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.backend.settings import Settings
-from cnnbench.compression.distill import Lesson, soft_losses
+from cnnbench.compression.distill import Lesson
 from cnnbench.compression.prune import sparsity_of
 from cnnbench.compression.stages import Distillation
 from cnnbench.data.open import Access, open_dataset
@@ -18,10 +18,12 @@ from cnnbench.models.build import build_model, feature_maps
 from cnnbench.models.pretrained import load, presets
 from cnnbench.runs import checkpoint
 from cnnbench.runs.network import restore
+from cnnbench.tasks.task import task_named
 from cnnbench.training import compression
 from cnnbench.training import start as start_module
 from cnnbench.training.learner import Learner
 
+soft_losses = task_named("classification").distillation_losses
 RANDOM = np.random.default_rng(0)
 
 
@@ -52,7 +54,9 @@ def test_gradients_at_a_high_temperature_are_those_of_the_squared_difference():
 
 def lesson(teacher, **options):
     stage = {"teacher": "", "temperature": 3.0, "share": 0.7, "hints": 0.0} | options
-    return Lesson(teacher, lambda images: images / 255, Distillation(**stage))
+    return Lesson(
+        teacher, lambda images: images / 255, Distillation(**stage), task_named("classification")
+    )
 
 
 def test_a_lesson_mixes_the_teachers_answers_labels_and_hints():
@@ -104,7 +108,7 @@ def test_the_teacher_is_given_the_very_images_of_the_student(small, tmp_path, te
     learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})
     learner.initialize()
     pixels, _ = next(iter(learner.stream.dataset(0)))
-    student = learner.model(learner.preprocess(pixels), training=True)
+    student = learner.state.model(learner.preprocess(pixels), training=True)
     teacher = restore(teacher_run)(pixels)["logits"]
     expected = float(tf.reduce_sum(soft_losses(teacher, student, 1.0)))
     learner = Learner(recipe, Access(), Settings(), {"teacher": teacher_run})

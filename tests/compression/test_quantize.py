@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +20,11 @@ from cnnbench.compression.quantize import (
 )
 from cnnbench.data.preprocess import COLOR_STATISTICS, Preprocess
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.exports.formats import tflite_file
-from cnnbench.exports.formats.tflite_trained import tflite_int8
+from cnnbench.exports.formats import tflite_file, tflite_trained
 from cnnbench.models.build import build_model
 from cnnbench.registry.kinds import MODELS, min_size
 from cnnbench.runs import variables
+from cnnbench.tasks.task import task_named
 
 slow = pytest.mark.slow
 # A small variant of each family.
@@ -465,9 +466,24 @@ def as_integers(images, interpreter):
     return np.clip(np.round(images / scale) + zero, limits.min, limits.max).astype(detail["dtype"])
 
 
-def logits_of(interpreter, images):
+def tflite_int8(model, **options):
+    serve = partial(task_named("classification").serve, loss="cross_entropy")
+    return tflite_trained.tflite_int8(model, serve=serve, **options)
+
+
+def outputs_of(interpreter, images):
+    """The outputs by their names, as the integers stand for them."""
     run = interpreter.get_signature_runner()
-    return np.concatenate([run(images=image[None])["logits"] for image in images])
+    scales = {name: each["quantization"] for name, each in run.get_output_details().items()}
+    rows = [run(images=image[None]) for image in images]
+    return {
+        name: scale * (np.concatenate([row[name] for row in rows]).astype(np.float32) - zero)
+        for name, (scale, zero) in scales.items()
+    }
+
+
+def logits_of(interpreter, images):
+    return outputs_of(interpreter, images)["logits"]
 
 
 def logit_step(model):
@@ -514,9 +530,7 @@ def test_a_trained_network_in_integers(quantized_digits, digits):
 
 def test_the_file_takes_pixels_and_holds_integers_alone(quantized_digits):
     prepare = Preprocess("grey", (0.3,), (0.38,))
-    content = tflite_int8(
-        quantized_digits, pixel_shape=(16, 16, 1), preprocess=prepare, float_outputs=False
-    )
+    content = tflite_int8(quantized_digits, pixel_shape=(16, 16, 1), preprocess=prepare)
     interpreter = interpreter_of(content)
     (detail,) = interpreter.get_input_details()
     assert detail["dtype"] == np.uint8 and detail["quantization"] == (1.0, 0)
@@ -529,14 +543,11 @@ def test_the_file_takes_pixels_and_holds_integers_alone(quantized_digits):
     )
     out = interpreter.get_signature_runner()(images=pixels[:1])
     assert set(out) == {"logits", "probabilities"} and out["probabilities"].dtype == np.uint8
-    content = tflite_int8(quantized_digits, pixel_shape=(16, 16, 1), preprocess=prepare)
-    run = interpreter_of(content).get_signature_runner()
-    for pixel in pixels:
-        out = run(images=pixel[None])
-        expected = quantized_digits(prepare(pixel[None]), training=False).numpy()
-        assert np.abs(out["logits"] - expected).max() <= 6 * logit_step(quantized_digits)
-        softmax = tf.nn.softmax(out["logits"]).numpy()
-        assert np.abs(out["probabilities"] - softmax).max() <= 2 / 256
+    found = outputs_of(interpreter, pixels)
+    expected = quantized_digits(prepare(pixels), training=False).numpy()
+    assert np.abs(found["logits"] - expected).max() <= 6 * logit_step(quantized_digits)
+    softmax = tf.nn.softmax(found["logits"]).numpy()
+    assert np.abs(found["probabilities"] - softmax).max() <= 2 / 256
 
 
 @pytest.mark.parametrize(

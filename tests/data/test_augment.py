@@ -1,5 +1,7 @@
 """Augmentations: what they do to pixels and labels, and that they draw from their place alone."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,7 +37,9 @@ def pixels(count=60, size=10, channels=3):
 def stream(name, seed=1, first=0, steps=4, channels=3):
     spec = AUGMENTATIONS.spec(name)
     data = DATASETS.spec("synthetic", batch_size=20)
-    made = TrainingStream(pixels(channels=channels), data, (10, 10), [spec], seed, classes=10)
+    made = TrainingStream(
+        pixels(channels=channels), data, (10, 10), [spec], seed, partial(tf.one_hot, depth=10)
+    )
     return [(x.numpy(), y.numpy()) for x, y in made.dataset(first).take(steps)]
 
 
@@ -43,7 +47,7 @@ def test_what_is_too_large_for_images_whose_size_the_data_tell_is_refused():
     data, crop = DATASETS.spec("synthetic", batch_size=20), {"padding": 10, "mode": "reflect"}
     spec = AUGMENTATIONS.spec("random_crop", **crop)
     with pytest.raises(UsageError, match="random_crop with padding 10; at most 9"):
-        TrainingStream(pixels(), data, (10, 10), [spec], 1, classes=10)
+        TrainingStream(pixels(), data, (10, 10), [spec], 1, partial(tf.one_hot, depth=10))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -17,9 +17,9 @@ from cnnbench.data.splits import evaluation_examples
 from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, draws
 from cnnbench.evaluation.evaluate import _reached
 from cnnbench.evaluation.robustness import robustness
-from cnnbench.recipe.sections import Target
 from cnnbench.report import tables
 from cnnbench.runs import network
+from cnnbench.tasks.task import task_named
 
 LENET = SMALL.replace("resnet8", "lenet5")
 ONE_EPOCH = ("train.epochs=1", "schedule.warmup_epochs=0")
@@ -28,6 +28,9 @@ ONE_EPOCH = ("train.epochs=1", "schedule.warmup_epochs=0")
 def trained(folder, *settings):
     (folder / "recipe.yaml").write_text(LENET)
     return train(load_recipe(folder / "recipe.yaml", ONE_EPOCH + settings), run_dir=folder / "run")
+
+
+Target = task_named("classification").score.target_type()
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_images(digits_run):
 
 def printed(result) -> str:
     console = Console(width=120, file=io.StringIO())
-    console.print(tables.evaluation(result))
+    console.print(tables.evaluation(result, task_named("classification")))
     return console.file.getvalue()
 
 
@@ -97,10 +100,11 @@ def test_robustness_equals_a_plain_count(run, test_images):
 def test_robustness_does_not_depend_on_the_size_of_a_batch(run):
     dataset = network.open_data(run, Access())
     examples, _ = evaluation_examples(dataset, run.recipe.data, "test")
-    net = tf.function(network.restore(run))
+    net = network.restore(run)
+    answer = tf.function(net.answer)
     few, all_at_once = (
         robustness(
-            lambda images: net(images)["logits"],
+            lambda images, targets: net.task.hits(answer(images), targets),
             evaluation_batches(examples.take(slice(6)), run.recipe.data, (32, 32), size),
         )
         for size in (4, 6)
@@ -118,7 +122,7 @@ def test_robustness_does_not_depend_on_the_size_of_a_batch(run):
     ],
 )
 def test_a_target_is_reached_or_missed_by_how_much(top1, tolerance, reached, words):
-    found = _reached(Target(top1=0.9125, tolerance=tolerance, source="x"), top1)
+    found = _reached(Target(top1=0.9125, tolerance=tolerance, source="x"), 0.9125, top1)
     assert found["reached"] is reached
     assert found["difference"] == pytest.approx(top1 - 0.9125)
     assert tables.verdict(found) == words
@@ -126,7 +130,7 @@ def test_a_target_is_reached_or_missed_by_how_much(top1, tolerance, reached, wor
 
 def test_a_target_is_reached_where_its_tolerance_just_allows_it():
     assert 0.4996 < 0.5006 - 0.001  # in binary
-    assert _reached(Target(top1=0.5006, tolerance=0.001, source="x"), 0.4996)["reached"]
+    assert _reached(Target(top1=0.5006, tolerance=0.001, source="x"), 0.5006, 0.4996)["reached"]
 
 
 def test_the_table_has_what_was_measured(run):

@@ -26,13 +26,16 @@ from cnnbench.evaluation.artifact import evaluate_artifact
 from cnnbench.exports import calibrate
 from cnnbench.exports import export as export_module
 from cnnbench.exports.export import folder_of
-from cnnbench.exports.formats.format import FORMATS, module_of
+from cnnbench.exports.formats.format import known_formats, module_of
+from cnnbench.exports.options import ExportOptions
 from cnnbench.exports.plan import plan
 from cnnbench.recipe.load import load_recipe
 from cnnbench.report import tables
 from cnnbench.runs import checkpoint, network
 from cnnbench.system import files
+from cnnbench.tasks.task import task_named
 
+FORMATS = known_formats()
 FLOAT = [(form, "float32") for form in FORMATS]
 OTHERS = [(f, p) for f, about in FORMATS.items() for p in about.precisions if p != "float32"]
 
@@ -123,7 +126,7 @@ def test_every_other_precision_is_verified(run):
     int8 = json.loads((run.path / "exports/tflite-int8/metadata.json").read_text())
     assert int8["input"] | {"dtype": "uint8", "scale": 1.0, "zero_point": 0} == int8["input"]
     console = Console(width=120, file=io.StringIO())
-    console.print(tables.exports({"rows": rows}))
+    console.print(tables.exports({"rows": rows}, task_named("classification")))
     printed = console.file.getvalue()
     assert "int16x8" in printed and str(run.path / "exports/onnx-int8") in printed
     assert max(map(len, printed.splitlines())) <= 120
@@ -132,7 +135,7 @@ def test_every_other_precision_is_verified(run):
 def test_preprocessing_can_be_left_to_the_user(run):
     from ai_edge_litert.interpreter import Interpreter
 
-    rows = export(run, ["tflite"], ["float32", "int8"], preprocessing=False)
+    rows = export(run, ["tflite"], ["float32", "int8"], options=ExportOptions(preprocessing=False))
     assert [row["passed"] for row in rows] == [True, True]
     assert not (run.path / "exports/tflite").exists()
     folder = run.path / "exports/tflite-int8-normalised"
@@ -161,7 +164,9 @@ def test_a_damaged_artifact_is_not_let_through_in_any_format(run, monkeypatch, h
         monkeypatch.setattr(module_of(form), "write", harming(module_of(form).write, harm))
     for form in dict.fromkeys(form for form, _ in cases):
         with pytest.raises(VerificationError, match=f"{form} .* agrees with Keras on") as caught:
-            export(run, [form], [p for f, p in cases if f == form], examples=60)
+            export(
+                run, [form], [p for f, p in cases if f == form], options=ExportOptions(examples=60)
+            )
         assert caught.value.exit_code == 5
     for form, precision in cases:
         folder = folder_of(run, form, precision)
@@ -194,7 +199,7 @@ def test_a_nan_is_not_let_through_by_any_tolerance(run, monkeypatch, precision):
     tflite = module_of("tflite")
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "nan"))
     with pytest.raises(VerificationError, match="NaN or infinite"):
-        export(run, ["tflite"], [precision], examples=20, tolerance=1.0)
+        export(run, ["tflite"], [precision], options=ExportOptions(examples=20, tolerance=1.0))
 
 
 def test_an_artifact_that_does_not_run_is_not_let_through(run, monkeypatch):
@@ -204,23 +209,23 @@ def test_an_artifact_that_does_not_run_is_not_let_through(run, monkeypatch):
 
     monkeypatch.setattr(module_of("tflite"), "write", cut)
     with pytest.raises(VerificationError, match="tflite float32 does not run: "):
-        export(run, ["tflite"], examples=20)
+        export(run, ["tflite"], options=ExportOptions(examples=20))
     assert (run.path / "exports/tflite.failed").is_dir()
 
 
 def test_a_failed_artifact_replaces_the_one_before_and_a_good_one_it(run, monkeypatch):
     tflite = module_of("tflite")
-    export(run, ["tflite"], verify=False)
+    export(run, ["tflite"], options=ExportOptions(verify=False))
     with monkeypatch.context() as patched, pytest.raises(VerificationError):
         patched.setattr(tflite, "write", harming(tflite.write, "weights"))
-        export(run, ["tflite"], examples=20)
+        export(run, ["tflite"], options=ExportOptions(examples=20))
     assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite.failed"}
-    export(run, ["tflite"], examples=20)
+    export(run, ["tflite"], options=ExportOptions(examples=20))
     assert {p.name for p in (run.path / "exports").iterdir()} == {"tflite"}
 
 
 def test_the_calibration_method_is_that_of_the_file(run):
-    export(run, ["tflite"], ["int8"], verify=False)
+    export(run, ["tflite"], ["int8"], options=ExportOptions(verify=False))
     folder = run.path / "exports/tflite-int8"
     before = (folder / "model.tflite").read_bytes()
     asked = ["--tflite", "--precision", "int8", "--calibration-method", "average_min_max"]
@@ -244,7 +249,7 @@ def test_an_int8_file_that_fails_says_what_to_try(run, monkeypatch):
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
     tries = "try --calibration-method average_min_max or --explain --keep-float K"
     with pytest.raises(VerificationError, match=tries):
-        export(run, ["tflite"], ["int8"], examples=20)
+        export(run, ["tflite"], ["int8"], options=ExportOptions(examples=20))
 
 
 def test_a_failure_hides_no_other_result(run, monkeypatch):
@@ -255,7 +260,12 @@ def test_a_failure_hides_no_other_result(run, monkeypatch):
     monkeypatch.setattr(module_of("onnx"), "write", lacking)
     monkeypatch.setattr(tflite, "write", harming(tflite.write, "weights"))
     with pytest.raises(VerificationError, match="tflite float32"):
-        export(run, ["onnx", "tflite", "openvino"], examples=20, told=told.append)
+        export(
+            run,
+            ["onnx", "tflite", "openvino"],
+            options=ExportOptions(examples=20),
+            on_row=told.append,
+        )
     assert [row["passed"] for row in told] == [False, False, True]
     monkeypatch.undo()
     monkeypatch.setattr(module_of("onnx"), "write", lacking)
@@ -272,7 +282,7 @@ def test_a_file_that_is_not_what_was_asked_for_hides_no_other_result(run, monkey
     told = []
     monkeypatch.setattr(module_of("tflite"), "write", floats)
     with pytest.raises(VerificationError, match="in floats"):
-        export(run, ["tflite", "openvino"], examples=20, told=told.append)
+        export(run, ["tflite", "openvino"], options=ExportOptions(examples=20), on_row=told.append)
     assert [row["passed"] for row in told] == [False, True]
 
 
@@ -284,7 +294,7 @@ def test_what_a_converter_stumbles_over_is_one_line(run, monkeypatch):
 
     monkeypatch.setattr(tf2onnx.convert, "from_function", stumbles)
     with pytest.raises(UsageError, match=r"ONNX float32: KeyError: [^\n]*a node[^\n]*$"):
-        export(run, ["onnx"], examples=20)
+        export(run, ["onnx"], options=ExportOptions(examples=20))
 
 
 def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
@@ -297,9 +307,12 @@ def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
 ALL_AGAIN = """
 import sys
 from cnnbench import export, open_run
-from cnnbench.exports.formats.format import FORMATS
+from cnnbench.exports.formats.format import known_formats
+from cnnbench.exports.options import ExportOptions
+FORMATS = known_formats()
 for form in ("tflite", "onnx", "openvino"):
-    export(open_run(sys.argv[1]), [form], FORMATS[form].precisions, verify=False)
+    export(open_run(sys.argv[1]), [form], FORMATS[form].precisions,
+           options=ExportOptions(verify=False))
 """
 
 
@@ -336,7 +349,7 @@ def test_calibration_sees_training_images_alone(digits_run):
 
 
 def test_explain_and_keep_float_say_which_layers(run):
-    (row,) = export(run, ["tflite"], ["int8"], explain=True, keep_float=2)
+    (row,) = export(run, ["tflite"], ["int8"], options=ExportOptions(explain=True, keep_float=2))
     folder = run.path / "exports/tflite-int8"
     layers = json.loads((folder / "explain.json").read_text())["layers"]
     assert layers == row["layers"]
@@ -346,7 +359,7 @@ def test_explain_and_keep_float_say_which_layers(run):
     assert metadata["files"].keys() == {"model.tflite"}
     assert row["calibration"] == {"images": 201, "method": "min_max"}
     console = Console(width=120, file=io.StringIO())
-    console.print(tables.exports({"rows": [row]}))
+    console.print(tables.exports({"rows": [row]}, task_named("classification")))
     assert "kept in float32" in console.file.getvalue()
 
 
@@ -360,7 +373,7 @@ def test_explain_and_keep_float_say_which_layers(run):
     ],
 )
 def test_what_is_written(formats, precisions, wanted):
-    assert plan(formats, precisions) == wanted
+    assert plan(formats, precisions).files == wanted
 
 
 @pytest.mark.parametrize(
@@ -381,7 +394,7 @@ def test_what_is_written_of_a_network_that_was_trained_for_integers(formats, pre
         with pytest.raises(UsageError, match="trained with quantization"):
             plan(formats, precisions, quantized=True)
     else:
-        assert plan(formats, precisions, quantized=True) == wanted
+        assert plan(formats, precisions, quantized=True).files == wanted
 
 
 @pytest.mark.parametrize(
@@ -421,11 +434,11 @@ def test_trained_ranges_are_neither_explained_nor_calibrated(run, monkeypatch):
 
 def test_more_layers_than_there_are_cannot_be_kept(run):
     with pytest.raises(UsageError, match="--keep-float 99, of"):
-        export(run, ["tflite"], ["int8"], verify=False, keep_float=99)
+        export(run, ["tflite"], ["int8"], options=ExportOptions(verify=False, keep_float=99))
 
 
 def test_eval_of_an_artifact_equals_eval(run):
-    export(run, ["tflite"], ["float32", "int8"], verify=False)
+    export(run, ["tflite"], ["float32", "int8"], options=ExportOptions(verify=False))
     ours = evaluate(run)
     artifact = run.path / "exports/tflite/model.tflite"
     asked = CliRunner().invoke(cli, ["eval", "--artifact", str(artifact), "--json"])
@@ -448,7 +461,7 @@ def test_eval_of_an_artifact_equals_eval(run):
 
 
 def test_an_artifact_of_other_weights_is_refused(run):
-    export(run, ["tflite"], verify=False)
+    export(run, ["tflite"], options=ExportOptions(verify=False))
     saved = checkpoint.load(run.best)
     moved = {name: array + np.float32(0.01) for name, array in saved.arrays.items()}
     checkpoint.save(run.best, checkpoint.Checkpoint(moved, saved.state))
@@ -460,14 +473,14 @@ def test_an_artifact_that_answers_nan_is_not_measured(run, monkeypatch):
     tflite = module_of("tflite")
     with monkeypatch.context() as patched, pytest.raises(VerificationError):
         patched.setattr(tflite, "write", harming(tflite.write, "nan"))
-        export(run, ["tflite"], examples=20)
+        export(run, ["tflite"], options=ExportOptions(examples=20))
     with pytest.raises(VerificationError, match="NaN or infinity"):
         evaluate_artifact(run, run.path / "exports/tflite.failed")
 
 
 @pytest.mark.parametrize("where", ["changed", "elsewhere", "added", "unlisted"])
 def test_a_strangers_file_is_refused(run, tmp_path, where):
-    export(run, ["tflite"], verify=False)
+    export(run, ["tflite"], options=ExportOptions(verify=False))
     folder = run.path / "exports/tflite"
     artifact = folder / "model.tflite"
     if where == "changed":
@@ -494,7 +507,7 @@ def test_an_artifact_that_lies_in_no_run_needs_one(tmp_path):
 
 
 def test_the_saved_model_takes_bytes_floats_and_other_sizes(digits_run, images):
-    export(digits_run, ["saved_model"], verify=False)
+    export(digits_run, ["saved_model"], options=ExportOptions(verify=False))
     loaded = tf.saved_model.load(str(digits_run.path / "saved_model"))
     pixels = images[0][:8]
     net = network.restore(digits_run)
@@ -513,7 +526,7 @@ def test_the_saved_model_takes_bytes_floats_and_other_sizes(digits_run, images):
 def test_the_tflite_file_takes_bytes(digits_run, images):
     from ai_edge_litert.interpreter import Interpreter
 
-    export(digits_run, ["tflite"], verify=False)
+    export(digits_run, ["tflite"], options=ExportOptions(verify=False))
     interpreter = Interpreter(str(digits_run.path / "exports/tflite/model.tflite"))
     (detail,) = interpreter.get_input_details()
     assert detail["dtype"] == np.uint8 and detail["shape"].tolist() == [1, 32, 32, 1]
@@ -536,7 +549,7 @@ def test_predict_equals_the_network(digits_run, images, tmp_path):
 def test_predict_and_the_saved_model_treat_other_sizes_alike(digits_run, tmp_path):
     from PIL import Image
 
-    export(digits_run, ["saved_model"], verify=False)
+    export(digits_run, ["saved_model"], options=ExportOptions(verify=False))
     serve = tf.saved_model.load(str(digits_run.path / "saved_model")).signatures["serving_default"]
     random = np.random.default_rng(0)
     for size in ((60, 240), (33, 40), (20, 24)):
@@ -564,7 +577,7 @@ def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
     settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")
     run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
-    for row in export(run, ["tflite", "onnx"], examples=50):
+    for row in export(run, ["tflite", "onnx"], options=ExportOptions(examples=50)):
         assert row["passed"] and row["agreement"] == 1.0
 
 
@@ -572,5 +585,5 @@ def test_colour_spaces_survive_the_export(small, tmp_path, color):
 def test_a_net_trained_in_half_precision_is_evaluated_in_single(small, tmp_path):
     recipe = load_recipe(small, ("train.precision=mixed_float16", "train.epochs=2"))
     run = train(recipe, run_dir=tmp_path / "run")
-    (row,) = export(run, ["tflite"], examples=20)
+    (row,) = export(run, ["tflite"], options=ExportOptions(examples=20))
     assert row["passed"]

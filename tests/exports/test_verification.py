@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbench.tasks.classification import compare, passes, refusal
+from cnnbench.tasks.agreement import compare_logits as compare
+from cnnbench.tasks.agreement import passes, refusal, tolerance
 
 ALIKE = {"max_abs_probability_diff": 0.001}
 
@@ -50,8 +51,6 @@ def test_a_comparison_is_a_plain_count(answers):
     ],
 )
 def test_each_precision_has_its_tolerance(answers, precision, changed, passed):
-    from cnnbench.tasks.classification import _tolerance
-
     reference, labels = answers
     theirs = reference.copy()
     # The largest logit and the second change places, by little: only the class changes.
@@ -60,7 +59,7 @@ def test_each_precision_has_its_tolerance(answers, precision, changed, passed):
         reference[row, second] = reference[row, first] - 1e-3
         theirs[row] = reference[row]
         theirs[row, second] += 2e-3
-    row = compare(reference, theirs, labels) | ALIKE | {"tolerance": _tolerance(precision)}
+    row = compare(reference, theirs, labels) | ALIKE | {"tolerance": tolerance(precision)}
     assert passes(row, precision) is passed
     row["tolerance"] = 0.02
     assert passes(row, precision)

@@ -291,7 +291,7 @@ def prepare() -> None:
         spec: Any = DATASETS.spec("tfds", builder="archived")
         dataset = open_dataset(spec, Access(folder / "data", download=False))
         splits = {split: dataset.split(split).source for split in EXAMPLES}
-        sys.stdout.write(_held({k: (s.images, s.labels) for k, s in splits.items()}))
+        sys.stdout.write(_held({k: (s.images, s.targets) for k, s in splits.items()}))
 
     as_command(work)
 

@@ -103,8 +103,7 @@ def test_no_weights_are_the_best_before_all_are_pruned(small, base):
     learner, progress = Learner(recipe, Access(), Settings(), {"init": base}), Progress()
     judged = []
     for step, top1 in ((5, 0.9), (8, 0.8), (9, 0.5), (12, 0.4), (15, 0.6)):
-        scores, is_settled = {"top1": top1, "loss": 1.0}, learner.is_settled(step)
-        judged.append(progress.judge(scores, None, is_settled=is_settled))
+        judged.append(progress.judge(top1, None, is_settled=learner.is_settled(step)))
     assert learner.total_steps == 15
     assert judged == [True, True, True, False, True]  # 9 steps are 0.6 of 15
 

@@ -22,6 +22,7 @@ from cnnbench.training.learner import Learner
 from cnnbench.training.one_stage import fit
 from cnnbench.training.optimizer import build_optimizer
 from cnnbench.training.smoke import smoke
+from cnnbench.training.state import State
 from cnnbench.training.steps import at_size, training_steps
 
 FEATURES, CLASSES, BATCH, LR = 5, 3, 12, 0.5
@@ -71,7 +72,17 @@ def batches(count):
 
 
 def train(
-    recipe, model, images, labels, *, calls=None, ends=(), xla=False, strategy=None, **options
+    recipe,
+    model,
+    images,
+    labels,
+    *,
+    calls=None,
+    ends=(),
+    xla=False,
+    strategy=None,
+    averaged=None,
+    **options,
 ):
     """Trains a model on batches; returns what the steps returned, (3, steps)."""
     strategy, variables = strategy or tf.distribute.get_strategy(), model.trainable_variables
@@ -80,12 +91,9 @@ def train(
         slow = slow_weights(variables) if recipe.train.lookahead else ()
     steps = training_steps(
         recipe,
-        model,
-        optimizer,
+        State(model, model, optimizer, slow=slow, averaged=averaged),
         strategy,
         lambda images: images,
-        CLASSES,
-        slow=slow,
         xla=xla,
         **options,
     )
@@ -391,8 +399,8 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
     learner = Learner(recipe, Access(), Settings())
     images, labels = next(iter(learner.stream.dataset(0)))
     resized = learner.preprocess(tf.image.resize(images, (8, 8), antialias=True))
-    logits = keras.models.clone_model(at_size(learner.model, 8))
-    logits.set_weights(learner.model.get_weights())
+    logits = keras.models.clone_model(at_size(learner.state.model, 8))
+    logits.set_weights(learner.state.model.get_weights())
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
     expected = entropy(labels, logits(resized, training=True))
     seen, losses = [], []

@@ -267,7 +267,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     real, seen = learner.train_steps, []
 
     def look():
-        seen.append([np.array(weight) for weight in learner.model.get_weights()])
+        seen.append([np.array(weight) for weight in learner.state.model.get_weights()])
 
     def watched(*arguments):
         found = real(*arguments)
@@ -287,7 +287,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     floats = [i for i, w in enumerate(seen[0]) if w.dtype.kind == "f"]
     best = list(checkpoint.load(run.best).arrays.values())
     last = restore(run, weights="last").model.get_weights()
-    found = learner.averaged.get_weights()
+    found = learner.state.averaged.get_weights()
     assert len(floats) > 30
     for i in floats:
         np.testing.assert_allclose(found[i], expected[i], rtol=1e-4, atol=1e-6)
@@ -363,7 +363,7 @@ def test_min_delta_is_measured_from_the_last_improvement(small, tmp_path):
     early = load_recipe(small, settings).train.early_stopping
     progress, counts = Progress(), []
     for epoch in range(8):
-        progress.judge({"loss": 1.0, "top1": 0.5 + 0.008 * epoch}, early)
+        progress.judge(0.5 + 0.008 * epoch, early)
         counts.append(progress.epochs_without)
     assert counts == [0, 1, 0, 1, 0, 1, 0, 1]
     assert progress.best_score == pytest.approx(0.5 + 0.008 * 7)

@@ -49,7 +49,7 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self.places)
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
+    def read(self, index: int) -> tuple[np.ndarray, Any]:
         """Reads one record and decodes its image."""
         file, offset, _ = (int(place) for place in self.places[index])
         try:
@@ -67,7 +67,7 @@ class RecordSource:
             raise DataError(
                 f"label {label}", where=self.name(index), allowed=f"0 to {self.classes - 1}"
             )
-        return images.decode(data, self.channels, self.name(index)), label
+        return images.decode(data, self.channels, self.name(index)), np.int32(label)
 
     def name(self, index: int) -> str:
         """Returns the record's file and offset."""

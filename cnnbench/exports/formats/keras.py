@@ -10,9 +10,15 @@ import numpy as np
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.data.preprocess import RGB_TO_GREY, RGB_TO_YUV, Preprocess
 from cnnbench.errors import UsageError
-from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.format import Format, Loaded
 from cnnbench.exports.formats.request import Request
-from cnnbench.registry.kinds import LOSSES
+
+FORMAT = Format(
+    "Keras",
+    "model.keras",
+    "Keras's own file: float32.",
+    varies="Keras writes the time of the export into the file",
+)
 
 
 def write(request: Request, folder: Path) -> None:
@@ -30,11 +36,8 @@ def write(request: Request, folder: Path) -> None:
         )
     images = keras.Input(request.input_shape, dtype=request.input_dtype, name="images")
     x = preprocessed(images, net.preprocess) if request.preprocessing else images
-    logits = net.model(x)
-    activation = LOSSES.get(net.loss).facts["probabilities"]
-    probabilities = keras.layers.Activation(activation, name="probabilities")(logits)
     folder.mkdir()
-    outputs = {"logits": logits, "probabilities": probabilities}
+    outputs = net.task.keras_layers(net.model(x), net.loss)
     keras.Model(images, outputs, name=net.model.name).save(folder / "model.keras")
 
 
@@ -58,16 +61,15 @@ def preprocessed(images: Any, preprocess: Preprocess) -> Any:
     return keras.layers.Rescaling(scale, shift, name="normalise")(x)
 
 
-def load(path: Path, output: str = "logits") -> Loaded:
+def load(path: Path) -> Loaded:
     """Opens a .keras file."""
     model = keras.saving.load_model(path, compile=False)
     answer = tf.function(lambda images: model(images, training=False), autograph=False)
     (images,) = model.inputs
-    outputs = model.output if isinstance(model.output, dict) else {"": model.output}
-    name = output_name(sorted(outputs), output)
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        out = answer(tf.constant(batch))
-        return as_logits(name, (out[name] if name else out).numpy())
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = answer(tf.constant(batch))
+        named = outputs if isinstance(outputs, dict) else {model.output_names[0]: outputs}
+        return {name: np.asarray(each.numpy(), np.float32) for name, each in named.items()}
 
     return Loaded(run, images.dtype == "uint8", images.shape[0], lambda size: run)

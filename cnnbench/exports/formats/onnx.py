@@ -13,11 +13,18 @@ import numpy as np
 
 from cnnbench.backend.lazy import tf
 from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.format import Format, Loaded
 from cnnbench.exports.formats.request import Request
 
+FORMAT = Format(
+    "ONNX",
+    "model.onnx",
+    "ONNX: float32 or int8.",
+    precisions=("float32", "int8"),
+    packages=("onnx", "tf2onnx", "onnxruntime"),
+)
 OPSET = 18
-# What takes time on integers; the rest, as softmax and the arithmetic of shapes, stays as it is.
+# What takes time on integers; the rest, such as the arithmetic of shapes, stays as it is.
 QUANTIZED = (
     "Add",
     "AveragePool",
@@ -182,16 +189,17 @@ def _write(model: Any, file: Path) -> None:
     file.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def load(path: Path, output: str = "logits") -> Loaded:
+def load(path: Path) -> Loaded:
     """Opens a file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
-    name = output_name([each.name for each in session.get_outputs()], output)
+    names = [each.name for each in session.get_outputs()]
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        return as_logits(name, session.run([name], {images.name: batch})[0])
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = session.run(names, {images.name: batch})
+        return dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
 
     only = images.shape[0] if isinstance(images.shape[0], int) else None
     return Loaded(run, images.type == "tensor(uint8)", only, lambda size: run)

@@ -10,8 +10,10 @@ import numpy as np
 
 from cnnbench.errors import UsageError
 from cnnbench.exports.formats import saved_model
-from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.format import Format, Loaded
 from cnnbench.exports.formats.request import Request
+
+FORMAT = Format("OpenVINO", "model.xml", "OpenVINO: float32.", packages=("openvino",))
 
 
 def write(request: Request, folder: Path) -> None:
@@ -43,18 +45,17 @@ def write(request: Request, folder: Path) -> None:
     file.write_text(by_place, encoding="utf-8")
 
 
-def load(path: Path, output: str = "logits") -> Loaded:
+def load(path: Path) -> Loaded:
     """Compiles a model for the CPU, in float32 on processors too that have less precise types."""
     import openvino
 
     model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     (images,) = model.inputs
     names = [each.any_name for each in model.outputs]
-    name = output_name(names, output)
-    place = names.index(name)
 
-    def run(batch: np.ndarray) -> np.ndarray:
-        return as_logits(name, model(batch)[place])
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = model(batch)
+        return {name: np.asarray(outputs[i], np.float32) for i, name in enumerate(names)}
 
     size = images.partial_shape[0]
     only = size.get_length() if size.is_static else None

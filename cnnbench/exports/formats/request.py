@@ -43,7 +43,7 @@ class Request:
         return "uint8" if self.preprocessing else "float32"
 
     def serve(self, images: Any) -> dict[str, Any]:
-        """Computes "probabilities" and "logits" of what the artifact takes."""
+        """Computes the named outputs of the task, from what the file takes."""
         return self.net(images) if self.preprocessing else self.net.of_normalised(images)
 
     def calibration_inputs(self) -> np.ndarray:

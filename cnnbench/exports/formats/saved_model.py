@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnnbench.backend.lazy import keras, tf
-from cnnbench.exports.formats.format import Loaded, as_logits, output_name
+from cnnbench.exports.formats.format import Format, Loaded
 from cnnbench.exports.formats.request import Request
+
+FORMAT = Format(
+    "TensorFlow SavedModel",
+    "",
+    "TensorFlow SavedModel: float32.",
+    varies="TensorFlow numbers functions by a counter of the process, and fingerprint.pb has a "
+    "random number",
+)
 
 
 def write(request: Request, folder: Path) -> None:
@@ -26,9 +36,15 @@ def write(request: Request, folder: Path) -> None:
     else:
         shape = (None, *request.input_shape)
         spec = tf.TensorSpec(shape, request.input_dtype, name="images")
-        names = tf.constant(request.net.classes)
-        archive.add_endpoint("serve", lambda x: request.serve(x) | {"classes": names}, [spec])
+        names = _names(request)
+        archive.add_endpoint("serve", lambda x: request.serve(x) | names, [spec])
     archive.write_out(str(folder), verbose=False)
+
+
+def _names(request: Request) -> dict[str, Any]:
+    """Returns the names of the classes, as an output, if there are any."""
+    classes = request.net.classes
+    return {"classes": tf.constant(classes)} if classes else {}
 
 
 def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
@@ -48,8 +64,7 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
         as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
         pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
         pixels.set_shape((None, height, width, channels))
-        out = net(pixels)
-        return out | {"classes": tf.constant(net.classes)}
+        return net(pixels) | _names(request)
 
     any_size = (None, None, None, channels)
     archive.add_endpoint("serve", serve, [tf.TensorSpec(any_size, tf.uint8, name="images")])
@@ -70,7 +85,7 @@ def write_function(
         folder: where to.
         batch: the batch size; None: any.
         dtype: of the images.
-        serve: from images to "probabilities" and "logits".
+        serve: from images to the named outputs of the task.
     """
     archive = keras.export.ExportArchive()
     archive.track(request.net.model)
@@ -79,14 +94,15 @@ def write_function(
     archive.write_out(str(folder), verbose=False)
 
 
-def load(path: Path, output: str = "logits") -> Loaded:
+def load(path: Path) -> Loaded:
     """Opens a SavedModel in TensorFlow."""
     loaded = tf.saved_model.load(str(path))  # it has to outlive the function
     serve = loaded.signatures["serving_default"]
     ((key, spec),) = serve.structured_input_signature[1].items()
-    name = output_name(sorted(set(serve.structured_outputs) - {"classes"}), output)
+    names = [name for name, each in serve.structured_outputs.items() if each.dtype.is_floating]
 
-    def run(images: Any, model: Any = loaded) -> Any:
-        return as_logits(name, serve(**{key: tf.constant(images)})[name].numpy())
+    def run(images: Any, model: Any = loaded) -> dict[str, Any]:
+        outputs = serve(**{key: tf.constant(images)})
+        return {name: np.asarray(outputs[name].numpy(), np.float32) for name in names}
 
     return Loaded(run, spec.dtype == tf.uint8, spec.shape[0], lambda size: run)

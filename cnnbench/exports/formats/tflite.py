@@ -1,7 +1,7 @@
 """TFLite, in every precision that its converter has.
 
 - float32, float16 (weights) and dynamic (int8 weights, ranges of activations found as it runs):
-  float in their middle, so uint8 pixels in and float32 probabilities and logits out.
+  float in their middle, so uint8 pixels in and float32 outputs.
 - int8: every operation on integers, as integer-only devices need. Pixels go in as they are, uint8
   of scale 1, and uint8 comes out; normalised images, int8 of their scale, and int8 comes out.
 - int16x8: int16 activations and int8 weights; in and out as the float ones.
@@ -24,10 +24,12 @@ from cnnbench.backend.lazy import tf
 from cnnbench.compression.quantize import is_fake_quantized
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.exports.formats import saved_model, tflite_file
-from cnnbench.exports.formats.format import CALIBRATED, Loaded, as_logits, output_name
+from cnnbench.exports.formats.format import CALIBRATED, Format, Loaded
 from cnnbench.exports.formats.request import Request
 from cnnbench.exports.formats.tflite_trained import tflite_int8
+from cnnbench.exports.options import PRECISIONS
 
+FORMAT = Format("TFLite", "model.tflite", "TFLite, in any precision.", precisions=PRECISIONS)
 # Operations that pass on integers, of the same scale, as they come; the converter keeps none of
 # them in float by itself.
 PASSED_ON = (
@@ -66,9 +68,8 @@ def convert(request: Request) -> bytes:
         return tflite_int8(
             net.model,
             pixel_shape=request.input_shape,
+            serve=lambda answer: net.task.serve(answer, net.loss),
             preprocess=net.preprocess if request.preprocessing else None,
-            loss=net.loss,
-            float_outputs=False,
         )
     # The integer converters begin with float inputs, for there is no integer cast from pixels.
     is_integer = request.precision in CALIBRATED
@@ -277,20 +278,20 @@ def _graph(content: bytes) -> Any:
     return graph
 
 
-def load(path: Path, output: str = "logits") -> Loaded:
+def load(path: Path) -> Loaded:
     """Opens a file in LiteRT's interpreter, on one thread as is its default."""
-    takes_pixels, batch, run = _open(path, None, output)
+    takes_pixels, batch, run = _open(path, None)
 
     def resized(size: int) -> Any:
         try:
-            return _open(path, size, output)[2]
+            return _open(path, size)[2]
         except (RuntimeError, ValueError):  # the file has its batch size in an operation
             return None
 
     return Loaded(run, takes_pixels, batch, resized)
 
 
-def _open(path: Path, size: int | None, output: str) -> tuple[bool, int, Any]:
+def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
@@ -302,19 +303,20 @@ def _open(path: Path, size: int | None, output: str) -> tuple[bool, int, Any]:
     outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
     if interpreter.get_signature_list():
         outputs = interpreter.get_signature_runner().get_output_details()
-    name = output_name(sorted(outputs), output)
-    logits = outputs[name]
     takes_pixels = images["dtype"] == np.uint8
     scale, zero_point = images["quantization"]
 
-    def run(batch: np.ndarray) -> np.ndarray:
+    def output(detail: dict[str, Any]) -> np.ndarray:
+        values = interpreter.get_tensor(detail["index"]).astype(np.float32)
+        step, zero = detail["quantization"]
+        return (values - zero) * step if step else values
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         if not takes_pixels and scale:
             ends = np.iinfo(images["dtype"])
             batch = np.clip(np.round(batch / scale) + zero_point, ends.min, ends.max)
         interpreter.set_tensor(images["index"], batch.astype(images["dtype"], copy=False))
         interpreter.invoke()
-        out = interpreter.get_tensor(logits["index"]).astype(np.float32)
-        step, zero = logits["quantization"]
-        return as_logits(name, (out - zero) * step if step else out)
+        return {name: output(detail) for name, detail in outputs.items()}
 
     return takes_pixels, int(shape[0]), run

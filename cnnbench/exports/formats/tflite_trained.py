@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,23 @@ import numpy as np
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.compression.quantize import _moving_ranges
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.tasks.classification import probabilities
 
 
 def tflite_int8(
     model: Any,
     *,
     pixel_shape: tuple[int, int, int],
+    serve: Callable[[Any], dict[str, Any]],
     preprocess: Any = None,
-    loss: str = "cross_entropy",
-    float_outputs: bool = True,
 ) -> bytes:
     """Returns a TFLite file that computes in integers, with the ranges that the model has.
 
     Args:
         model: from `fake_quantized`, of 8 bits, trained or calibrated.
         pixel_shape: (height, width, channels) of the images that the file takes, one at a time.
+        serve: from the model's output to the named outputs of the file.
         preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
             the uint8 pixels; None: the file takes what the model does, as int8 in its range.
-        loss: which says what logits mean.
-        float_outputs: whether "logits" and "probabilities" are float32, or of the input's type.
 
     Raises:
         UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
@@ -41,27 +39,24 @@ def tflite_int8(
     frozen = _frozen(model)
     kernel, bias = _as_convolution(preprocess, pixel_shape[-1]) if preprocess else (None, None)
 
-    def serve(images: Any) -> dict[str, Any]:
+    def answer(images: Any) -> dict[str, Any]:
         if preprocess:
             pixels = FixedRange(0.0, 255.0)(images)
             images = tf.nn.conv2d(pixels, kernel, 1, "VALID") + bias
-        logits = frozen(images, training=False)
-        return {"probabilities": probabilities(logits, loss), "logits": logits}
+        return serve(frozen(images, training=False))
 
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as folder:
         archive = keras.export.ExportArchive()
         archive.track(frozen)
         spec = tf.TensorSpec((1, *pixel_shape), tf.float32, name="images")
-        archive.add_endpoint("serve", serve, [spec])
+        archive.add_endpoint("serve", answer, [spec])
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         # TFLITE_BUILTINS_INT8 would ask for images to calibrate on, which the ranges are in place
         # of; what it promises is checked below.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8 if preprocess else tf.int8
-        converter.inference_output_type = (
-            tf.float32 if float_outputs else converter.inference_input_type
-        )
+        converter.inference_output_type = converter.inference_input_type
         content: bytes = converter.convert()
     _check_integers(content)
     return content

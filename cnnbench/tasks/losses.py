@@ -1,0 +1,70 @@
+"""Losses of classification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cnnbench.backend.lazy import tf
+from cnnbench.registry.kinds import LOSSES
+
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
+@LOSSES.register("cross_entropy", probabilities="softmax")
+def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
+    """Softmax cross-entropy; smoothing after Szegedy et al. 2016, section 7.
+
+    Args:
+        logits: (batch, classes) float32.
+        labels: (batch, classes) float32, rows that sum to 1.
+        label_smoothing: share of the label that is spread evenly over all classes.
+
+    Returns:
+        (batch,) float32, in nats.
+    """
+    return tf.nn.softmax_cross_entropy_with_logits(_smooth(labels, label_smoothing), logits)
+
+
+@LOSSES.register("mean_squared_error", probabilities="softmax")
+def mean_squared_error(logits: Any, labels: Any) -> Any:
+    """Squared difference of softmax probabilities and labels, summed over classes (Brier 1950).
+
+    Args and Returns: as for cross_entropy.
+    """
+    return tf.reduce_sum(tf.math.squared_difference(tf.nn.softmax(logits), labels), axis=-1)
+
+
+@LOSSES.register("binary_cross_entropy", probabilities="sigmoid")
+def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
+    """Log loss of each class by itself, mean over classes (Wightman et al. 2021).
+
+    Args and Returns: as for cross_entropy.
+    """
+    labels = _smooth(labels, label_smoothing)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    return tf.reduce_mean(losses, axis=-1)
+
+
+@LOSSES.register("focal", probabilities="sigmoid", hard_labels=True)
+def focal(
+    logits: Any,
+    labels: Any,
+    *,
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
+    gamma: Annotated[float, Field(ge=0)] = 2.0,
+) -> Any:
+    """Log loss that looks away from what is already right (Lin et al. 2017, equation 5).
+
+    Args and Returns: as for cross_entropy; the sum over classes.
+    """
+    import keras_cv  # archived, and slow to import: used for this alone, behind this function
+
+    loss = keras_cv.losses.FocalLoss(alpha, gamma, from_logits=True, reduction="none")
+    return loss(labels, logits)
+
+
+def _smooth(labels: Any, share: float) -> Any:
+    classes = labels.shape[-1]
+    return labels * (1 - share) + share / classes if share else labels
