@@ -87,6 +87,13 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         )
     if recipe.optimizer.options().get("nesterov") and not recipe.optimizer.options()["momentum"]:
         yield problem("optimizer.nesterov", "true without a momentum", "optimizer.momentum above 0")
+    if decay := recipe.optimizer.options().get("weight_decay"):
+        for key in ("l1", "l2"):
+            if penalty := getattr(recipe.regularization, key):
+                path = f"regularization.{key}"
+                what = f"{penalty} and the weight decay {decay} of {recipe.optimizer.name} both act"
+                allowed = f"one of them: optimizer.weight_decay 0 or {path} 0"
+                yield problem(path, f"{what} on the kernels", allowed)
     if recipe.schedule.name == "one_cycle" and recipe.schedule.warmup_epochs:
         what = f"{recipe.schedule.warmup_epochs} with one_cycle, which warms up by itself"
         yield problem("schedule.warmup_epochs", what, "0; `rise` and `start` say how it does")

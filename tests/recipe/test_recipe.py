@@ -1,6 +1,7 @@
 """Recipes: reading, checking, overriding and writing."""
 
 import pytest
+from conftest import SMALL
 
 from cnnbench import load_recipe
 from cnnbench.errors import RecipeError
@@ -108,6 +109,46 @@ def test_trainings_that_make_no_sense_are_refused(small, settings, where, words)
     with pytest.raises(RecipeError, match=words) as caught:
         load_recipe(small, (data, *settings))
     assert where in str(caught.value)
+
+
+PENALTY = "regularization={l2: 1.0e-4, l1: 0.0}"
+
+
+@pytest.mark.parametrize(("settings", "where", "words"), [
+    ((PENALTY, "optimizer={name: adamw, lr: 0.1}"), "l2", r"0\.0001 and .* 0\.01 of adamw"),
+    ((PENALTY, "optimizer={name: sgd, lr: 0.1, weight_decay: 0.2}"), "l2", r"0\.2 of sgd"),
+    ((PENALTY, "optimizer={name: lars, lr: 0.1, weight_decay: 0.2}"), "l2", r"0\.2 of lars"),
+    (
+        ("regularization={l1: 0.5}", "optimizer={name: lion, lr: 0.1, weight_decay: 0.2}"),
+        "l1",
+        r"0\.5 and .* 0\.2 of lion",
+    ),
+])  # fmt: skip
+def test_a_penalty_and_a_weight_decay_together_are_refused(small, settings, where, words):
+    with pytest.raises(RecipeError, match=words) as caught:
+        load_recipe(small, settings)
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"regularization.{where}: ")
+    assert problem.allowed == f"one of them: optimizer.weight_decay 0 or regularization.{where} 0"
+
+
+def test_a_penalty_and_a_weight_decay_are_refused_with_file_and_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    text = SMALL.replace("momentum, lr: 0.05", "adamw, lr: 0.05")
+    path.write_text(text)
+    line = text[: text.index("regularization")].count("\n") + 1
+    with pytest.raises(RecipeError, match=rf"twice\.yaml:{line}: regularization\.l2: "):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("settings", [
+    (PENALTY, "optimizer={name: adamw, lr: 0.1, weight_decay: 0.0}"),
+    (PENALTY, "optimizer={name: adam, lr: 0.1}"),
+    ("regularization={l2: 1.0e-4, l1: 1.0e-4}",),
+    ("regularization={l2: 0.0}", "optimizer={name: adamw, lr: 0.1}"),
+])  # fmt: skip
+def test_penalties_or_a_weight_decay_alone_are_taken(small, settings):
+    load_recipe(small, settings)
 
 
 def test_stages_with_epochs_of_their_own_are_not_judged_by_the_steps_of_training(small):
