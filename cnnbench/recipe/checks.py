@@ -189,6 +189,9 @@ def _unfit_augmentations(
             option, most = found
             what = f"{spec.options()[option]}, of images of {shape[0]}x{shape[1]} pixels"
             yield problem(f"{path}.{option}", what, f"at most {most}")
+        if kind == "mix" and "mix" in kinds[:i]:
+            what = f"{spec.name} after {recipe.augment[kinds.index('mix')].name} mixes images twice"
+            yield problem(path, what, "one of them, or mixup_or_cutmix, which picks one per batch")
 
 
 def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:

@@ -86,6 +86,22 @@ def test_augmentations_that_do_not_fit_are_refused(small, settings, where, words
     assert where in str(caught.value)
 
 
+@pytest.mark.parametrize("first", ["mixup", "cutmix", "mixup_or_cutmix"])
+@pytest.mark.parametrize("second", ["mixup", "cutmix"])
+def test_two_augmentations_that_mix_are_refused(small, first, second):
+    augment = f"augment=[{{name: {first}}}, {{name: random_flip}}, {{name: {second}}}]"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(small, (augment,))
+    (problem,) = caught.value.problems
+    assert problem.what.startswith(f"augment.2: {second} after {first}")
+    assert "mixup_or_cutmix" in str(problem.allowed)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "mixup_or_cutmix"])
+def test_one_augmentation_that_mixes_is_taken(small, name):
+    load_recipe(small, (f"augment=[{{name: random_flip}}, {{name: {name}}}]",))
+
+
 @pytest.mark.parametrize(("settings", "where", "words"), [
     (("train={steps: 9}", "schedule.warmup_epochs=2"), "schedule.warmup_epochs", "than the 9"),
     (("train={examples: 160}", "schedule.warmup_epochs=2"), "schedule.warmup_epochs", "the 10"),
