@@ -144,11 +144,17 @@ def plateau(
     per_epoch: int,
     *,
     factor: Factor = 0.1,
-    patience: Annotated[int, Field(ge=1)] = 5,
+    patience: Annotated[
+        int, Field(ge=1, description="epochs, counted from the first that ends after the warm-up")
+    ] = 5,
     min_delta: Annotated[float, Field(ge=0)] = 1e-4,
     min_factor: Share = 0.0,
 ) -> Plateau:
-    """Times `factor` when the validation loss has not fallen for `patience` epochs."""
+    """Times `factor` when the validation loss has not fallen for `patience` epochs after warm-up.
+
+    Epochs that end within the warm-up do not count, and their losses are not compared with later
+    ones: a loss measured at a small learning rate is not one to reach at the full rate.
+    """
     return Plateau(factor, patience, min_delta, min_factor)
 
 
@@ -173,9 +179,14 @@ class LearningRate:
             return self._lr * (step + 1) / self._warmup
         return self._lr * self._curve(step - self._warmup)
 
-    def observe(self, validation_loss: float) -> None:
-        """Tells a plateau the validation loss of an epoch; other schedules do not look back."""
-        if isinstance(self._curve, Plateau):
+    def observe(self, validation_loss: float, step: int) -> None:
+        """Takes the validation loss of an epoch, which only `plateau` uses, after the warm-up.
+
+        Args:
+            validation_loss: mean over the validation split.
+            step: training steps done at the end of the epoch.
+        """
+        if isinstance(self._curve, Plateau) and step > self._warmup:
             self._curve.observe(validation_loss)
 
     def state(self) -> dict[str, Any]:

@@ -210,7 +210,7 @@ class Loop:
             row["validation"] = learner.validate()
             if not math.isfinite(row["validation"]["loss"]):
                 raise diverged(f"the validation loss is not finite at step {progress.step}")
-            self._rate.observe(row["validation"]["loss"])
+            self._rate.observe(row["validation"]["loss"], progress.step)
             is_best = progress.judge(
                 self._judged(row["validation"]),
                 self._recipe.train.early_stopping,

@@ -1,5 +1,6 @@
 """Schedules, optimizers and penalties against their formulas."""
 
+import json
 import math
 
 import numpy as np
@@ -75,16 +76,48 @@ def test_one_cycle_at_its_corners():
 
 def test_plateau_falls_when_the_loss_does_not_and_remembers():
     made = rate("plateau", factor=0.1, patience=2)
-    for loss in (1.0, 0.5, 0.5, 0.5):
-        made.observe(loss)
+    for epoch, loss in enumerate((1.0, 0.5, 0.5, 0.5), start=1):
+        made.observe(loss, 10 * epoch)
     assert made.at(0) == pytest.approx(0.2)
     again = rate("plateau", factor=0.1, patience=2)
     again.restore(made.state())
     for one in (made, again):
-        one.observe(0.5)
+        one.observe(0.5, 50)
         assert one.at(0) == pytest.approx(0.2)
-        one.observe(0.5)
+        one.observe(0.5, 60)
         assert one.at(0) == pytest.approx(0.02)
+
+
+def observed(made, losses, first_epoch=1):
+    """The rates at the end of the epochs of 10 steps that have these validation losses."""
+    found = []
+    for epoch, loss in enumerate(losses, start=first_epoch):
+        made.observe(loss, 10 * epoch)
+        found.append(made.at(10 * epoch))
+    return found
+
+
+def test_plateau_does_not_count_epochs_that_end_within_the_warm_up():
+    made = rate("plateau", warmup_epochs=3, factor=0.1, patience=2)
+    # Low by chance at a low rate, then 2, 1, 1, 1: falls after two epochs without a lower loss.
+    losses = [0.5, 0.5, 0.5, 2.0, 1.0, 1.0, 1.0]
+    assert observed(made, losses)[3:] == pytest.approx([2.0, 2.0, 2.0, 0.2])
+
+
+def test_plateau_counts_an_epoch_that_the_warm_up_ends_in():
+    made = rate("plateau", warmup_epochs=0.5, factor=0.1, patience=2)
+    assert observed(made, [1.0, 1.0, 1.0]) == pytest.approx([2.0, 2.0, 0.2])
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5])
+def test_plateau_goes_on_from_a_checkpoint_within_and_after_the_warm_up(epochs):
+    losses = [0.5, 0.5, 0.5, 2.0, 1.0, 1.0, 1.0]
+    options = {"warmup_epochs": 3, "factor": 0.1, "patience": 2}
+    whole, before, after = (rate("plateau", **options) for _ in range(3))
+    observed(before, losses[:epochs])
+    after.restore(json.loads(json.dumps(before.state())))
+    expected = observed(whole, losses)[epochs:]
+    assert observed(after, losses[epochs:], epochs + 1) == expected
 
 
 class Layer(keras.layers.Layer):
