@@ -1,7 +1,8 @@
-"""The progress of training on a terminal: a bar while an epoch runs, a line for each that ended."""
+"""The progress of training: a line for each epoch and, while one runs, a bar or a line a minute."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +22,21 @@ from cnnbench.errors import printable
 from cnnbench.runs.run import Run
 from cnnbench.tasks.task import Score
 
+# The longest time without a line where there is no bar, unless one call takes longer.
+SILENCE_S = 60.0
+
 
 @contextmanager
-def shown() -> Iterator[Terminal]:
-    """Yields a training listener that writes to stderr; the bar only where a person looks."""
-    console = Console(stderr=True)
+def shown(
+    console: Console | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Terminal]:
+    """Yields a training listener that shows a bar on a terminal, else a plain line each minute.
+
+    Args:
+        console: what it writes to; None: stderr.
+        clock: returns seconds, and never goes back.
+    """
+    console = console or Console(stderr=True)
     with Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),
@@ -35,7 +46,7 @@ def shown() -> Iterator[Terminal]:
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
-        yield Terminal(console, bar)
+        yield Terminal(console, bar, clock)
 
 
 @contextmanager
@@ -64,32 +75,45 @@ def _safe(text: str) -> str:
 
 
 class Terminal:
-    """A training listener that shows what it is told."""
+    """A training listener that shows what it is told.
 
-    def __init__(self, console: Console, bar: Progress):
-        self._console, self._bar = console, bar
+    Args:
+        console: what it writes to.
+        bar: shown while an epoch runs; disabled unless the console is a terminal.
+        clock: returns seconds, and never goes back.
+    """
+
+    def __init__(self, console: Console, bar: Progress, clock: Callable[[], float]):
+        self._console, self._bar, self._clock = console, bar, clock
         self._task: TaskID | None = None
         self._score = Score("", "")
+        self._steps = 0
+        self._printed = self._progressed = clock()
 
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
         """Says where the run is and begins the bar."""
-        self._score = run.recipe.task.score
-        self._console.print(f"run: {_safe(str(run.path))}, {steps} steps", highlight=False)
+        self._score, self._steps = run.recipe.task.score, steps
+        self._print(f"run: {_safe(str(run.path))}, {steps} steps")
         for note in notes:
             self.noted(note)
         if first_step:
-            self._console.print(f"resumed at step {first_step}", highlight=False)
+            self._print(f"resumed at step {first_step}")
         self._task = self._bar.add_task("", total=steps, completed=first_step, state="compiling")
 
     def noted(self, text: str) -> None:
         """Prints it."""
-        self._console.print(_safe(text), highlight=False, soft_wrap=True)
+        self._print(_safe(text))
 
     def progressed(self, step: int, loss: float, score: float, images_per_s: float) -> None:
-        """Moves the bar."""
+        """Moves the bar; without a terminal, prints a line about each minute."""
         assert self._task is not None
         state = f"loss {loss:.3f}  {self._score.title} {score:.3f}  {images_per_s:.0f} img/s"
         self._bar.update(self._task, completed=step, state=state)
+        now = self._clock()
+        # The next call will take about as long as this one, and then the minute may be over.
+        expected, self._progressed = now + (now - self._progressed), now
+        if not self._console.is_terminal and expected >= self._printed + SILENCE_S:
+            self._print(f"step {step}/{self._steps}  {state}")
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """Prints the epoch's line."""
@@ -99,4 +123,8 @@ class Terminal:
                 loss, score = row[split]["loss"], row[split][self._score.key]
                 line += f"  {split}: loss {loss:.4f} {self._score.title} {score:.4f}"
         line += f"  {row['throughput_images_per_s']:.0f} img/s  {row['seconds']:.0f} s"
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
+        self._printed = self._progressed = self._clock()
