@@ -21,7 +21,9 @@ from cnnbench.recipe.shipped import find_recipe
 @data_dir
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir, or the newest.")
-@click.option("--force", is_flag=True, help="Resume though versions of the code changed.")
+@click.option(
+    "--force", is_flag=True, help="Resume though the code or versions of packages changed."
+)
 @click.option("--smoke", is_flag=True, help="The same code, a few steps on a few images.")
 @click.option("--no-tune", is_flag=True, help="Do not look for the fastest settings first.")
 def train(

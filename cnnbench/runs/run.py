@@ -78,6 +78,9 @@ class Run:
     def must_match_code(self, *, replicas: int, force: bool) -> list[str]:
         """Refuses to go on with other code or another number of replicas than the run began with.
 
+        Code is the versions of the packages and the hash of cnnbench's own source, whatever the
+        commit.
+
         Returns:
             What differs and is let through, a line each.
 
@@ -87,13 +90,13 @@ class Run:
         environment = _environment_of(self.path)
         kept: Any = environment.get("versions")
         before = kept if isinstance(kept, dict) else {}
-        now: dict[str, Any] = provenance.versions() | {"git_commit": provenance.git_commit()}
-        before = before | {"git_commit": environment.get("git_commit")}
+        now = provenance.versions()
         changed = [
             f"{key} was {before.get(key)}, is {now.get(key)}"
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
+        changed += _changed_source(environment)
         kept = environment.get("runtime")
         if not isinstance(kept, dict) or kept.get("replicas") != replicas:
             found = kept.get("replicas") if isinstance(kept, dict) else None
@@ -256,6 +259,22 @@ def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
     """Returns where the run of each stage of a recipe lies, below its folder."""
     names = [f"{number}-{spec.name}" for number, spec in enumerate(recipe.compress, start=1)]
     return [folder / name for name in names]
+
+
+def _changed_source(environment: dict[str, Any]) -> list[str]:
+    """Returns how the source of cnnbench differs from a run's, in at most one line.
+
+    The commit stands for the source in a run of a version that did not keep the hash of it.
+    """
+    before, commit = environment.get("code_sha256"), environment.get("git_commit")
+    if before is not None and before == provenance.code_sha256():
+        return []
+    commit_now = provenance.git_commit()
+    commits = f"git_commit was {commit}, is {commit_now}"
+    if before is None:
+        return [f"{commits}; the run has no code_sha256"] if commit != commit_now else []
+    about = f" ({commits})" if commit != commit_now else ""
+    return [f"code_sha256 was {before}, is {provenance.code_sha256()}{about}"]
 
 
 def _environment_of(path: Path) -> dict[str, Any]:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import platform
 import subprocess
 import sys
 import time
-from importlib import metadata
+from collections.abc import Iterator
+from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
 
 
 def describe() -> dict[str, Any]:
-    """Returns the time, the command, the versions, the machine and the commit of the code."""
+    """Returns the time, the command, the versions, the machine, and the code's hash and commit."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "versions": versions(),
         "machine": machine(),
+        "code_sha256": code_sha256(),
         "git_commit": git_commit(),
     }
 
@@ -46,6 +53,39 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory / 1024**3, 1),
         "system": platform.platform(),
     }
+
+
+@functools.cache
+def code_sha256() -> str | None:
+    """Returns the hash of the source of the package that is imported, computed once per process.
+
+    It is the same for a checkout, an editable or a regular installation, and a zip file.
+    """
+    return sources_sha256(resources.files(__package__.partition(".")[0]))
+
+
+def sources_sha256(root: Traversable) -> str | None:
+    """Returns the SHA-256 of the paths and contents of all *.py files; None if there are none.
+
+    Args:
+        root: the folder of a package, or one inside a zip file.
+    """
+    sources = sorted(_sources(root, ""))
+    if not sources:
+        return None
+    digest = hashlib.sha256()
+    for path, content in sources:
+        digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields the path below the root, with slashes, and the content of each *.py file."""
+    for entry in folder.iterdir():
+        if entry.name.endswith(".py"):
+            yield path + entry.name, entry.read_bytes()
+        elif entry.name != "__pycache__" and entry.is_dir():
+            yield from _sources(entry, f"{path}{entry.name}/")
 
 
 def git_commit() -> str | None:

@@ -218,8 +218,8 @@ def _another_version(training: Training, package: str) -> tuple[list[str], list[
     return [], [partial(other_version, package)]
 
 
-def _another_commit(training: Training) -> tuple[list[str], list[Harm]]:
-    return [], [other_commit]
+def _other_source(training: Training) -> tuple[list[str], list[Harm]]:
+    return [], [other_source]
 
 
 def _two_replicas(training: Training) -> tuple[list[str], list[Harm]]:
@@ -248,7 +248,7 @@ CHANGES = (
         Change(rf"{each} was .*, is 0\.0\.1", _plain, partial(_another_version, package=each), True)
         for each in ("tensorflow", "keras", "cnnbench")
     ),
-    Change("git_commit was 0+, is 1+", _plain, _another_commit, True),
+    Change("code_sha256 was 0+, is 1+", _plain, _other_source, True),
     Change("replicas was 1, is 2", _mirrored, _two_replicas),
 )
 
@@ -261,11 +261,11 @@ def other_version(package: str) -> None:
     environment.versions = lambda: real() | {package: "0.0.1"}
 
 
-def other_commit() -> None:
-    """Harm: has git say another commit."""
+def other_source() -> None:
+    """Harm: has the source of the package another hash."""
     from cnnbench.system import environment
 
-    environment.git_commit = lambda: "1" * 40
+    environment.code_sha256 = lambda: "1" * 64
 
 
 def two_devices() -> None:

@@ -2,21 +2,29 @@
 
 import contextlib
 import fcntl
+import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import resign
 
+import cnnbench
 from cnnbench import open_run
 from cnnbench.errors import RunError, UsageError
 from cnnbench.recipe.load import load_recipe
 from cnnbench.runs.create import begin, new_run
 from cnnbench.runs.facts import DataFacts
+from cnnbench.system import environment
 
 FACTS = DataFacts(
     name="none", fingerprint="", classes=["a", "b"], stored_channels=1, input_shape=[16, 16, 1],
     color="grey", mean=[0.5], std=[0.5],
 )  # fmt: skip
-RUNTIME = {"onednn": None, "xla": False, "threads": None}
+RUNTIME = {"onednn": None, "xla": False, "threads": None, "replicas": 1}
 
 
 @pytest.fixture
@@ -91,3 +99,69 @@ def test_what_kept_a_run_from_its_beginning_is_told_though_the_folder_is_in_use(
         (run.path / "another").touch()  # as by a process that waits for the lock
         raise UsageError("told")
     assert [path.name for path in run.path.iterdir()] == ["another"]
+
+
+def kept(run):
+    return json.loads((run.path / "environment.json").read_text())
+
+
+def test_another_commit_of_the_same_source_is_resumed(run):
+    resign(run, kept(run) | {"git_commit": "0" * 40})
+    assert run.must_match_code(replicas=1, force=False) == []
+
+
+def test_other_source_is_refused_whatever_the_commit(run):
+    now = environment.code_sha256()
+    resign(run, kept(run) | {"code_sha256": "0" * 64})
+    with pytest.raises(RunError, match=rf"\ncode_sha256 was 0+, is {now}; --force"):
+        run.must_match_code(replicas=1, force=False)
+    (note,) = run.must_match_code(replicas=1, force=True)
+    assert note == f"forced: code_sha256 was {'0' * 64}, is {now}"
+    resign(run, kept(run) | {"git_commit": "1" * 40})
+    with pytest.raises(RunError, match=r"code_sha256 was 0+, is .* \(git_commit was 1+, is "):
+        run.must_match_code(replicas=1, force=False)
+
+
+def test_a_run_of_a_version_without_the_hash_goes_by_the_commit(run):
+    old = {key: value for key, value in kept(run).items() if key != "code_sha256"}
+    resign(run, dict(old))
+    assert run.must_match_code(replicas=1, force=False) == []
+    resign(run, old | {"git_commit": "0" * 40})
+    told = r"git_commit was 0+, is .*; the run has no code_sha256; --force"
+    with pytest.raises(RunError, match=told):
+        run.must_match_code(replicas=1, force=False)
+    assert len(run.must_match_code(replicas=1, force=True)) == 1
+
+
+RESUMED = """
+import sys
+from pathlib import Path
+import cnnbench
+from cnnbench import open_run
+assert Path(cnnbench.__file__).parents[1] == Path.cwd()
+open_run(sys.argv[1]).must_match_code(replicas=1, force=False)
+"""
+
+
+def test_only_a_commit_that_changes_the_source_needs_force(run, tmp_path):
+    root = tmp_path / "checkout"
+    source = Path(cnnbench.__file__).parent
+    shutil.copytree(source, root / "cnnbench", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def commit():
+        author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        for words in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "change")):
+            subprocess.run(["git", *words], cwd=root, check=True)
+
+    def resumed():
+        command = [sys.executable, "-c", RESUMED, str(run.path)]
+        paths = os.environ | {"PYTHONPATH": str(root)}
+        return subprocess.run(command, cwd=root, env=paths, capture_output=True, text=True).stderr
+
+    (root / "README.md").write_text("words")
+    commit()
+    assert resumed() == ""
+    with (root / "cnnbench" / "errors.py").open("a") as file:
+        file.write("# a change\n")
+    commit()
+    assert "the code changed since the run began\ncode_sha256 was " in resumed()
