@@ -19,13 +19,13 @@ from cnnbench.errors import CnnbenchError, InterruptedRun, printable
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cnnbench")
 def cli() -> None:
-    r"""Train, measure and ship convolutional networks from one YAML recipe.
+    """Train, measure and ship convolutional networks from one YAML recipe.
 
     \b
     cnnbench train recipes/lenet5_digits.yaml
     cnnbench eval
     cnnbench export --tflite
-    """
+    """  # noqa: D301 - click keeps the lines after a backspace as they are
 
 
 for _command in (

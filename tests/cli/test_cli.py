@@ -37,6 +37,18 @@ def test_help_is_quick():
     assert min(times) < 0.4
 
 
+def test_help_has_the_three_commands_on_a_line_each():
+    rows = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    start = rows.index("  cnnbench train recipes/lenet5_digits.yaml")
+    assert rows[start : start + 4] == [
+        rows[start],
+        "  cnnbench eval",
+        "  cnnbench export --tflite",
+        "",
+    ]
+    assert not any("\b" in row or r"\b" in row for row in rows)
+
+
 @pytest.mark.parametrize("recipe", BAD, ids=lambda path: path.stem)
 def test_a_bad_recipe_is_refused(recipe, tmp_path):
     start = processor_seconds()
