@@ -1,4 +1,4 @@
-"""What is wrong between the sections of a recipe, each of which is right by itself."""
+"""Checks across the sections of a recipe, each of which is valid on its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
-    """Yields what is wrong between the sections of a recipe that are each right."""
+    """Yields the problems between sections of a recipe that are each valid on their own."""
 
     def problem(path: str, what: str, allowed: str | None = None) -> Problem:
         keys = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
@@ -40,10 +40,13 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
     if weights := recipe.model.weights:
         fitting = [name for name, preset in PRESETS.items() if preset.model == recipe.model.name]
         if weights in PRESETS and weights not in fitting:
-            what = f"{weights!r} are weights of {PRESETS[weights].model}"
-            yield problem("model.weights", what, f"for {recipe.model.name}: {_either(fitting)}")
+            what = (
+                f"{weights!r} is a preset of {PRESETS[weights].model}, not of {recipe.model.name}"
+            )
+            yield problem("model.weights", what, _weights_for(fitting))
         elif weights not in PRESETS and Path(weights).suffix not in WEIGHT_FILES:
-            yield problem("model.weights", repr(weights), _either(fitting))
+            what = f"{weights!r} is neither a preset nor a weight file"
+            yield problem("model.weights", what, _weights_for(fitting))
     facts = DATASETS.get(data.name).facts
     for each in (*_unserved(recipe), *recipe.task.problems(recipe)):
         yield problem(*each)
@@ -52,10 +55,11 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         kept = data.validation
         kept = kept if isinstance(kept, int) else round(kept * examples)
         if kept >= examples:
-            yield problem("data.validation", f"{kept} of {examples} examples", "less than all")
+            what = f"{kept} of {examples} examples leave none to train on"
+            yield problem("data.validation", what, f"must be less than {examples}")
         elif data.batch_size > examples - kept:
-            most = f"at most the {examples - kept} examples there are to train on"
-            yield problem("data.batch_size", f"{data.batch_size}", most)
+            what = f"{data.batch_size} is more than the {examples - kept} training examples"
+            yield problem("data.batch_size", what, f"must be at most {examples - kept}")
         if not train.epochs and kept < examples:
             yield from _unfit_steps(recipe, (examples - kept) // data.batch_size, problem)
     stored = facts.get("shape", (None, None, 3))
@@ -65,67 +69,69 @@ def mismatches(recipe: Recipe, tree: Located) -> Iterator[Problem]:
         least = min_size(recipe.model)
         for i, small in enumerate(train.image_sizes):
             if not least <= small.size <= min(shape[:2]):
-                what, allowed = f"{small.size} pixels", f"{least} to {min(shape[:2])}"
+                what = f"{small.size} pixels is out of range"
+                allowed = f"must be {least} to {min(shape[:2])}"
                 yield problem(f"train.image_sizes.{i}.size", what, allowed)
         if min(shape[:2]) < least:
             yield problem(
                 "data.image_size",
                 f"{recipe.model.name} cannot take images of {shape[0]}x{shape[1]} pixels",
-                f"at least {least}x{least}",
+                f"must be at least {least}x{least}",
             )
     elif facts.get("shape"):
-        yield problem("data.image_size", f"{data.name} has images of many sizes", "set one")
+        what = f"not set, but {data.name} has images of different sizes"
+        yield problem("data.image_size", what, "set the size that the network is to see")
     known_channels = facts["shape"][2] if "shape" in facts else None
     for key in ("mean", "std"):
         values = getattr(data, key)
         channels = {"grey": 1, None: known_channels}.get(data.color, 3)
         if values is not None and channels is not None and len(values) != channels:
-            yield problem(f"data.{key}", f"{len(values)} values", f"one per channel: {channels}")
+            allowed = f"must have one value per channel: {channels}"
+            yield problem(f"data.{key}", f"{len(values)} values", allowed)
     if data.resize_short and data.image_size and data.resize_short < data.image_size:
-        yield problem(
-            "data.resize_short", f"{data.resize_short}", f"at least image_size {data.image_size}"
-        )
+        what = f"{data.resize_short} is less than data.image_size"
+        yield problem("data.resize_short", what, f"must be at least {data.image_size}")
     if recipe.optimizer.options().get("nesterov") and not recipe.optimizer.options()["momentum"]:
-        yield problem("optimizer.nesterov", "true without a momentum", "optimizer.momentum above 0")
+        what = "true has no effect without momentum"
+        yield problem("optimizer.nesterov", what, "set optimizer.momentum above 0")
     if decay := recipe.optimizer.options().get("weight_decay"):
         for key in ("l1", "l2"):
             if penalty := getattr(recipe.regularization, key):
                 path = f"regularization.{key}"
-                what = f"{penalty} and the weight decay {decay} of {recipe.optimizer.name} both act"
-                allowed = f"one of them: optimizer.weight_decay 0 or {path} 0"
-                yield problem(path, f"{what} on the kernels", allowed)
+                what = f"{penalty} and weight_decay {decay} of {recipe.optimizer.name}"
+                allowed = f"set optimizer.weight_decay or {path} to 0"
+                yield problem(path, f"{what} would shrink the kernels twice", allowed)
     if recipe.schedule.name == "one_cycle" and recipe.schedule.warmup_epochs:
-        what = f"{recipe.schedule.warmup_epochs} with one_cycle, which warms up by itself"
-        yield problem("schedule.warmup_epochs", what, "0; `rise` and `start` say how it does")
+        what = f"{recipe.schedule.warmup_epochs} with one_cycle, which has its own warm-up"
+        yield problem("schedule.warmup_epochs", what, "set it to 0 and use `rise` and `start`")
     if data.batch_size % train.accumulate:
-        what = f"{train.accumulate} parts of a batch of {data.batch_size}"
-        yield problem("train.accumulate", what, "a divisor of data.batch_size")
+        what = f"{train.accumulate} does not divide data.batch_size {data.batch_size}"
+        yield problem("train.accumulate", what, "must be a divisor of it")
     scaled = any(group.weight_decay_scale != 1 for group in train.groups)
     if scaled and not OPTIMIZERS.get(recipe.optimizer.name).facts.get("decoupled_decay", True):
         what = f"weight_decay_scale with {recipe.optimizer.name}, whose decay is in its trust ratio"
-        yield problem("train.groups", what, "an optimizer with a decoupled weight decay")
+        yield problem("train.groups", what, "use an optimizer with decoupled weight decay")
     elif scaled and not recipe.optimizer.options().get("weight_decay"):
-        what = "weight_decay_scale without a weight decay of the optimizer"
+        what = "weight_decay_scale has no effect without weight decay"
         yield problem("train.groups", what, "set optimizer.weight_decay above 0")
     for i, (one, other) in enumerate(itertools.pairwise(train.image_sizes), start=1):
         if other.until <= one.until:
-            what = f"{other.until} after {one.until}"
-            yield problem(f"train.image_sizes.{i}.until", what, "a later epoch each")
+            what = f"{other.until} is not later than {one.until}, that of the entry before"
+            yield problem(f"train.image_sizes.{i}.until", what, f"must be more than {one.until}")
     epochs = (recipe.compress[0].epochs if recipe.compress else None) or train.epochs
     if train.image_sizes and epochs and train.image_sizes[-1].until >= epochs:
-        what = f"{train.image_sizes[-1].until} of {epochs:g} epochs"
-        allowed = "less than all, so that the network sees images of its size"
-        yield problem(f"train.image_sizes.{len(train.image_sizes) - 1}.until", what, allowed)
+        what = f"{train.image_sizes[-1].until} leaves none of {epochs:g} epochs at full image size"
+        path = f"train.image_sizes.{len(train.image_sizes) - 1}.until"
+        yield problem(path, what, f"must be less than {epochs:g}")
     if train.epochs and recipe.schedule.warmup_epochs >= train.epochs:
-        yield problem(
-            "schedule.warmup_epochs",
-            f"{recipe.schedule.warmup_epochs} epochs of {train.epochs}",
-            "less than the training takes",
+        what = (
+            f"{recipe.schedule.warmup_epochs:g} of {train.epochs:g} epochs leave none after warm-up"
         )
+        yield problem("schedule.warmup_epochs", what, f"must be less than {train.epochs:g}")
     yield from _unfit_augmentations(recipe, shape, problem)
     yield from _unfit_stages(recipe, problem)
     if data.resize_short and not data.image_size:
-        yield problem("data.resize_short", "given without data.image_size", "give both or neither")
+        yield problem("data.resize_short", "set without data.image_size", "set both or neither")
     if not data.validation and not facts.get("own_validation"):
         for path, used in (
             ("train.early_stopping", train.early_stopping is not None),
@@ -160,7 +166,7 @@ def _unserved(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 def _unfit_steps(
     recipe: Recipe, per_epoch: int, problem: Callable[..., Problem]
 ) -> Iterator[Problem]:
-    """Yields what takes more epochs than a training that is counted in steps or examples."""
+    """Yields what takes longer than a training whose length is given in steps or examples."""
     from cnnbench.recipe.sections import total_steps
 
     train, stages = recipe.train, recipe.compress
@@ -168,12 +174,17 @@ def _unfit_steps(
     # Stages may have epochs of their own.
     is_used = not stages or any(stage.epochs is None for stage in stages)
     if is_used and recipe.schedule.warmup_epochs * per_epoch >= total:
-        what = f"{recipe.schedule.warmup_epochs} epochs of {per_epoch} steps"
-        yield problem("schedule.warmup_epochs", what, f"less than the {total} steps of training")
+        epochs = recipe.schedule.warmup_epochs
+        what = f"{epochs:g} epochs of warm-up are {epochs * per_epoch:g} steps"
+        allowed = f"must be less than the {total} steps of training"
+        yield problem("schedule.warmup_epochs", what, allowed)
     is_used = not stages or stages[0].epochs is None
     if is_used and train.image_sizes and train.image_sizes[-1].until * per_epoch >= total:
-        what = f"{train.image_sizes[-1].until} epochs of {per_epoch} steps"
-        allowed = f"less than the {total} steps of training, so that the network sees its size"
+        until = train.image_sizes[-1].until
+        what = (
+            f"epoch {until} ends at step {until * per_epoch}, which leaves none at full image size"
+        )
+        allowed = f"must end before the {total} steps of training"
         yield problem(f"train.image_sizes.{len(train.image_sizes) - 1}.until", what, allowed)
 
 
@@ -184,65 +195,71 @@ def _unfit_augmentations(
     for i, (spec, kind) in enumerate(zip(recipe.augment, kinds, strict=True)):
         path = f"augment.{i}"
         if kind == "crop" and any(before != "crop" for before in kinds[:i]):
-            yield problem(path, f"{spec.name} changes the size", "before all that keep it")
+            what = f"{spec.name} changes the image size"
+            yield problem(path, what, "must come before augmentations that keep it")
         if shape and (found := excess(spec, shape)):
             option, most = found
-            what = f"{spec.options()[option]}, of images of {shape[0]}x{shape[1]} pixels"
-            yield problem(f"{path}.{option}", what, f"at most {most}")
+            size = f"{shape[0]}x{shape[1]} pixels"
+            what = f"{spec.options()[option]} is too large for images of {size}"
+            yield problem(f"{path}.{option}", what, f"must be at most {most}")
         if kind == "mix" and "mix" in kinds[:i]:
             what = f"{spec.name} after {recipe.augment[kinds.index('mix')].name} mixes images twice"
-            yield problem(path, what, "one of them, or mixup_or_cutmix, which picks one per batch")
+            allowed = "use one of them, or mixup_or_cutmix, which picks one for each batch"
+            yield problem(path, what, allowed)
 
 
 def _unfit_stages(recipe: Recipe, problem: Callable[..., Problem]) -> Iterator[Problem]:
     if recipe.init and recipe.model.weights:
-        yield problem("init.run", "given besides model.weights", "one of them")
+        yield problem("init.run", "cannot be combined with model.weights", "set one of them")
     begun = bool(recipe.init or recipe.model.weights)
     quantized, pruned, patterns = False, None, []
     for i, stage in enumerate(recipe.compress):
         path, facts = f"compress.{i}", COMPRESSIONS.get(stage.name).facts
         if facts.get("needs_weights") and not (begun or i):
-            what = f"{stage.name} changes a network that was trained before"
+            what = f"{stage.name} needs a trained network"
             yield problem(path, what, "set init.run or model.weights, or put a stage before it")
         if quantized:
-            yield problem(path, f"{stage.name} after qat", "qat is the last stage")
+            yield problem(path, f"{stage.name} after qat", "qat must be the last stage")
         quantized = quantized or stage.name == "qat"
         options = stage.options()
         if options.get("pattern") == "2:4" and options["sparsity"] != 0.5:
-            what = f"{options['sparsity']}, where 2:4 leaves half of the weights"
-            yield problem(f"{path}.sparsity", what, "0.5")
+            what = f"{options['sparsity']} with pattern 2:4, which prunes half of the weights"
+            yield problem(f"{path}.sparsity", what, "must be 0.5")
         if stage.name == "prune_filters" and "2:4" in patterns:
-            what = "prune_filters after 2:4, whose groups of four input channels it would tear"
-            yield problem(path, what, "prune_filters before it")
+            what = "prune_filters after pattern 2:4 would break its groups of four input channels"
+            yield problem(path, what, "put prune_filters before it")
         patterns.append(options.get("pattern"))
         if stage.name == "prune" and options["begin"] >= options["end"]:
-            what = f"begin {options['begin']} and end {options['end']}"
-            yield problem(f"{path}.begin", what, "begin before the end")
+            what = f"{options['begin']} is not before end {options['end']}"
+            yield problem(f"{path}.begin", what, "must be less than end")
         if options.get("teacher") in PRESETS:
             known = PRESETS[options["teacher"]].classes
             expected = recipe.task.expected_head_size(recipe.data)
             if expected and expected != known:
-                what = f"{options['teacher']} knows {known} classes, the data have {expected}"
-                yield problem(f"{path}.teacher", what, "a run that was trained on such data")
+                what = f"{options['teacher']} has {known} classes, but the data has {expected}"
+                yield problem(
+                    f"{path}.teacher", what, "use a run that was trained on these classes"
+                )
         if stage.name == "prune":
             is_less = pruned is not None and options["sparsity"] < pruned
             if is_less and options["pattern"] == "unstructured":
-                what = f"{options['sparsity']} after {pruned}, and what is zero stays zero"
-                yield problem(f"{path}.sparsity", what, f"{pruned} at least")
+                what = f"{options['sparsity']} after {pruned}, but pruned weights stay pruned"
+                yield problem(f"{path}.sparsity", what, f"must be at least {pruned}")
             pruned = max(pruned or 0.0, options["sparsity"])
         if stage.name == "distill" and recipe.train.image_sizes:
-            what = "the teacher would see larger images than the network does"
-            yield problem(path, what, "distill without train.image_sizes")
+            what = "distill with train.image_sizes: the teacher needs images of full size"
+            yield problem(path, what, "remove one of them")
         if stage.epochs and recipe.schedule.warmup_epochs >= stage.epochs:
-            what = f"{stage.epochs} with schedule.warmup_epochs {recipe.schedule.warmup_epochs}"
-            yield problem(f"{path}.epochs", what, "more than the warm-up takes")
+            warmup = f"{recipe.schedule.warmup_epochs:g}"
+            what = f"{stage.epochs} with schedule.warmup_epochs {warmup}"
+            yield problem(f"{path}.epochs", what, f"must be more than {warmup}")
     if quantized and recipe.data.color == "hsv":
-        what = "hsv with qat, whose file takes pixels to colours by a convolution"
-        yield problem("data.color", what, "a colour space that is linear in the pixels")
+        what = "hsv with qat, whose file converts colours by a convolution"
+        yield problem("data.color", what, "use a linear colour space: rgb, grey or yuv")
     if quantized and recipe.train.precision != "float32":
-        yield problem("train.precision", f"{recipe.train.precision} with qat", "float32")
+        yield problem("train.precision", f"{recipe.train.precision} with qat", "use float32")
 
 
-def _either(presets: list[str]) -> str:
-    files = f"a file {' or '.join(WEIGHT_FILES)}"
-    return f"a preset, {' or '.join(presets)}, or {files}" if presets else files
+def _weights_for(presets: list[str]) -> str:
+    """Returns what model.weights may be for a model with these presets."""
+    return "use " + " or ".join([*presets, *(f"a {suffix} file" for suffix in WEIGHT_FILES)])

@@ -209,16 +209,16 @@ class Classification(Task):
         """Yields a wrong number of classes, and mixed images for a loss of hard labels."""
         known = DATASETS.get(recipe.data.name).facts.get("classes")
         if known and recipe.data.classes and known != recipe.data.classes:
-            allowed = f"{recipe.data.name} has {known} classes"
-            yield "data.classes", f"{recipe.data.classes}", allowed
+            what = f"{recipe.data.classes}, but {recipe.data.name} has {known} classes"
+            yield "data.classes", what, None
         if not LOSSES.get(recipe.loss.name).facts.get("hard_labels"):
             return
         for i, spec in enumerate(recipe.augment):
             if kind_of(spec) == "mix":
                 loss = recipe.loss.name
-                what = f"{spec.name} makes shares of classes, which loss {loss} cannot take"
+                what = f"{spec.name} makes soft labels, which loss {loss} cannot take"
                 soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
-                yield f"augment.{i}", what, f"loss {' or '.join(soft)}"
+                yield f"augment.{i}", what, f"use loss {' or '.join(soft)}"
 
     def evaluation_rows(self, result: Mapping[str, Any]) -> list[Row]:
         """Returns accuracy, with and without test-time augmentation, loss and calibration."""

@@ -114,8 +114,11 @@ def test_offline_is_a_clear_answer_and_exit_3(preset, cache, small, tmp_path, mo
 @pytest.mark.parametrize(
     ("weights", "answer"),
     [
-        ("resnet50.tv_in1k", r"weights of resnet50; for resnet18: a preset, resnet18\.tv_in1k or"),
-        ("resnet18.pth", r"'resnet18\.pth'; a preset, .* or a file \.h5 or \.safetensors"),
+        ("resnet50.tv_in1k", r"a preset of resnet50, not of resnet18; use resnet18\.tv_in1k or"),
+        (
+            "resnet18.pth",
+            r"'resnet18\.pth' is neither .*; use .* or a \.h5 file or a \.safetensors file",
+        ),
     ],
 )
 def test_weights_that_cannot_fit_are_refused_with_their_line(weights, answer, capsys):

@@ -308,7 +308,7 @@ def test_two_replicas_take_the_steps_of_one_device(small):
         ("train.gradient_clip={size: 1.0}", "unknown key 'train.gradient_clip.size'"),
         ("train.accumulate=0", "greater than or equal to 1"),
         ("train.accumulate=1.5", "valid integer"),
-        ("train.accumulate=3", "3 parts of a batch of 16; a divisor of data.batch_size"),
+        ("train.accumulate=3", "3 does not divide data.batch_size 16; must be a divisor of it"),
         ("train.sam={rho: 0}", "greater than 0"),
         ("train.sam={rho: .inf}", "finite"),
         ("train.sam=true", "section"),
@@ -446,9 +446,9 @@ def test_a_training_of_steps_sees_images_of_its_size_too(small):
 
 
 @pytest.mark.parametrize(("sizes", "words"), [
-    ("[{until: 1, size: 17}]", "17 pixels; 4 to 16"),
-    ("[{until: 2, size: 8}, {until: 2, size: 12}]", "a later epoch each"),
-    ("[{until: 1, size: 8}, {until: 3, size: 12}]", r"image_sizes.1.until: 3 of 3 epochs"),
+    ("[{until: 1, size: 17}]", "17 pixels is out of range; must be 4 to 16"),
+    ("[{until: 2, size: 8}, {until: 2, size: 12}]", "2 is not later than 2"),
+    ("[{until: 1, size: 8}, {until: 3, size: 12}]", "1.until: 3 leaves none of 3 epochs"),
 ])  # fmt: skip
 def test_sizes_that_make_no_sense_are_refused(small, sizes, words):
     with pytest.raises(RecipeError, match=words):
