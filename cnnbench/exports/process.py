@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cnnbench.system.processes import WorkerError
+from cnnbench.system.processes import Child, WorkerError
 
-TIMEOUT_S = 600.0
-# A run-time that crashes may write its memory to a file first.
-ENDING_S = 30.0
 BATCH = 32
 
 
-class Artifact:
+class Artifact(Child):
     """An artifact in its run-time, with nothing else in the process.
 
     What is measured there is the run-time's, and a file that brings its run-time down brings down
@@ -34,22 +30,24 @@ class Artifact:
     """
 
     takes_pixels: bool
+    _noun = "run-time"
 
     def __init__(self, form: str, path: Path):
+        super().__init__()
         package = Path(__file__).parents[2]
         searched = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._connection, theirs = multiprocessing.Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        command = ["-P", "-m", "cnnbench.exports.serve", form, str(path), str(theirs.fileno())]
+        handle = self._theirs.fileno()
+        command = ["-P", "-m", "cnnbench.exports.serve", form, str(path), str(handle)]
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, *command],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[handle],
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
-            env=os.environ | {"PYTHONPATH": searched},
+            env=os.environ | {"PYTHONPATH": searched, "TMPDIR": self._temporary.name},
         )
-        theirs.close()
+        self._theirs.close()
         try:
             self.takes_pixels = self._answer("open")
         except BaseException:  # Ctrl-C too: ended, and raised again
@@ -83,44 +81,20 @@ class Artifact:
         except WorkerError:  # how fast it is does not tell whether it is right
             return None
 
-    def close(self) -> None:
-        """Ends the process, whatever it does."""
+    def _kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._connection.close()
         self._said.close()
 
-    def __enter__(self) -> Artifact:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, command: str, images: np.ndarray) -> Any:
+    def _wait(self, seconds: float) -> int | None:
         try:
-            self._connection.send((command, images))
-        except OSError:
-            raise WorkerError(self._end()) from None
-        return self._answer(command)
-
-    def _answer(self, command: str) -> Any:
-        if not self._connection.poll(TIMEOUT_S):
-            raise WorkerError(f"no answer to {command!r} in {TIMEOUT_S:.0f} s")
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            raise WorkerError(self._end()) from None
-        if kind == "failed":
-            raise WorkerError(value[:300])
-        return value
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def _end(self) -> str:
-        try:
-            code = self._process.wait(ENDING_S)
-        except subprocess.TimeoutExpired:
-            return "the run-time does not answer, and does not end"
+        end = super()._end()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").split("\n")
         words = [line for line in said if line.strip()][-1:]
-        end = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return ": ".join([f"the run-time ended {end}", *words])
+        return ": ".join([end, *words])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from cnnbench.exports.formats.format import Loaded, module_of
 from cnnbench.system.measure import latency_ms, peak_memory_mb
-from cnnbench.system.processes import reason
+from cnnbench.system.processes import answer_requests
 
 BATCHES = (1, 8, 32, 128)
 BATCH_SECONDS = 0.25
@@ -70,17 +71,16 @@ COMMANDS: dict[str, Callable[[Loaded, np.ndarray], Any]] = {
 
 def main(form: str, path: str, handle: str) -> None:
     """Answers until the other end hangs up."""
-    connection = Connection(int(handle))
-    try:
+
+    def prepare() -> tuple[bool, Callable[[str, np.ndarray], Any]]:
         loaded = module_of(form).load(Path(path))
-        connection.send(("done", loaded.takes_pixels))
-        while True:
-            command, images = connection.recv()
-            connection.send(("done", COMMANDS[command](loaded, images)))
-    except EOFError:
-        return
-    except Exception as error:  # reported to whoever asked, whatever it is
-        connection.send(("failed", reason(error)))
+        return loaded.takes_pixels, partial(_answer, loaded)
+
+    answer_requests(Connection(int(handle)), prepare)
+
+
+def _answer(loaded: Loaded, command: str, images: np.ndarray) -> Any:
+    return COMMANDS[command](loaded, images)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,22 @@ and take turns, which is how a machine that others use too tells which is faster
 
 from __future__ import annotations
 
+import abc
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 from cnnbench.system.measure import peak_memory_mb
+
+TIMEOUT_S = 600.0
+# A process that crashes may write its memory to a file first.
+ENDING_S = 30.0
+# Characters of a failure that are shown.
+SHOWN_CHARACTERS = 300
 
 # What a worker does when asked; it returns the seconds that counted.
 Round = Callable[[], float]
@@ -24,7 +32,97 @@ class WorkerError(Exception):
     """A worker failed, died, or took too long; the text says which."""
 
 
-class Worker:
+class Child(abc.ABC):
+    """A child process that answers requests over a connection, by `answer_requests`.
+
+    It has a temporary folder of its own, which goes when it is closed: TensorFlow leaves files
+    behind in a process that is killed.
+    """
+
+    _noun = "process"
+
+    def __init__(self) -> None:
+        self._connection, self._theirs = multiprocessing.Pipe()
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="cnnbench-", ignore_cleanup_errors=True
+        )
+
+    def close(self) -> None:
+        """Ends the process, whatever it does, and removes its temporary folder."""
+        self._kill()
+        self._connection.close()
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, what: str, *values: Any, timeout_s: float = TIMEOUT_S) -> Any:
+        """Sends a request with its values; returns the answer.
+
+        Raises:
+            WorkerError: the process failed, ended, or took longer.
+        """
+        try:
+            self._connection.send((what, *values))
+        except OSError:
+            raise WorkerError(self._end()) from None
+        return self._answer(what, timeout_s)
+
+    def _answer(self, what: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """Returns the next answer; the first one, to no request, comes when the child is ready."""
+        if not self._connection.poll(timeout_s):
+            raise WorkerError(f"no answer to {what!r} in {timeout_s:.0f} s")
+        try:
+            kind, value = self._connection.recv()
+        except (EOFError, OSError):
+            raise WorkerError(self._end()) from None
+        if kind == "failed":
+            raise WorkerError(value[:SHOWN_CHARACTERS])
+        return value
+
+    def _end(self) -> str:
+        """Waits for the end of a process that hung up; returns how it ended."""
+        code = self._wait(ENDING_S)
+        if code is None:
+            return f"the {self._noun} does not answer, and does not end"
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return f"the {self._noun} ended {how}"
+
+    @abc.abstractmethod
+    def _kill(self) -> None:
+        """Kills the process, if it still runs, and waits for its end."""
+
+    @abc.abstractmethod
+    def _wait(self, seconds: float) -> int | None:
+        """Returns the exit code, negative for a signal; None if the process does not end."""
+
+
+def answer_requests(
+    connection: Connection, prepare: Callable[[], tuple[Any, Callable[..., Any]]]
+) -> None:
+    """Answers the requests of a parent's `Child` until it hangs up.
+
+    Args:
+        connection: the child's end.
+        prepare: returns the first answer, and the function that answers a request and its values.
+    """
+    try:
+        first, answer = prepare()
+        connection.send(("done", first))
+        while True:
+            try:
+                request = connection.recv()
+            except EOFError:
+                return
+            connection.send(("done", answer(*request)))
+    except Exception as error:  # told to whoever asked, whatever it is
+        connection.send(("failed", reason(error)))
+
+
+class Worker(Child):
     """A process that has built something and measures it on demand.
 
     Args:
@@ -39,13 +137,13 @@ class Worker:
         *arguments: Any,
         environment: Mapping[str, str | None] | None = None,
     ):
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, build, arguments, dict(environment or {})), daemon=True
+        super().__init__()
+        variables = {"TMPDIR": self._temporary.name, **(environment or {})}
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(self._theirs, build, arguments, variables), daemon=True
         )
         self._process.start()
-        theirs.close()
+        self._theirs.close()
 
     def ready(self, timeout_s: float) -> float:
         """Waits until the thing is built; returns the seconds from the process's start till then.
@@ -61,46 +159,19 @@ class Worker:
         Raises:
             WorkerError: the process failed, died, or took longer.
         """
-        return self._ask("round", timeout_s)
+        return self._ask("round", timeout_s=timeout_s)
 
     def peak_memory_mb(self) -> float:
         """Returns the most memory that the process has had, in MB of 2**20 bytes."""
-        return self._ask("memory", 10.0)
+        return self._ask("memory", timeout_s=10.0)
 
-    def close(self) -> None:
-        """Ends the process, whatever it does."""
+    def _kill(self) -> None:
         self._process.kill()
         self._process.join()
-        self._connection.close()
 
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _ask(self, what: str, timeout_s: float) -> float:
-        try:
-            self._connection.send(what)
-        except OSError:
-            raise WorkerError(f"the process ended {self._end()}") from None
-        return self._answer(what, timeout_s)
-
-    def _answer(self, what: str, timeout_s: float) -> float:
-        if not self._connection.poll(timeout_s):
-            raise WorkerError(f"no answer to {what!r} in {timeout_s:.0f} s")
-        try:
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            raise WorkerError(f"the process ended {self._end()}") from None
-        if kind == "failed":
-            raise WorkerError(value)
-        return value
-
-    def _end(self) -> str:
-        self._process.join(5)
-        code = self._process.exitcode
-        return f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+    def _wait(self, seconds: float) -> int | None:
+        self._process.join(seconds)
+        return self._process.exitcode
 
 
 def alternate(workers: Sequence[Worker], rounds: int, timeout_s: float) -> list[list[float]]:
@@ -114,7 +185,7 @@ def alternate(workers: Sequence[Worker], rounds: int, timeout_s: float) -> list[
     return seconds
 
 
-def _serve(
+def _work(
     connection: Connection,
     build: Callable[..., Round],
     arguments: Sequence[Any],
@@ -125,16 +196,14 @@ def _serve(
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    try:
+    tempfile.tempdir = None  # or what was found before TMPDIR was set would hold
+
+    def prepare() -> tuple[float, Callable[[str], float]]:
         work = build(*arguments)
-        connection.send(("done", time.perf_counter() - start))
-        while True:
-            is_round = connection.recv() == "round"
-            connection.send(("done", work() if is_round else peak_memory_mb()))
-    except EOFError:
-        return
-    except Exception as error:  # told to whoever asked, whatever it is
-        connection.send(("failed", reason(error)))
+        answers = {"round": work, "memory": peak_memory_mb}
+        return time.perf_counter() - start, lambda what: answers[what]()
+
+    answer_requests(connection, prepare)
 
 
 def reason(error: Exception) -> str:

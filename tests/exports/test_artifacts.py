@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import tempfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -333,6 +334,21 @@ def test_a_run_time_has_a_process_without_tensorflow(form, net, images, written)
         assert speed["latency_ms"]["p95"] >= speed["latency_ms"]["p50"] > 0
         assert 10 < speed["peak_memory_mb"] < 300
         assert opened.best_batch(images)["images_per_s"] > 0
+
+
+def test_a_killed_run_time_is_told_and_leaves_no_files_behind(
+    images, written, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Artifact(*format_of(written("tflite"))) as opened:
+        (folder,) = tmp_path.iterdir()
+        variables = Path(f"/proc/{opened._process.pid}/environ").read_bytes().split(b"\0")
+        assert f"TMPDIR={folder}".encode() in variables
+        (folder / "left").touch()
+        os.kill(opened._process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="the run-time ended by signal 9"):
+            opened.logits(images)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import time
 
 import pytest
@@ -42,6 +43,22 @@ def dying():
     return lambda: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def traced():
+    from cnnbench.backend.lazy import tf
+
+    @tf.function
+    def clipped(x):
+        if x > 1:  # rewritten by AutoGraph, in a file below the temporary folder
+            x = tf.ones_like(x)
+        return x
+
+    return lambda: clipped(tf.constant(2.0)).numpy()
+
+
+def cut_off():
+    raise EOFError("the file is cut off")
+
+
 def sleeping():
     return lambda: time.sleep(60)
 
@@ -67,6 +84,7 @@ def test_the_environment_is_set_before_anything_is_built(before, given, found, m
     [
         (broken, "ValueError: no such thing"),
         (failing_later, "ZeroDivisionError"),
+        (cut_off, "EOFError: the file is cut off"),
         (without_a_kernel, "MaxPool gradient ops do not yet have a deterministic XLA"),
         (dying, "ended by signal 9"),
     ],
@@ -85,3 +103,15 @@ def test_one_that_hangs_is_given_up_and_ended():
         with pytest.raises(WorkerError, match="no answer to 'round' in 1 s"):
             worker.round(1.0)
     assert time.monotonic() - start < 10
+
+
+def test_a_killed_worker_leaves_no_files_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Worker(traced) as worker:
+        worker.ready(QUICK)
+        assert worker.round(QUICK) == 1
+        assert list(tmp_path.glob("*/__autograph_generated_file*"))
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="the process ended by signal 9"):
+            worker.round(QUICK)
+    assert not list(tmp_path.iterdir())
