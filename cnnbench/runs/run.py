@@ -16,9 +16,8 @@ from cnnbench.errors import RecipeError, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.runs.facts import DataFacts, _facts
-from cnnbench.runs.lock import _hold, _is_at, _open_lock
 from cnnbench.system import environment as provenance
-from cnnbench.system import files
+from cnnbench.system import files, locks
 
 RUNS = Path("runs")
 # The whole recipe, in a folder that has the runs of its stages.
@@ -209,15 +208,20 @@ class Run:
         Raises:
             RunError: another process holds it, or took the folder away.
         """
+
+        def refuse(holder: str) -> None:
+            what = f"another process ({holder}) writes to this run"
+            raise RunError(what, where=str(self.path)) from None
+
         with contextlib.ExitStack() as stack:
             with files.storage_errors(self.path):
                 while True:
-                    handle = _open_lock(self.path / "lock")
+                    handle = locks.open_lock(self.path / "lock")
                     stack.callback(os.close, handle)
-                    _hold(handle, self.path)
+                    locks.lock(handle, refuse)
                     # A run that could not begin takes its lock away, maybe after it was opened
                     # here; a later process would lock a new file.
-                    if _is_at(handle, self.path / "lock"):
+                    if locks.is_at(handle, self.path / "lock"):
                         break
             yield
 

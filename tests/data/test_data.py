@@ -388,7 +388,7 @@ def test_one_process_prepares_a_data_set_and_the_others_wait(tmp_path, capsys):
     other = threading.Thread(target=prepare)
     with _alone(tmp_path / "data/.x.lock", "x"):
         other.start()
-        while "prepares data set 'x': waiting" not in capsys.readouterr().err:
+        while f"(pid {os.getpid()}) prepares data set 'x': waiting" not in capsys.readouterr().err:
             assert other.is_alive()
             time.sleep(0.01)
         order.append("the first")

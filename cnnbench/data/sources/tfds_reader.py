@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import socket
@@ -23,6 +22,7 @@ from cnnbench.backend.lazy import tf
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.errors import DataError, MissingDataError
+from cnnbench.system import locks
 from cnnbench.system.files import cache_folder
 
 # Images of one size that take at most so many bytes in all are kept in memory.
@@ -196,16 +196,20 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
     """Keeps other processes from preparing a data set, and waits for one that already does.
 
     TFDS would do all the work in each of them, and fail in all but the first that is ready.
-    The kernel frees the lock of a dead process; its file stays, so that all lock the same one.
+    The file of the lock stays, so that all lock the same one.
     """
+
+    def wait(holder: str) -> None:
+        what = f"another process ({holder}) prepares data set {name!r}"
+        sys.stderr.write(f"{what}: waiting for it\n")
+
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"another process prepares data set {name!r}: waiting for it\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    handle = locks.open_lock(lock)
+    try:
+        locks.lock(handle, wait)
         yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
