@@ -407,6 +407,23 @@ def test_any_classification_set_of_the_catalogue(cifar10):
     assert np.array_equal(dataset.split("train").source.images, first.images[:500])
 
 
+def test_the_places_of_records_are_kept_if_the_cache_can_be_written(cifar10, tmp_path, monkeypatch):
+    from cnnbench.data.sources import tfds_reader
+
+    builder = tfds_reader._builder("cifar10", cifar10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none"))
+    (tmp_path / "none").write_text("not a folder")
+    files, places = tfds_reader._places(builder, "test")
+    assert places.shape == (10_000, 3) and len(files) == 1
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert np.array_equal(tfds_reader._places(builder, "test")[1], places)
+    (kept,) = (tmp_path / "cnnbench/records").iterdir()
+    assert kept.suffix == ".npz"
+    monkeypatch.delattr(tfds_reader, "_index")  # not looked for again
+    assert np.array_equal(tfds_reader._places(builder, "test")[1], places)
+
+
 def test_a_wrong_number_of_classes_is_refused(cifar10):
     with pytest.raises(DataError, match="has 10 classes"):
         spec = DATASETS.spec("tfds", builder="cifar10", classes=100)

@@ -21,9 +21,9 @@ from cnnbench.backend.lazy import load as load_tensorflow
 from cnnbench.backend.lazy import tf
 from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
-from cnnbench.errors import DataError, MissingDataError
+from cnnbench.errors import DataError, MissingDataError, RunError
 from cnnbench.system import locks
-from cnnbench.system.files import cache_folder
+from cnnbench.system.files import cache_folder, new_file
 
 # Images of one size that take at most so many bytes in all are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -332,11 +332,9 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
         places.append(np.column_stack([np.full(len(part), number), part]))
     if not new:
         return files, np.concatenate(places)
-    with contextlib.suppress(OSError):  # without a cache, the next process looks again
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, **known)  # type: ignore[arg-type]  # its stub takes one keyword for another
-        partial.replace(cache)
+    # A cache that cannot be written is none: the next process looks again.
+    with contextlib.suppress(RunError), new_file(cache) as partial, partial.open("wb") as opened:
+        np.savez(opened, **known)  # type: ignore[arg-type]  # its stub takes one keyword for another
     return files, np.concatenate(places)
 
 
