@@ -11,7 +11,7 @@ from pydantic import Field
 from cnnbench.data.examples import Dataset
 from cnnbench.data.open import Access
 from cnnbench.data.sources import imagenet, tfds_reader
-from cnnbench.data.sources.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from cnnbench.data.examples import Dataset, FileSource
 from cnnbench.data.images import SUFFIXES
 from cnnbench.data.open import Access
-from cnnbench.data.sources.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.errors import DataError, MissingDataError
+from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
 
 # Of each end of an image file; see `_content`.

@@ -17,6 +17,3 @@ def class_names() -> dict[str, str]:
     return {
         synset: word if count[word] == 1 else f"{word} ({synset})" for synset, word in words.items()
     }
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -10,11 +10,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 from cnnbench.errors import DataError, MissingDataError
+from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.system import files
 
 CHUNK = 1 << 20
 CONNECT_SECONDS = 8.0
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
