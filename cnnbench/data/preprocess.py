@@ -20,12 +20,13 @@ COLOR_STATISTICS = {
     "hsv": ((0.5,) * 3, (0.25,) * 3),
     "yuv": ((0.5, 0.0, 0.0), (0.25, 0.25, 0.25)),
 }
-# ITU-R BT.601: luma, and blue and red differences scaled to +-0.436 and +-0.615.
-RGB_TO_GREY = ((0.299,), (0.587,), (0.114,))
+# ITU-R BT.601: luma of RGB, and blue and red differences scaled to +-0.436 and +-0.615.
+LUMA = (0.299, 0.587, 0.114)
+RGB_TO_GREY = tuple((weight,) for weight in LUMA)
 RGB_TO_YUV = (
-    (0.299, -0.14714119, 0.61497538),
-    (0.587, -0.28886916, -0.51496512),
-    (0.114, 0.43601035, -0.10001026),
+    (LUMA[0], -0.14714119, 0.61497538),
+    (LUMA[1], -0.28886916, -0.51496512),
+    (LUMA[2], 0.43601035, -0.10001026),
 )
 
 

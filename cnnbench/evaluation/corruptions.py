@@ -26,6 +26,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from cnnbench.data.preprocess import LUMA
+
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 CORRUPTIONS: dict[str, Corruption] = {}
@@ -36,7 +38,6 @@ NOTES = ("frost is synthetic: not comparable", "motion blur and snow use a line 
 LARGE = 64
 # Of all draws: whatever the recipe, an example is corrupted in the same way.
 KEY = 2**41
-LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 ICE = np.array((0.86, 0.94, 1.0), np.float32)
 # The authors give the lengths of elastic_transform for 244 pixels, and apply them to 224.
 WIDER = 244 / 224
@@ -296,7 +297,7 @@ def _values(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _grey(x: np.ndarray) -> np.ndarray:
-    return x if x.shape[2] == 1 else (x @ LUMA)[..., None]
+    return x if x.shape[2] == 1 else (x @ np.array(LUMA, np.float32))[..., None]
 
 
 def _power_of_two(least: int) -> int:
