@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from cnnbench.evaluation import corruptions
-from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, draws
+from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, blur, draws, weather
 
 NAMES = [
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -190,7 +189,7 @@ def test_glass_blur_moves_pixels_as_the_authors_loops_do(reach, rounds):
     found = expected = np.arange(height * width).reshape(height, width, 1)
     ours, theirs = (np.random.default_rng(5) for _ in range(2))
     for _ in range(rounds):
-        places = corruptions._scattered(height, width, reach, ours)
+        places = blur.scattered(height, width, reach, ours)
         found = found.reshape(-1)[places].reshape(found.shape)
         shape = (2, height - 2 * reach, width - 2 * reach)
         down, right = theirs.integers(-reach, reach, shape)
@@ -209,12 +208,12 @@ def test_motion_blur_is_half_a_gaussian_along_the_line():
     x[20, 20] = 1
     weights = np.exp(-(np.arange(13) ** 2) / (2 * 2.0**2))
     weights /= weights.sum()
-    along = corruptions._along_line(x, 6, 2.0, 0.0)[..., 0]
+    along = blur.along_line(x, 6, 2.0, 0.0)[..., 0]
     assert np.allclose(along[20, 8:21], weights[::-1], atol=1e-6)
     assert along.sum() == pytest.approx(1) and along[20].sum() == pytest.approx(1)
-    down = corruptions._along_line(x, 6, 2.0, 90.0)[..., 0]
+    down = blur.along_line(x, 6, 2.0, 90.0)[..., 0]
     assert np.allclose(down[8:21, 20], weights[::-1], atol=1e-6)
-    slanted = corruptions._along_line(x, 6, 2.0, 45.0)[..., 0]
+    slanted = blur.along_line(x, 6, 2.0, 45.0)[..., 0]
     assert slanted.sum() == pytest.approx(1)
     assert np.trace(slanted) == pytest.approx(1)  # at 45 degrees each step is on the diagonal
 
@@ -258,7 +257,7 @@ def test_frost_lays_the_same_pane_over_every_image():
     black = formula("frost")(np.zeros((32, 32, 3)), draws("frost", 1, 4), 1, 0.5)
     white = formula("frost")(np.ones((32, 32, 3)), draws("frost", 1, 4), 0.7, 0.5)
     assert np.allclose(white - black, 0.7)
-    pane = corruptions._frosted_pane(128).copy()
+    pane = weather.frosted_pane(128).copy()
     places = [
         (top, left)
         for top in range(97)
@@ -267,8 +266,8 @@ def test_frost_lays_the_same_pane_over_every_image():
     ]
     assert len(places) == 1
     assert 0 <= pane.min() < 0.3 and 0.7 < pane.max() <= 1
-    corruptions._frosted_pane.cache_clear()
-    assert np.array_equal(pane, corruptions._frosted_pane(128))
+    weather.frosted_pane.cache_clear()
+    assert np.array_equal(pane, weather.frosted_pane(128))
 
 
 def test_fog_is_a_plasma_laid_over_and_scaled():
@@ -277,11 +276,11 @@ def test_fog_is_a_plasma_laid_over_and_scaled():
     plasma = (found * (x.max() + 0.75) / x.max() - x) / 0.75
     assert np.allclose(plasma, plasma[..., :1])
     assert plasma.min() == pytest.approx(0) and plasma.max() == pytest.approx(1)
-    assert np.allclose(plasma[..., 0], corruptions._plasma(np.random.default_rng(2), 32, 2.5))
+    assert np.allclose(plasma[..., 0], weather.plasma_fractal(np.random.default_rng(2), 32, 2.5))
 
 
 def test_a_plasma_without_fine_noise_is_the_diamond_square_mean():
-    h = corruptions._plasma(np.random.default_rng(0), 16, 1e9)
+    h = weather.plasma_fractal(np.random.default_rng(0), 16, 1e9)
     corners, centres = h[::2, ::2], h[1::2, 1::2]
     right, below = np.roll(corners, -1, 1), np.roll(corners, -1, 0)
     assert np.allclose(centres, (corners + right + below + np.roll(below, -1, 1)) / 4)
@@ -292,7 +291,7 @@ def test_a_plasma_without_fine_noise_is_the_diamond_square_mean():
 
 def test_a_plasma_is_rougher_the_slower_its_noise_decays():
     def roughness(decay):
-        maps = [corruptions._plasma(np.random.default_rng(i), 32, decay) for i in range(8)]
+        maps = [weather.plasma_fractal(np.random.default_rng(i), 32, decay) for i in range(8)]
         return np.mean([np.abs(np.diff(h)).mean() for h in maps])
 
     assert roughness(3) < roughness(2) < roughness(1.5)
