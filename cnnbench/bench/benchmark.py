@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from cnnbench.backend.settings import Settings
 from cnnbench.bench import autotune, jobs
 from cnnbench.bench.jobs import (
@@ -36,11 +34,10 @@ from cnnbench.errors import DataError, UsageError
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.registry.kinds import kind_of
 from cnnbench.system.environment import machine, versions
+from cnnbench.system.measure import INFERENCE_BATCHES, LATENCY_CALLS, latency_percentiles_ms
 from cnnbench.system.processes import Worker, WorkerError, alternate
 
 Mode = Literal["train", "infer", "data"]
-INFERENCE_BATCHES = (1, 8, 32, 128)
-LATENCY_CALLS = 50
 
 
 def bench(
@@ -138,11 +135,10 @@ def _bench_inference(recipe: Recipe, peak: float, rounds: int) -> list[dict[str,
             worker.ready(TIMEOUT_S)
             calls = LATENCY_CALLS if batch == 1 else max(rounds, 10)
             seconds = [worker.round(TIMEOUT_S) for _ in range(calls)]
-            p50, p95 = np.percentile(seconds, (50, 95)) * 1000
             rows.append(
                 _row(recipe, "infer", batch, seconds, macs, peak)
                 | {
-                    "latency_ms": {"p50": round(float(p50), 3), "p95": round(float(p95), 3)},
+                    "latency_ms": latency_percentiles_ms(seconds),
                     "peak_memory_mb": round(worker.peak_memory_mb(), 1),
                 }
             )

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from cnnbench.exports.formats.format import Loaded, module_of
-from cnnbench.system.measure import latency_ms, peak_memory_mb
+from cnnbench.system.measure import INFERENCE_BATCHES, latency_ms, peak_memory_mb
 from cnnbench.system.processes import answer_requests
 
-BATCHES = (1, 8, 32, 128)
 BATCH_SECONDS = 0.25
 
 
@@ -46,9 +45,9 @@ def speed(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
 
 
 def best_batch(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
-    """Returns the batch size of BATCHES with the highest throughput, and its images/s."""
+    """Returns the batch size of INFERENCE_BATCHES with the highest throughput, and its images/s."""
     rates = {}
-    for size in sorted({*BATCHES, loaded.batch or 1}):
+    for size in sorted({*INFERENCE_BATCHES, loaded.batch or 1}):
         run = loaded.run if size == loaded.batch else loaded.resized(size)
         batch = np.resize(images, (size, *images.shape[1:]))
         if run is None or any(len(each) != size for each in run(batch).values()):

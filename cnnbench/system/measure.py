@@ -6,13 +6,15 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 LATENCY_CALLS = 50
+# Of images that are answered at once, where throughput is measured by batch size.
+INFERENCE_BATCHES = (1, 8, 32, 128)
 
 
 def peak_memory_mb() -> float:
@@ -28,10 +30,15 @@ def peak_memory_mb() -> float:
 
 def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
     """Returns the median and the 95th percentile, in ms, of so many calls after two unmeasured."""
-    times = []
+    seconds = []
     for _ in range(calls + 2):
         start = time.perf_counter()
         call()
-        times.append(1000 * (time.perf_counter() - start))
-    p50, p95 = np.percentile(times[2:], (50, 95))
+        seconds.append(time.perf_counter() - start)
+    return latency_percentiles_ms(seconds[2:])
+
+
+def latency_percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """Returns the median "p50" and the 95th percentile "p95", in ms, of the seconds of calls."""
+    p50, p95 = 1000 * np.percentile(seconds, (50, 95))
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
