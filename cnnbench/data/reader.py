@@ -45,6 +45,25 @@ def evaluation_batches(
         yield images[rows], targets[rows], count
 
 
+def first_images(
+    examples: Examples, data: DataSpec, size: tuple[int, int], count: int
+) -> np.ndarray:
+    """Returns the images of the first examples, not augmented.
+
+    Args:
+        examples: of which there is one at least.
+        data: how images are brought to `size`.
+        size: height and width in pixels.
+        count: how many; fewer where there are not so many.
+
+    Returns:
+        (count, height, width, channels) uint8.
+    """
+    some = examples.take(slice(count))
+    ((images, _, _),) = evaluation_batches(some, data, size, len(some))
+    return images
+
+
 def _reader(
     examples: Examples, data: DataSpec, size: tuple[int, int], crops: Iterable[Spec], seed: int
 ) -> Callable[[np.ndarray, int], Callable[[], Batch]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cnnbench.data.open import Access
-from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.reader import first_images
 from cnnbench.data.splits import training_splits
 from cnnbench.errors import UsageError
 from cnnbench.exports.options import CALIBRATION_METHODS
@@ -52,11 +52,10 @@ def images(run: Run, examples: int, access: Access) -> np.ndarray:
         DataError: the training images are not there.
     """
     dataset = network.open_data(run, access)
-    chosen = training_splits(dataset, run.recipe.data).train.take(slice(examples))
-    check(len(chosen))
+    train = training_splits(dataset, run.recipe.data).train
+    check(min(examples, len(train)))
     height, width, _ = run.data().input_shape
-    batches = evaluation_batches(chosen, run.recipe.data, (height, width), len(chosen))
-    ((pixels, _, _),) = batches
+    pixels = first_images(train, run.recipe.data, (height, width), examples)
     return np.concatenate([pixels, _stretched(pixels)[None]])
 
 

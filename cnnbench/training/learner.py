@@ -15,7 +15,7 @@ from cnnbench.compression import Record, build_stage
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream
 from cnnbench.data.preprocess import preprocess
-from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.reader import evaluation_batches, first_images
 from cnnbench.data.splits import training_splits
 from cnnbench.models.build import freeze, without_auxiliary
 from cnnbench.recipe.recipe import Recipe
@@ -168,9 +168,7 @@ class Learner:
 
         Fewer where there are not so many.
         """
-        some = self.examples.take(slice(count))
-        batches = evaluation_batches(some, self.recipe.data, self.shape[:2], len(some))
-        ((images, *_),) = batches
+        images = first_images(self.examples, self.recipe.data, self.shape[:2], count)
         return self.preprocess(images).numpy()
 
     def about_data(self) -> DataFacts:

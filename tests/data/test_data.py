@@ -20,7 +20,7 @@ from cnnbench.data.images import BadImageError, decode
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream
 from cnnbench.data.preprocess import Preprocess, convert_color, fit, preprocess
-from cnnbench.data.reader import evaluation_batches
+from cnnbench.data.reader import evaluation_batches, first_images
 from cnnbench.data.splits import evaluation_examples, training_splits
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import AUGMENTATIONS, DATASETS
@@ -200,6 +200,14 @@ def test_evaluation_counts_every_example_once(batch_size):
         assert len(images) == len(labels) == batch_size
         seen += labels[:count].tolist()
     assert seen == list(range(23))
+
+
+@pytest.mark.parametrize(("count", "found"), [(5, 5), (23, 23), (40, 23)])
+def test_the_first_images_are_those_in_the_order_of_the_examples(count, found):
+    examples = numbered(23).shuffled()
+    images = first_images(examples, DATASETS.spec("synthetic"), (4, 4), count)
+    expected = examples.source.images[examples.indices[:count]]
+    assert len(images) == found and np.array_equal(images, expected)
 
 
 @pytest.mark.parametrize(("validation", "expected"), [(20, 20), (0.25, 24), (0, 0)])
