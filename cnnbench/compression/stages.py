@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnbench.registry.kinds import COMPRESSIONS
+from cnnbench.registry.limits import Factor, Fraction, NonNegative, PositiveInt, Rate
 from cnnbench.registry.registry import Spec
 
 # Training images that the first ranges of activations are taken from.
 CALIBRATED = 500
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Record = dict[str, Any]
 
 
@@ -122,8 +122,8 @@ def distill(
     *,
     teacher: str,
     temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0,
-    share: Share = 0.9,
-    hints: Annotated[float, Field(ge=0)] = 0.0,
+    share: Fraction = 0.9,
+    hints: NonNegative = 0.0,
 ) -> Distillation:
     """Learns from a teacher's answers to the images that the network sees (Hinton et al. 2015).
 
@@ -141,12 +141,12 @@ def distill(
 @COMPRESSIONS.register("prune")
 def prune(
     *,
-    sparsity: Annotated[float, Field(ge=0, lt=1)],
+    sparsity: Rate,
     pattern: Literal["unstructured", "2:4"] = "unstructured",
     scope: Literal["layer", "global"] = "layer",
-    begin: Share = 0.0,
-    end: Share = 0.75,
-    every: Annotated[int, Field(ge=1)] = 50,
+    begin: Fraction = 0.0,
+    end: Fraction = 0.75,
+    every: PositiveInt = 50,
 ) -> Pruning:
     """Sets the smallest weights to zero, more and more of them (Zhu & Gupta 2017, equation 1).
 
@@ -165,7 +165,7 @@ def prune(
 @COMPRESSIONS.register("prune_filters", needs_weights=True)
 def prune_filters(
     *,
-    macs: Annotated[float, Field(gt=0, lt=1)],
+    macs: Factor,
     divisor: Annotated[int, Field(ge=1, le=256)] = 16,
 ) -> FilterPruning:
     """Removes whole filters, the smallest first, and trains what is left (Li et al. 2017).

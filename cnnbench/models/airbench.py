@@ -10,6 +10,7 @@ from pydantic import Field
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.models.layers.blocks import Activation, activate, norm
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 # Filters of the three stages, section 3.1.
 WIDTHS = (64, 256, 256)
@@ -24,7 +25,7 @@ def airbench(
     *,
     width: Annotated[float, Field(gt=0, le=16)] = 1.0,
     activation: Activation = "gelu",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    dropout: Rate = 0.0,
 ) -> keras.Model:
     """A whitening convolution, and three stages of two convolutions, the first of them pooled.
 

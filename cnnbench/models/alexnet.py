@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.models.layers.blocks import (
@@ -18,6 +16,7 @@ from cnnbench.models.layers.blocks import (
     resize_map,
 )
 from cnnbench.registry.kinds import MODELS
+from cnnbench.registry.limits import Rate
 
 
 @MODELS.register(
@@ -38,7 +37,7 @@ def alexnet(
     stem: Literal["imagenet", "cifar"] = "imagenet",
     lrn: bool = False,
     activation: Activation = "relu",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    dropout: Rate = 0.5,
 ) -> keras.Model:
     """Five convolutions and three dense layers.
 

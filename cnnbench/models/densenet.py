@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import (
@@ -18,6 +16,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 # Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
 # code and in the table of earlier versions on arXiv, the published one has DenseNet-264.
@@ -48,8 +47,6 @@ COUNTS = {
     "densenet_bc_250_24": (15_324_406, 5_418_785_724),
 }
 
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-
 
 def densenet(
     name: str,
@@ -58,8 +55,8 @@ def densenet(
     *,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "relu",
-    dropout: Dropout = 0.0,
-    conv_dropout: Dropout = 0.0,
+    dropout: Rate = 0.0,
+    conv_dropout: Rate = 0.0,
 ) -> keras.Model:
     """A DenseNet-BC for ImageNet.
 
@@ -86,8 +83,8 @@ def cifar_densenet(
     classes: int,
     *,
     activation: Activation = "relu",
-    dropout: Dropout = 0.0,
-    conv_dropout: Dropout = 0.0,
+    dropout: Rate = 0.0,
+    conv_dropout: Rate = 0.0,
 ) -> keras.Model:
     """A DenseNet for 32-pixel images, in three stages of as many layers.
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import Any, Literal, NamedTuple
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks as _layers
@@ -25,6 +23,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 
 class Stage(NamedTuple):
@@ -84,7 +83,6 @@ COUNTS = {
 }
 
 Stem = Literal["imagenet", "cifar"]
-Rate = Annotated[float, Field(ge=0, lt=1)]
 
 conv = partial(_layers.conv, padding="same")
 depthwise = partial(_layers.depthwise, padding="same")

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.efficientnet import Rate, Stage, Stem, conv, mbconv, skip, stack
+from cnnbench.models.efficientnet import Stage, Stem, conv, mbconv, skip, stack
 from cnnbench.models.layers import blocks
 from cnnbench.models.layers.blocks import Activation, activate, classifier, stem_min_size
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 # B0 in the authors' code, which scales it to B1, B2 and B3 by EfficientNet's coefficients.
 BASE = (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import Activation, activate, logits
 from cnnbench.registry.kinds import MODELS
+from cnnbench.registry.limits import Rate
 
 
 @MODELS.register(
@@ -27,7 +26,7 @@ def lenet5(
     *,
     activation: Activation = "tanh",
     pool: Literal["average", "max"] = "average",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    dropout: Rate = 0.0,
 ) -> keras.Model:
     """Two convolutions with pooling and three dense layers.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks
 from cnnbench.models.layers.blocks import Activation, activate, classifier
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate, WidthMultiplier
 
 # Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -39,10 +38,10 @@ def mobilenet_v1(
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    alpha: WidthMultiplier = 1.0,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "relu6",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.001,
+    dropout: Rate = 0.001,
 ) -> keras.Model:
     """A MobileNet: depthwise separable convolutions, all but the first.
 

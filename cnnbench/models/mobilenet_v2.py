@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks
@@ -17,6 +15,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate, WidthMultiplier
 
 # Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
 STAGES = (
@@ -54,10 +53,10 @@ def mobilenet_v2(
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    alpha: WidthMultiplier = 1.0,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "relu6",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+    dropout: Rate = 0.2,
 ) -> keras.Model:
     """A MobileNetV2: inverted residuals with linear bottlenecks.
 

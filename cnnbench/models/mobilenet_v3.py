@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import groupby
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks
@@ -19,6 +17,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate, WidthMultiplier
 
 # Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1
@@ -76,10 +75,10 @@ def mobilenet_v3(
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    alpha: Annotated[float, Field(ge=0.1, le=4)] = 1.0,
+    alpha: WidthMultiplier = 1.0,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "hard_swish",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+    dropout: Rate = 0.2,
 ) -> keras.Model:
     """A MobileNetV3: inverted residuals, some with squeeze-and-excite.
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import Any, Literal, NamedTuple
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers import blocks
@@ -24,6 +22,7 @@ from cnnbench.models.layers.blocks import (
     drop_path,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 
 class Operation(NamedTuple):
@@ -95,7 +94,6 @@ COUNTS = {
     "nasnet_cifar": (3_328_234, 525_786_624),
 }
 
-Rate = Annotated[float, Field(ge=0, lt=1)]
 
 imagenet_norm = partial(blocks.norm, epsilon=1e-3, momentum=0.9997)
 cifar_norm = partial(blocks.norm, epsilon=1e-5, momentum=0.9)

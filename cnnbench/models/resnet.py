@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import Any, Literal, NamedTuple
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import (
@@ -20,6 +18,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Fraction, Rate
 
 
 class Bottlenecks(NamedTuple):
@@ -61,8 +60,6 @@ COUNTS = {
     "resnet110": (1_727_962, 252_887_680),
 }
 
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
 Stem = Literal["imagenet", "deep", "cifar"]
 
 
@@ -73,7 +70,7 @@ def basic_resnet(
     classes: int,
     *,
     stem: Stem = "imagenet",
-    se_ratio: Ratio = 0.0,
+    se_ratio: Fraction = 0.0,
     drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
     dropout: Rate = 0.0,
@@ -97,7 +94,7 @@ def bottleneck_resnet(
     *,
     stem: Stem = "imagenet",
     stride: Literal["first", "second"] = "second",
-    se_ratio: Ratio = 0.0,
+    se_ratio: Fraction = 0.0,
     drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
     dropout: Rate = 0.0,
@@ -140,7 +137,7 @@ def cifar_resnet(
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    se_ratio: Ratio = 0.0,
+    se_ratio: Fraction = 0.0,
     drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
     dropout: Rate = 0.0,

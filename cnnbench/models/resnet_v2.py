@@ -16,7 +16,8 @@ from cnnbench.models.layers.blocks import (
 )
 from cnnbench.models.layers.blocks import norm as _norm
 from cnnbench.models.register import add_model
-from cnnbench.models.resnet import Rate, stages, stem_pool
+from cnnbench.models.resnet import stages, stem_pool
+from cnnbench.registry.limits import Rate
 
 # Blocks in each stage, as in ResNet.
 DEPTHS = {

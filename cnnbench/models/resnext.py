@@ -7,7 +7,8 @@ from functools import partial
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import Activation, stem_min_size
 from cnnbench.models.register import add_model
-from cnnbench.models.resnet import Bottlenecks, Rate, Ratio, Stem, bottleneck_resnet
+from cnnbench.models.resnet import Bottlenecks, Stem, bottleneck_resnet
+from cnnbench.registry.limits import Fraction, Rate
 
 # 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
 IMAGENET = {
@@ -47,7 +48,7 @@ def resnext(
     classes: int,
     *,
     stem: Stem = "imagenet",
-    se_ratio: Ratio = 0.0,
+    se_ratio: Fraction = 0.0,
     drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
     dropout: Rate = 0.0,
@@ -75,7 +76,7 @@ def cifar_resnext(
     input_shape: tuple[int, int, int],
     classes: int,
     *,
-    se_ratio: Ratio = 0.0,
+    se_ratio: Fraction = 0.0,
     drop_path_rate: Rate = 0.0,
     activation: Activation = "relu",
     dropout: Rate = 0.0,

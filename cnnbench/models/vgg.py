@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from cnnbench.backend.lazy import keras
 from cnnbench.models.layers.blocks import (
@@ -18,6 +16,7 @@ from cnnbench.models.layers.blocks import (
     resize_map,
 )
 from cnnbench.models.register import add_model
+from cnnbench.registry.limits import Rate
 
 # Columns A, B, D and E: 3x3 convolutions in each of the five stages, and their filters.
 DEPTHS = {
@@ -49,7 +48,7 @@ def vgg(
     *,
     head: Literal["dense", "pool"] = "dense",
     activation: Activation = "relu",
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+    dropout: Rate = 0.5,
 ) -> keras.Model:
     """Stages of 3x3 convolutions and max pooling, and three dense layers.
 

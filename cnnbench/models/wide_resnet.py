@@ -16,7 +16,8 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
-from cnnbench.models.resnet import Bottlenecks, Rate, bottleneck_resnet, stages
+from cnnbench.models.resnet import Bottlenecks, bottleneck_resnet, stages
+from cnnbench.registry.limits import Rate
 
 # Table 1: layers (6n + 4 in three stages of n blocks), and how many times as wide.
 CIFAR = {"wide_resnet16_8": (16, 8), "wide_resnet28_10": (28, 10), "wide_resnet40_2": (40, 2)}

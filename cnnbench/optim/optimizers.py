@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from cnnbench.backend.lazy import keras
 from cnnbench.registry.kinds import OPTIMIZERS
-
-if TYPE_CHECKING:
-    pass  # which names the optimizers here
-
-Rate = Annotated[float, Field(gt=0)]
-Decay = Annotated[float, Field(ge=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Epsilon = Annotated[float, Field(gt=0)]
+from cnnbench.registry.limits import Factor, NonNegative, Positive, Rate
 
 
 @OPTIMIZERS.register("sgd")
 def sgd(
-    *, lr: Rate, momentum: Beta = 0.0, nesterov: bool = False, weight_decay: Decay = 0.0
+    *, lr: Positive, momentum: Rate = 0.0, nesterov: bool = False, weight_decay: NonNegative = 0.0
 ) -> Any:
     """Stochastic gradient descent; plain unless momentum is set."""
     return keras.optimizers.SGD(lr, momentum, nesterov, weight_decay=weight_decay or None)
 
 
 @OPTIMIZERS.register("momentum")
-def momentum(*, lr: Rate, momentum: Beta = 0.9, weight_decay: Decay = 0.0) -> Any:
+def momentum(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Any:
     """SGD with momentum (Polyak 1964)."""
     return sgd(lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 @OPTIMIZERS.register("nesterov")
-def nesterov(*, lr: Rate, momentum: Beta = 0.9, weight_decay: Decay = 0.0) -> Any:
+def nesterov(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Any:
     """SGD with Nesterov's momentum (Sutskever et al. 2013)."""
     return sgd(lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
 
 
 @OPTIMIZERS.register("adagrad")
-def adagrad(*, lr: Rate, weight_decay: Decay = 0.0, epsilon: Epsilon = 1e-7) -> Any:
+def adagrad(*, lr: Positive, weight_decay: NonNegative = 0.0, epsilon: Positive = 1e-7) -> Any:
     """Adagrad (Duchi et al. 2011)."""
     return keras.optimizers.Adagrad(lr, epsilon=epsilon, weight_decay=weight_decay or None)
 
@@ -47,11 +38,11 @@ def adagrad(*, lr: Rate, weight_decay: Decay = 0.0, epsilon: Epsilon = 1e-7) -> 
 @OPTIMIZERS.register("rmsprop")
 def rmsprop(
     *,
-    lr: Rate,
-    rho: Beta = 0.9,
-    momentum: Beta = 0.0,
-    weight_decay: Decay = 0.0,
-    epsilon: Epsilon = 1e-7,
+    lr: Positive,
+    rho: Rate = 0.9,
+    momentum: Rate = 0.0,
+    weight_decay: NonNegative = 0.0,
+    epsilon: Positive = 1e-7,
 ) -> Any:
     """RMSProp (Tieleman & Hinton 2012)."""
     return keras.optimizers.RMSprop(
@@ -60,7 +51,9 @@ def rmsprop(
 
 
 @OPTIMIZERS.register("adam")
-def adam(*, lr: Rate, beta_1: Beta = 0.9, beta_2: Beta = 0.999, epsilon: Epsilon = 1e-7) -> Any:
+def adam(
+    *, lr: Positive, beta_1: Rate = 0.9, beta_2: Rate = 0.999, epsilon: Positive = 1e-7
+) -> Any:
     """Adam (Kingma & Ba 2015)."""
     return keras.optimizers.Adam(lr, beta_1, beta_2, epsilon)
 
@@ -68,11 +61,11 @@ def adam(*, lr: Rate, beta_1: Beta = 0.9, beta_2: Beta = 0.999, epsilon: Epsilon
 @OPTIMIZERS.register("adamw")
 def adamw(
     *,
-    lr: Rate,
-    weight_decay: Decay = 0.01,
-    beta_1: Beta = 0.9,
-    beta_2: Beta = 0.999,
-    epsilon: Epsilon = 1e-7,
+    lr: Positive,
+    weight_decay: NonNegative = 0.01,
+    beta_1: Rate = 0.9,
+    beta_2: Rate = 0.999,
+    epsilon: Positive = 1e-7,
 ) -> Any:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
     return keras.optimizers.AdamW(lr, weight_decay, beta_1, beta_2, epsilon)
@@ -81,10 +74,10 @@ def adamw(
 @OPTIMIZERS.register("lion")
 def lion(
     *,
-    lr: Rate,
-    weight_decay: Decay = 0.0,
-    beta_1: Annotated[float, Field(gt=0, lt=1)] = 0.9,
-    beta_2: Beta = 0.99,
+    lr: Positive,
+    weight_decay: NonNegative = 0.0,
+    beta_1: Factor = 0.9,
+    beta_2: Rate = 0.99,
 ) -> Any:
     """Lion, steps of one size (Chen et al. 2023); a third to a tenth of AdamW's rate."""
     return keras.optimizers.Lion(lr, beta_1, beta_2, weight_decay=weight_decay or None)
@@ -93,11 +86,11 @@ def lion(
 @OPTIMIZERS.register("lamb")
 def lamb(
     *,
-    lr: Rate,
-    weight_decay: Decay = 0.0,
-    beta_1: Beta = 0.9,
-    beta_2: Beta = 0.999,
-    epsilon: Epsilon = 1e-6,
+    lr: Positive,
+    weight_decay: NonNegative = 0.0,
+    beta_1: Rate = 0.9,
+    beta_2: Rate = 0.999,
+    epsilon: Positive = 1e-6,
 ) -> Any:
     """LAMB for large batches (You et al. 2020), the weight decay outside of its trust ratio."""
     return keras.optimizers.Lamb(lr, beta_1, beta_2, epsilon, weight_decay=weight_decay or None)
@@ -106,10 +99,10 @@ def lamb(
 @OPTIMIZERS.register("lars", decoupled_decay=False)
 def lars(
     *,
-    lr: Rate,
-    momentum: Beta = 0.9,
-    weight_decay: Decay = 0.0,
-    trust: Annotated[float, Field(gt=0)] = 0.001,
+    lr: Positive,
+    momentum: Rate = 0.9,
+    weight_decay: NonNegative = 0.0,
+    trust: Positive = 0.001,
 ) -> Any:
     """LARS for large batches (You et al. 2017); the weight decay is in the trust ratio."""
     from cnnbench.optim.lars import Lars

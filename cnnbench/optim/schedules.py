@@ -8,17 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from cnnbench.registry.kinds import SCHEDULES, ScheduleSpec
+from cnnbench.registry.limits import Factor, Fraction, NonNegative, Positive, PositiveInt, Share
 
-if TYPE_CHECKING:
-    pass  # which names the schedules here
-
-Factor = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Curve = Callable[[int], float]
 
 
@@ -33,7 +29,7 @@ def step(
     total: int,
     per_epoch: int,
     *,
-    epochs: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)],
+    epochs: Annotated[list[Positive], Field(min_length=1)],
     factor: Factor = 0.1,
 ) -> Curve:
     """Times `factor` at each of these epochs, counted after warm-up."""
@@ -46,7 +42,7 @@ def exponential(
     per_epoch: int,
     *,
     factor: Factor = 0.97,
-    epochs: Annotated[float, Field(gt=0)] = 1.0,
+    epochs: Positive = 1.0,
     staircase: bool = False,
 ) -> Curve:
     """Times `factor` every so many epochs, smoothly or in stairs."""
@@ -59,7 +55,7 @@ def exponential(
 
 
 @SCHEDULES.register("cosine")
-def cosine(total: int, per_epoch: int, *, final: Share = 0.0) -> Curve:
+def cosine(total: int, per_epoch: int, *, final: Fraction = 0.0) -> Curve:
     """Half a cosine from 1 to `final` (Loshchilov & Hutter 2017, equation 5)."""
     return lambda step: final + (1 - final) * _half_cosine(step / max(1, total))
 
@@ -69,9 +65,9 @@ def cosine_restarts(
     total: int,
     per_epoch: int,
     *,
-    epochs: Annotated[float, Field(gt=0)] = 10.0,
+    epochs: Positive = 10.0,
     multiply: Annotated[float, Field(ge=1)] = 2.0,
-    final: Share = 0.0,
+    final: Fraction = 0.0,
 ) -> Curve:
     """Cosines that start again, each `multiply` times as long (SGDR, Loshchilov & Hutter 2017)."""
     first = max(1.0, epochs * per_epoch)
@@ -91,9 +87,9 @@ def one_cycle(
     total: int,
     per_epoch: int,
     *,
-    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3,
-    start: Annotated[float, Field(gt=0, le=1)] = 0.04,
-    final: Share = 4e-6,
+    rise: Factor = 0.3,
+    start: Share = 0.04,
+    final: Fraction = 4e-6,
     anneal: Literal["cosine", "linear"] = "cosine",
 ) -> Curve:
     """Up from `start` to 1 over the share `rise` of training, then down to `final`.
@@ -145,10 +141,10 @@ def plateau(
     *,
     factor: Factor = 0.1,
     patience: Annotated[
-        int, Field(ge=1, description="epochs, counted from the first that ends after the warm-up")
+        PositiveInt, Field(description="epochs, counted from the first that ends after the warm-up")
     ] = 5,
-    min_delta: Annotated[float, Field(ge=0)] = 1e-4,
-    min_factor: Share = 0.0,
+    min_delta: NonNegative = 1e-4,
+    min_factor: Fraction = 0.0,
 ) -> Plateau:
     """Times `factor` when the validation loss has not fallen for `patience` epochs after warm-up.
 

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from cnnbench.registry.kinds import TASKS
+from cnnbench.registry.limits import Factor, NonNegative, Positive, PositiveInt, Share, Side
 from cnnbench.tasks.task import task_named
 
 # The keys of the scores of all tasks.
@@ -29,8 +30,8 @@ class Section(BaseModel):
 class Regularization(Section):
     """Penalties on the kernels of convolutions and dense layers, added to the loss."""
 
-    l1: Annotated[float, Field(ge=0)] = Field(default=0.0, description="l1 * sum |w|")
-    l2: Annotated[float, Field(ge=0)] = Field(
+    l1: NonNegative = Field(default=0.0, description="l1 * sum |w|")
+    l2: NonNegative = Field(
         default=0.0, description="l2 / 2 * sum w^2: the papers' weight decay of SGD"
     )
 
@@ -38,11 +39,11 @@ class Regularization(Section):
 class EarlyStopping(Section):
     """Stops when the validation metric has not improved for `patience` epochs."""
 
-    patience: Annotated[int, Field(ge=1)] = 10
+    patience: PositiveInt = 10
     metric: Literal["loss", *SCORES] = Field(  # type: ignore[valid-type]  # of the tasks there are
         "loss", description="loss, or the score of the task, as top1; by default the score"
     )
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: NonNegative = 0.0
 
 
 class Runtime(Section):
@@ -60,10 +61,10 @@ class Runtime(Section):
 class GradientClip(Section):
     """Bounds the gradient of the whole batch before the update; exactly one of norm and value."""
 
-    norm: Annotated[float, Field(gt=0)] | None = Field(
+    norm: Positive | None = Field(
         None, description="of all gradients together (Pascanu et al. 2013, algorithm 1)"
     )
-    value: Annotated[float, Field(gt=0)] | None = Field(
+    value: Positive | None = Field(
         None, description="of each element, which stays between -value and value"
     )
 
@@ -77,7 +78,7 @@ class GradientClip(Section):
 class Sam(Section):
     """Sharpness-aware minimisation (Foret et al. 2021): two passes over each batch."""
 
-    rho: Annotated[float, Field(gt=0)] = Field(
+    rho: Positive = Field(
         0.05, description="how far up the gradient the weights go before the second pass"
     )
 
@@ -88,9 +89,7 @@ class Lookahead(Section):
     every: Annotated[int, Field(ge=1, le=10**6)] = Field(
         5, description="updates after which the slow weights move, the paper's k"
     )
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.5, description="of the way that they move, the paper's alpha"
-    )
+    share: Share = Field(0.5, description="of the way that they move, the paper's alpha")
 
 
 def _regular_expression(text: str) -> str:
@@ -107,8 +106,8 @@ class Group(Section):
     match: Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)] = Field(
         description="regular expression, searched in a weight's path such as stem_norm/beta"
     )
-    lr_scale: Annotated[float, Field(ge=0)] = Field(1.0, description="times optimizer.lr")
-    weight_decay_scale: Annotated[float, Field(ge=0)] = Field(
+    lr_scale: NonNegative = Field(1.0, description="times optimizer.lr")
+    weight_decay_scale: NonNegative = Field(
         1.0, description="times optimizer.weight_decay, which the learning rate multiplies too"
     )
 
@@ -116,8 +115,8 @@ class Group(Section):
 class ImageSize(Section):
     """What training images are scaled to in its first epochs (Tan & Le 2021, section 4)."""
 
-    until: Annotated[int, Field(ge=1)] = Field(description="the epoch that ends it")
-    size: Annotated[int, Field(ge=1, le=4096)] = Field(description="height and width in pixels")
+    until: PositiveInt = Field(description="the epoch that ends it")
+    size: Side = Field(description="height and width in pixels")
 
 
 class Train(Section):
@@ -138,10 +137,10 @@ class Train(Section):
         10, description="training steps that one call into TensorFlow runs"
     )
     deterministic: bool = Field(True, description="the same bits from the same seed, on a CPU")
-    checkpoint_every: (
-        Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")]
-    ) = Field("10m", description="steps as an integer, or minutes as in 10m; besides each epoch")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    checkpoint_every: PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")] = Field(
+        "10m", description="steps as an integer, or minutes as in 10m; besides each epoch"
+    )
+    ema: Factor | None = Field(
         None,
         description="decay of the moving average of all weights, which is then what is validated, "
         "kept and exported; less in the first steps: (1 + step) / (10 + step)",
@@ -155,7 +154,7 @@ class Train(Section):
     sam: Sam | None = None
     lookahead: Lookahead | None = None
     groups: list[Group] = Field([], description="the first that matches a weight counts for it")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+    layer_decay: Share = Field(
         1.0,
         description="of the learning rate from each stage to the one before it (Bao et al. 2022); "
         "the head has the whole",

@@ -8,6 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cnnbench.errors import UsageError
+from cnnbench.registry.limits import (
+    Factor,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Side,
+)
 from cnnbench.registry.registry import Registry, Spec
 
 WEIGHT_FILES = (".h5", ".safetensors")
@@ -30,10 +38,10 @@ class DataSpec(Spec):
     """What every data set takes besides its own options."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 128
-    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+    validation: NonNegativeInt | Factor = Field(
         0, description="examples, or the share of them, carved from the training split"
     )
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+    image_size: Side | None = Field(
         None, description="height and width in pixels that the network sees; null: as they are"
     )
     resize_short: Annotated[int, Field(ge=1, le=8192)] | None = Field(
@@ -43,20 +51,18 @@ class DataSpec(Spec):
         None, description="colour space that the network sees; null: as stored"
     )
     mean: list[float] | None = Field(None, description="per channel, of values in 0-1")
-    std: list[Annotated[float, Field(gt=0)]] | None = Field(None, description="as mean")
+    std: list[Positive] | None = Field(None, description="as mean")
     classes: Annotated[int, Field(ge=2)] | None = Field(
         None, description="how many classes you expect; checked against the data"
     )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="use only so many examples of each split"
-    )
+    limit: PositiveInt | None = Field(None, description="use only so many examples of each split")
     on_bad_image: Literal["fail", "skip"] = "fail"
 
 
 class ScheduleSpec(Spec):
     """What every schedule takes besides its own options."""
 
-    warmup_epochs: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)] = Field(
+    warmup_epochs: NonNegative | NonNegativeInt = Field(
         0, description="linear warm-up from near zero before the schedule begins"
     )
 
@@ -64,12 +70,10 @@ class ScheduleSpec(Spec):
 class CompressionSpec(Spec):
     """What every stage of compression takes besides its own options."""
 
-    epochs: Annotated[int, Field(ge=1)] | None = Field(
+    epochs: PositiveInt | None = Field(
         None, description="that the stage trains; null: as long as train says"
     )
-    lr_scale: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="of optimizer.lr while the stage trains"
-    )
+    lr_scale: Positive = Field(1.0, description="of optimizer.lr while the stage trains")
 
 
 TASKS = Registry("task", "cnnbench.tasks")

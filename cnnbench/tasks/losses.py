@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from cnnbench.backend.lazy import tf
 from cnnbench.registry.kinds import LOSSES
-
-Smoothing = Annotated[float, Field(ge=0, lt=1)]
+from cnnbench.registry.limits import Fraction, NonNegative, Rate
 
 
 @LOSSES.register("cross_entropy", probabilities="softmax")
-def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
+def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Rate = 0.0) -> Any:
     """Softmax cross-entropy; smoothing after Szegedy et al. 2016, section 7.
 
     Args:
@@ -37,7 +34,7 @@ def mean_squared_error(logits: Any, labels: Any) -> Any:
 
 
 @LOSSES.register("binary_cross_entropy", probabilities="sigmoid")
-def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Smoothing = 0.0) -> Any:
+def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Rate = 0.0) -> Any:
     """Log loss of each class by itself, mean over classes (Wightman et al. 2021).
 
     Args and Returns: as for cross_entropy.
@@ -52,8 +49,8 @@ def focal(
     logits: Any,
     labels: Any,
     *,
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.25,
-    gamma: Annotated[float, Field(ge=0)] = 2.0,
+    alpha: Fraction = 0.25,
+    gamma: NonNegative = 2.0,
 ) -> Any:
     """Log loss that looks away from what is already right (Lin et al. 2017, equation 5).
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from cnnbench.errors import VerificationError
 from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS
+from cnnbench.registry.limits import Rate, Share
 from cnnbench.registry.registry import Entry, Spec
 
 # The outputs of a network or of an exported file, by name; the first axis of each is the batch.
@@ -45,8 +46,8 @@ class Score:
     def target_type(self) -> type[BaseModel]:
         """Returns the type of a recipe's `target` for this score."""
         fields: dict[str, Any] = {
-            self.key: (Annotated[float, Field(gt=0, le=1)], ...),
-            "tolerance": (Annotated[float, Field(ge=0, lt=1)], 0.0),
+            self.key: (Share, ...),
+            "tolerance": (Rate, 0.0),
             "source": (str, ...),
         }
         return create_model(

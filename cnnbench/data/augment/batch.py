@@ -20,7 +20,7 @@ from cnnbench.backend.lazy import tf
 from cnnbench.data import images as geometry
 from cnnbench.data.augment import policies  # noqa: F401 - registers those of one image
 from cnnbench.registry.kinds import AUGMENTATIONS
-from cnnbench.registry.limits import Alpha, Probability, Ratios, Shares
+from cnnbench.registry.limits import Alpha, Fraction, Ratios, Shares
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def random_crop(
 
 
 @AUGMENTATIONS.register("random_flip")
-def random_flip(images: Any, draw: Draw, *, probability: Probability = 0.5) -> Any:
+def random_flip(images: Any, draw: Draw, *, probability: Fraction = 0.5) -> Any:
     """Mirrors left and right."""
     flip = draw.uniform((tf.shape(images)[0],)) < probability
     return tf.where(flip[:, None, None, None], tf.reverse(images, (2,)), images)
@@ -155,7 +155,7 @@ def _boxes(images: Any, top: Any, left: Any, bottom: Any, right: Any) -> Any:
 
 @AUGMENTATIONS.register("mixup", kind="mix")
 def mixup(
-    images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 0.2, probability: Probability = 1.0
+    images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 0.2, probability: Fraction = 1.0
 ) -> tuple[Any, Any]:
     """Adds another image of the batch and its label, by weights of Beta(alpha, alpha).
 
@@ -173,7 +173,7 @@ def mixup(
 
 @AUGMENTATIONS.register("cutmix", kind="mix")
 def cutmix(
-    images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 1.0, probability: Probability = 1.0
+    images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 1.0, probability: Fraction = 1.0
 ) -> tuple[Any, Any]:
     """Puts a box of another image of the batch in, and weighs the labels by the areas.
 
@@ -206,8 +206,8 @@ def mixup_or_cutmix(
     *,
     mixup_alpha: Alpha = 0.8,
     cutmix_alpha: Alpha = 1.0,
-    cutmix_share: Probability = 0.5,
-    probability: Probability = 1.0,
+    cutmix_share: Fraction = 0.5,
+    probability: Fraction = 1.0,
 ) -> tuple[Any, Any]:
     """Does one of the two to each batch: CutMix with probability `cutmix_share`, else MixUp.
 

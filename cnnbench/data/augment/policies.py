@@ -22,10 +22,9 @@ from cnnbench.data.augment import operations as elementary
 from cnnbench.data.augment import policy_tables as tables
 from cnnbench.data.augment.operations import Picture, to_array, to_picture
 from cnnbench.registry.kinds import AUGMENTATIONS
-from cnnbench.registry.limits import Probability, Ratios, Shares
+from cnnbench.registry.limits import Fraction, Ratios, Shares
 
 Fill = Annotated[int, Field(ge=0, le=255)]
-Jitter = Annotated[float, Field(ge=0, le=1)]
 Operations = Annotated[list[tables.Name], Field(min_length=1, max_length=64)]
 
 
@@ -149,9 +148,9 @@ def color_jitter(
     image: np.ndarray,
     random: np.random.Generator,
     *,
-    brightness: Jitter = 0.4,
-    contrast: Jitter = 0.4,
-    saturation: Jitter = 0.4,
+    brightness: Fraction = 0.4,
+    contrast: Fraction = 0.4,
+    saturation: Fraction = 0.4,
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
 ) -> np.ndarray:
     """Changes brightness, contrast, saturation and hue in a random order, as torchvision does.
@@ -174,7 +173,7 @@ def color_jitter(
 
 @AUGMENTATIONS.register("random_grayscale", kind="image")
 def random_grayscale(
-    image: np.ndarray, random: np.random.Generator, *, probability: Probability = 0.2
+    image: np.ndarray, random: np.random.Generator, *, probability: Fraction = 0.2
 ) -> np.ndarray:
     """Turns to greyscale, in as many channels (Chen et al. 2020, "SimCLR", appendix A)."""
     if random.random() >= probability:
@@ -187,7 +186,7 @@ def gaussian_blur(
     image: np.ndarray,
     random: np.random.Generator,
     *,
-    probability: Probability = 0.5,
+    probability: Fraction = 0.5,
     sigma: Ratios = [0.1, 2.0],
 ) -> np.ndarray:
     """Blurs by a Gaussian of uniform sigma in pixels (Chen et al. 2020, "SimCLR", appendix A)."""
@@ -205,7 +204,7 @@ def random_erasing(
     image: np.ndarray,
     random: np.random.Generator,
     *,
-    probability: Probability = 0.5,
+    probability: Fraction = 0.5,
     scale: Shares = [0.02, 0.33],
     ratio: Ratios = [0.3, 3.3],
     value: Literal["random", "mean", "zero"] = "random",

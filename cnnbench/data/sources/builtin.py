@@ -12,9 +12,7 @@ from cnnbench.data.examples import ArraySource, Dataset
 from cnnbench.data.open import Access
 from cnnbench.errors import UsageError
 from cnnbench.registry.kinds import DATASETS, DataSpec
-
-Side = Annotated[int, Field(ge=1, le=4096)]
-
+from cnnbench.registry.limits import Side
 
 Shape = Annotated[list[Side], Field(min_length=3, max_length=3)]
 
