@@ -95,7 +95,9 @@ class RecipeError(UsageError):
         self.problems, self.key = tuple(problems), None
         more = len(self.problems) - SHOWN_PROBLEMS
         shown = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
-        Exception.__init__(self, "\n".join(shown + [f"… and {more} more"] * (more > 0)))
+        if more > 0:
+            shown.append(f"… and {more} more")
+        Exception.__init__(self, "\n".join(shown))
 
 
 def printable(text: str) -> str:

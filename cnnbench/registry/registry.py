@@ -11,11 +11,10 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -27,14 +26,14 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    # Those that the builder takes, besides what all parts of a kind share.
+    option_names: ClassVar[tuple[str, ...]] = ()
+
     name: str
 
     def options(self) -> dict[str, Any]:
         """Returns the builder's keyword arguments."""
-        common = {"name"}.union(
-            *(base.model_fields for base in type(self).__mro__[1:-1] if issubclass(base, Spec))
-        )
-        return {k: getattr(self, k) for k in type(self).model_fields if k not in common}
+        return {option: getattr(self, option) for option in self.option_names}
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,15 @@ class Registry:
     def spec_type(self, name: str) -> type[Spec]:
         """Returns the pydantic model of one part's options, made from its builder's signature."""
         if name not in self._specs:
-            fields: dict[str, Any] = {"name": (Literal[name], name)}
-            fields |= _keyword_only(self.get(name).build)
+            build = self.get(name).build
+            options = _keyword_only(build)
+            fields: dict[str, Any] = {"name": (Literal[name], name), **options}
             title = f"{self.kind.title().replace(' ', '')}_{name}"
-            self._specs[name] = create_model(title, __base__=self.base, **fields)
+            # The annotations are strings, which pydantic evaluates where the builder stands.
+            module = _unwrap(build).__module__
+            spec = create_model(title, __base__=self.base, __module__=module, **fields)
+            spec.option_names = tuple(options)
+            self._specs[name] = spec
         return self._specs[name]
 
     def any_spec(self) -> Any:
@@ -135,8 +139,6 @@ def _unwrap(build: Callable) -> Callable:
 
 
 def _keyword_only(build: Callable) -> dict[str, tuple[Any, Any]]:
+    """Returns the annotation and the default, ... if there is none, of each keyword-only option."""
     options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    # The other annotations may name Keras, which is not to be imported for a look at a recipe.
-    holder = type("Options", (), {"__annotations__": {p.name: p.annotation for p in options}})
-    hints = typing.get_type_hints(holder, _unwrap(build).__globals__, include_extras=True)
-    return {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in options}
+    return {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in options}

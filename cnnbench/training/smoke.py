@@ -86,7 +86,10 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
 def _fitting(augmentation: Spec, size: int | None) -> Spec:
     """Returns an augmentation with what is too large for images of that many pixels made less."""
     found = excess(augmentation, (size, size)) if size else None
-    return augmentation.model_copy(update=dict([found])) if found else augmentation
+    if found is None:
+        return augmentation
+    option, most = found
+    return augmentation.model_copy(update={option: most})
 
 
 def _stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec], str]:
