@@ -6,6 +6,7 @@ Keras's networks begin by dividing by 255 and normalising the images; ours expec
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from cnnbench.models.efficientnet import scaled
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
@@ -51,7 +52,7 @@ TIMM = {
     "logits": "classifier",
 }
 # Blocks without an expansion are another class in timm.
-_TIMM_FIRST = TIMM | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+TIMM_FIRST = TIMM | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
 _EFFICIENTNET_PYTORCH = {
     "stem_conv": "_conv_stem",
     "stem_norm": "_bn0",
@@ -80,20 +81,30 @@ def split(path: str) -> tuple[tuple[int, int] | None, str, str]:
 
 def keras_name(model_name: str, path: str) -> str:
     """Returns the "layer/weight" of keras.applications for one of ours."""
+    return keras_name_by(KERAS, path)
+
+
+def keras_name_by(names: Mapping[str, str], path: str) -> str:
+    """Returns the "layer/weight" of keras.applications, given its names of the layers."""
     place, layer, weight = split(path)
     if place is None:
-        return f"{KERAS[layer]}/{weight}"
+        return f"{names[layer]}/{weight}"
     stage, block = place
-    return f"block{stage}{chr(ord('a') + block - 1)}_{KERAS[layer]}/{weight}"
+    return f"block{stage}{chr(ord('a') + block - 1)}_{names[layer]}/{weight}"
 
 
 def torch_name(model_name: str, path: str) -> str:
     """Returns the parameter or buffer of timm for one of our weights."""
+    return timm_name_by({1: TIMM_FIRST}, path)
+
+
+def timm_name_by(names_of_stages: Mapping[int, Mapping[str, str]], path: str) -> str:
+    """Returns the parameter or buffer of timm, given the stages whose layers are not as in TIMM."""
     place, layer, weight = split(path)
     if place is None:
         return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
     stage, block = place
-    names = _TIMM_FIRST if stage == 1 else TIMM
+    names = names_of_stages.get(stage, TIMM)
     return f"blocks.{stage - 1}.{block - 1}.{names[layer]}.{TORCH_WEIGHTS[weight]}"
 
 

@@ -6,8 +6,7 @@ ours expect that done.
 
 from __future__ import annotations
 
-from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
-from cnnbench.models.pretrained.names.efficientnet import KERAS, TIMM, split
+from cnnbench.models.pretrained.names.efficientnet import KERAS, keras_name_by, timm_name_by
 
 _VARIANTS = ("b0", "b1", "b2", "b3", "s", "m")
 KERAS_MODELS = {f"efficientnet_v2_{v}": f"EfficientNetV2{v.upper()}" for v in _VARIANTS}
@@ -25,18 +24,9 @@ _TIMM_FUSED = {
 
 def keras_name(model_name: str, path: str) -> str:
     """Returns the "layer/weight" of keras.applications for one of ours."""
-    place, layer, weight = split(path)
-    if place is None:
-        return f"{_KERAS[layer]}/{weight}"
-    stage, block = place
-    return f"block{stage}{chr(ord('a') + block - 1)}_{_KERAS[layer]}/{weight}"
+    return keras_name_by(_KERAS, path)
 
 
 def torch_name(model_name: str, path: str) -> str:
     """Returns the parameter or buffer of timm for one of our weights."""
-    place, layer, weight = split(path)
-    if place is None:
-        return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
-    stage, block = place
-    names = {1: _TIMM_FIRST, 2: _TIMM_FUSED, 3: _TIMM_FUSED}.get(stage, TIMM)
-    return f"blocks.{stage - 1}.{block - 1}.{names[layer]}.{TORCH_WEIGHTS[weight]}"
+    return timm_name_by({1: _TIMM_FIRST, 2: _TIMM_FUSED, 3: _TIMM_FUSED}, path)

@@ -6,6 +6,7 @@ import re
 
 from cnnbench.models.mobilenet_v3 import stages
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names.efficientnet import TIMM, TIMM_FIRST
 
 KERAS_MODELS = {
     "mobilenet_v3_large": "MobileNetV3Large",
@@ -27,22 +28,7 @@ _KERAS = {
     "head_dense": "conv_2",
     "logits": "logits",
 }
-_TORCH = {
-    "stem_conv": "conv_stem",
-    "stem_norm": "bn1",
-    "expand": "conv_pw",
-    "expand_norm": "bn1",
-    "depthwise": "conv_dw",
-    "depthwise_norm": "bn2",
-    "se_reduce": "se.conv_reduce",
-    "se_expand": "se.conv_expand",
-    "project": "conv_pwl",
-    "project_norm": "bn3",
-    "head_dense": "conv_head",
-    "logits": "classifier",
-}
-# The first block has no expansion, and so another class in timm.
-_TORCH_FIRST = _TORCH | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
+_TORCH = TIMM | {"head_dense": "conv_head"}
 
 
 def keras_name(model_name: str, path: str) -> str:
@@ -74,5 +60,5 @@ def torch_name(model_name: str, path: str) -> str:
     if not match:
         return f"{_TORCH[layer]}.{weight}"
     stage, block, part = match.groups()
-    names = _TORCH_FIRST if stage == "1" else _TORCH
+    names = TIMM_FIRST if stage == "1" else _TORCH
     return f"blocks.{int(stage) - 1}.{int(block) - 1}.{names[part]}.{weight}"
