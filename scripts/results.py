@@ -4,10 +4,11 @@ python scripts/results.py [RUN...]
 
 A run must be finished and evaluated on the test split; of a recipe of several stages, each of them.
 What its exports were proven to be is kept with it. What names this machine's folders is left out of
-the copies. recipes/README.md has the table of the runs, README.md that of the exports.
+the copies. docs/results.md has the tables of all runs and of all exports, README.md a short one.
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,10 +24,19 @@ from cnnbench.system import files
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 RESULTS = RECIPES / "results"
-BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
+PAGE = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- table: {name} -->\n", "<!-- end of table -->\n"
 TITLES = (
     "recipe", "network", "epochs", "test top-1", "target", "NLL", "ECE", "minutes", "images/s",
 )  # fmt: skip
+# The rows of the README: measured on one kind of machine.
+SUMMARY = (
+    "fast94_cifar10",
+    "resnet20_cifar10",
+    "densenet_bc_40_12_short_cifar10",
+    "vgg11_bn_short_cifar10",
+)
+SUMMARY_TITLES = ("recipe", "test top-1", "minutes", "TFLite float32", "TFLite int8")
 
 
 def main() -> None:
@@ -38,22 +48,38 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Returns the text of each page that has a table, with the table of what is kept."""
+    """Returns the text of each page that has tables, with the tables of what is kept."""
     kept = sorted(RESULTS.iterdir())
     tables = {
-        RECIPES / "README.md": [TITLES, *map(trained, kept)],
-        ROOT / "README.md": list(exported(kept)),
+        PAGE: {"trained": [TITLES, *map(trained, kept)], "exports": list(exported(kept))},
+        ROOT / "README.md": {
+            "summary": [SUMMARY_TITLES, *(summary(RESULTS / name) for name in SUMMARY)]
+        },
     }
-    return {page: with_table(page.read_text(), rows) for page, rows in tables.items()}
+    texts = {page: page.read_text() for page in tables}
+    for page, named in tables.items():
+        for name, rows in named.items():
+            texts[page] = with_table(texts[page], name, rows)
+    return texts
 
 
-def with_table(text: str, rows: list[tuple[str, ...]]) -> str:
-    """Puts a table between the marks of a text; the first row is the titles."""
+def with_table(text: str, name: str, rows: list[tuple[str, ...]]) -> str:
+    """Puts a table between its marks in a text; the first row is the titles.
+
+    Raises:
+        ValueError: the text has no such marks.
+    """
     titles, *rest = rows
     lines = [titles, ("---",) * len(titles), *rest]
     table = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
-    before, _, after = text.partition(BEGIN)
-    return before + BEGIN + table + END + after.partition(END)[2]
+    begin = BEGIN.format(name=name)
+    start = text.index(begin) + len(begin)
+    return text[:start] + table + text[text.index(END, start) :]
+
+
+def link(text: str, target: Path, page: Path) -> str:
+    """Returns a link from a page to a file."""
+    return f"[{text}]({Path(os.path.relpath(target, page.parent)).as_posix()})"
 
 
 def keep(path: Path) -> None:
@@ -116,7 +142,7 @@ def trained(folder: Path) -> tuple[str, ...]:
     target = f"{recipe.target.top1}" if recipe.target else ""
     _, dot, seed = folder.name.partition(".seed")
     return (
-        f"[{recipe.name}]({recipe.name}.yaml)" + (f", seed {seed}" if dot else ""),
+        link(recipe.name, RECIPES / f"{recipe.name}.yaml", PAGE) + f", seed {seed}" * bool(dot),
         recipe.model.name,
         " + ".join(str(len(each)) for each in stages),
         f"{result['top1']:.4f}",
@@ -137,7 +163,7 @@ def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
             proof = json.loads(file.read_text())
             found = {(row["format"], row["precision"]): row for row in proof["rows"]}
             if found.keys() >= set(kinds):
-                name = f"[{open_run(folder).recipe.model.name}]({file.relative_to(ROOT)})"
+                name = link(open_run(folder).recipe.model.name, file, PAGE)
                 proven[f"{name}, {proof['machine']['cpu'].replace('(R)', '')}"] = found
     yield ("", *proven)
     for form, precision in kinds:
@@ -145,6 +171,22 @@ def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
             f"{FORMATS[form].title} {precision}",
             *(cell(each[form, precision]) for each in proven.values()),
         )
+
+
+def summary(folder: Path) -> tuple[str, ...]:
+    """Returns the cells of the README for one result: accuracy, time, and its TFLite files."""
+    row = dict(zip(TITLES, trained(folder), strict=True))
+    file = folder / "exports.json"
+    proven = json.loads(file.read_text())["rows"] if file.is_file() else []
+    artifacts = {each["precision"]: each for each in proven if each["format"] == "tflite"}
+    cells = [
+        f"{found['size_bytes'] / 1e6:.3g} MB, {found['latency_ms']['p50']:.2g} ms"
+        if (found := artifacts.get(precision))
+        else "-"
+        for precision in ("float32", "int8")
+    ]
+    recipe = link(folder.name, RECIPES / f"{folder.name}.yaml", ROOT / "README.md")
+    return recipe, row["test top-1"], row["minutes"], *cells
 
 
 def cell(row: dict[str, Any]) -> str:

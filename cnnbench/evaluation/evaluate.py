@@ -47,7 +47,7 @@ def evaluate(
         access: where data sets lie; None: where the training found them.
 
     Returns:
-        What the file says.
+        What the file says; docs/reliability.md names its keys.
 
     Raises:
         RunError: the run has no weights, or the data is not that of the training.
