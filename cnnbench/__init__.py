@@ -6,19 +6,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cnnbench.backend.settings import Choice, Settings
+    from cnnbench.data.open import Access
+    from cnnbench.errors import CnnbenchError
+    from cnnbench.evaluation.compare import compare
     from cnnbench.evaluation.evaluate import evaluate
     from cnnbench.evaluation.predict import predict
     from cnnbench.exports.export import export
+    from cnnbench.exports.options import ExportOptions
     from cnnbench.models.build import build_model
     from cnnbench.recipe.load import load_recipe
-    from cnnbench.runs.run import open_run
+    from cnnbench.recipe.recipe import Recipe
+    from cnnbench.report.describe import list_models
+    from cnnbench.runs.run import Run, open_run
+    from cnnbench.training.callbacks import Callbacks
     from cnnbench.training.stages import resume, train
 
 # Imported when first used, so that `import cnnbench` costs nothing.
-_HOMES = {
+_MODULES = {
+    "Access": "cnnbench.data.open",
+    "Callbacks": "cnnbench.training.callbacks",
+    "Choice": "cnnbench.backend.settings",
+    "CnnbenchError": "cnnbench.errors",
+    "ExportOptions": "cnnbench.exports.options",
+    "Recipe": "cnnbench.recipe.recipe",
+    "Run": "cnnbench.runs.run",
+    "Settings": "cnnbench.backend.settings",
     "build_model": "cnnbench.models.build",
+    "compare": "cnnbench.evaluation.compare",
     "evaluate": "cnnbench.evaluation.evaluate",
     "export": "cnnbench.exports.export",
+    "list_models": "cnnbench.report.describe",
     "load_recipe": "cnnbench.recipe.load",
     "open_run": "cnnbench.runs.run",
     "predict": "cnnbench.evaluation.predict",
@@ -27,9 +45,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "Access",
+    "Callbacks",
+    "Choice",
+    "CnnbenchError",
+    "ExportOptions",
+    "Recipe",
+    "Run",
+    "Settings",
     "build_model",
+    "compare",
     "evaluate",
     "export",
+    "list_models",
     "load_recipe",
     "open_run",
     "predict",
@@ -39,6 +67,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

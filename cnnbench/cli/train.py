@@ -58,8 +58,8 @@ def train(
         else:
             folder = run_dir or find.unfinished(checked)
             stages.must_match(folder, checked)
-        with terminal.shown() as listener:
-            run = stages.resume(folder, access=access, listener=listener, force=force)
+        with terminal.shown() as callbacks:
+            run = stages.resume(folder, access=access, callbacks=callbacks, force=force)
     else:
         assert checked is not None
         if run_dir is not None:
@@ -78,9 +78,9 @@ def train(
         choice = choose(checked, tune=not no_tune, tell=say)
         for note in choice.notes:
             say(note)
-        with terminal.shown() as listener:
+        with terminal.shown() as callbacks:
             run = train_run(
-                checked, access=access, run_dir=run_dir, listener=listener, choice=choice
+                checked, access=access, run_dir=run_dir, callbacks=callbacks, choice=choice
             )
     from cnnbench.exports.export import export
     from cnnbench.exports.options import ExportOptions

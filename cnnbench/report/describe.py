@@ -58,10 +58,25 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
     return _describe(built, about) | {"learning_rate": scaling, "recipe": recipe.dump()}
 
 
+def list_models() -> list[dict[str, Any]]:
+    """Lists the registered networks.
+
+    Returns:
+        A row each: "name", "family", "params" (trainable), "macs" of one native image, "input"
+        [height, width, channels], "source".
+
+    Example:
+        >>> import cnnbench
+        >>> [row["params"] for row in cnnbench.list_models() if row["name"] == "resnet50"]
+        [25557032]
+    """
+    return [_model_row(name) for name in MODELS.names()]
+
+
 def parts(kind: str) -> list[dict[str, Any]]:
     """Lists what is registered of a kind: "models", "presets", "datasets", …; a row each."""
     if kind == "models":
-        return [_model_row(name) for name in MODELS.names()]
+        return list_models()
     if kind == "presets":
         return [{"name": name} | asdict(preset) for name, preset in PRESETS.items()]
     registry = REGISTRIES[kind]

@@ -21,6 +21,7 @@ from rich.progress import (
 from cnnbench.errors import printable
 from cnnbench.runs.run import Run
 from cnnbench.tasks.task import Score
+from cnnbench.training.callbacks import Callbacks
 
 # The longest time without a line where there is no bar, unless one call takes longer.
 SILENCE_S = 60.0
@@ -30,7 +31,7 @@ SILENCE_S = 60.0
 def shown(
     console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Terminal]:
-    """Yields a training listener that shows a bar on a terminal, else a plain line each minute.
+    """Yields callbacks that show a bar on a terminal, and elsewhere a plain line each minute.
 
     Args:
         console: what it writes to; None: stderr.
@@ -74,8 +75,8 @@ def _safe(text: str) -> str:
     return escape(printable(text))
 
 
-class Terminal:
-    """A training listener that shows what it is told.
+class Terminal(Callbacks):
+    """Callbacks that show the progress of a training.
 
     Args:
         console: what it writes to.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +45,12 @@ class DataFacts(BaseModel):
         )
 
 
-def _facts(environment: dict[str, Any], path: Path) -> DataFacts:
+def facts_in(environment: Mapping[str, Any], path: Path) -> DataFacts:
+    """Returns the facts of the data in what environment.json says.
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
     try:
         return DataFacts.model_validate(environment.get("data"))
     except ValidationError as error:

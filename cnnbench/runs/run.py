@@ -7,7 +7,8 @@ import difflib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cnnbench.backend.settings import Settings
 from cnnbench.errors import RecipeError, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.runs.facts import DataFacts, _facts
+from cnnbench.runs.facts import DataFacts, facts_in
 from cnnbench.system import environment as provenance
 from cnnbench.system import files, locks
 
@@ -31,6 +32,16 @@ class Run:
 
     path: Path
     recipe: Recipe
+    _read: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """What environment.json says; it is read and checked once.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        return read_environment(self.path) if self._read is None else self._read
 
     @property
     def checkpoints(self) -> Path:
@@ -86,7 +97,7 @@ class Run:
         Raises:
             RunError: something differs; versions are let through by force.
         """
-        environment = _environment_of(self.path)
+        environment = self.environment
         kept: Any = environment.get("versions")
         before = kept if isinstance(kept, dict) else {}
         now = provenance.versions()
@@ -116,7 +127,7 @@ class Run:
         Raises:
             RunError: the file is missing or damaged.
         """
-        return _facts(_environment_of(self.path), self.path)
+        return facts_in(self.environment, self.path)
 
     def settings(self) -> Settings:
         """Returns how TensorFlow ran the training, from environment.json.
@@ -124,7 +135,7 @@ class Run:
         Raises:
             RunError: the file is missing or damaged.
         """
-        kept: Any = _environment_of(self.path).get("runtime")
+        kept: Any = self.environment.get("runtime")
         try:
             return Settings(*(kept[key] for key in ("onednn", "xla", "threads")))
         except (TypeError, KeyError):
@@ -172,7 +183,7 @@ class Run:
             RunError: environment.json is damaged, or one of them is gone or has other weights.
         """
         found = {}
-        kept: Any = _environment_of(self.path).get("runs") or {}
+        kept: Any = self.environment.get("runs") or {}
         for name, about in kept.items():
             if names and name not in names:
                 continue
@@ -245,8 +256,8 @@ def open_run(path: str | Path) -> Run:
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         raise RunError("not a run directory: it has no recipe.yaml", where=str(path))
-    environment = _environment_of(path)
-    _facts(environment, path)
+    environment = read_environment(path)
+    facts_in(environment, path)
     try:
         digest = files.sha256(recipe)
     except OSError as error:
@@ -254,7 +265,7 @@ def open_run(path: str | Path) -> Run:
     if environment.get("recipe_sha256") != digest:
         raise RunError("the recipe was changed since the run began", where=str(recipe))
     try:
-        return Run(path, read_recipe(recipe))
+        return Run(path, read_recipe(recipe), environment)
     except RecipeError as error:
         raise RunError(f"the recipe cannot be read any more:\n{error}") from None
 
@@ -281,7 +292,12 @@ def _changed_source(environment: dict[str, Any]) -> list[str]:
     return [f"code_sha256 was {before}, is {provenance.code_sha256()}{about}"]
 
 
-def _environment_of(path: Path) -> dict[str, Any]:
+def read_environment(path: Path) -> dict[str, Any]:
+    """Returns what the environment.json of a run directory says.
+
+    Raises:
+        RunError: the file is missing, damaged or was changed.
+    """
     file = path / "environment.json"
     try:
         environment = dict(json.loads(file.read_text()))

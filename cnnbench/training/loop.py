@@ -17,7 +17,7 @@ from cnnbench.runs import checkpoint, variables
 from cnnbench.runs.checkpoint import Checkpoint
 from cnnbench.runs.run import Run
 from cnnbench.training import writer as writer_module
-from cnnbench.training.callbacks import Listener
+from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 from cnnbench.training.state import diverged
 from cnnbench.training.tensorboard import Events
@@ -75,7 +75,7 @@ class Loop:
         learner: what trains.
         run: where it is kept.
         rate: the learning rate of each step.
-        listener: who is told of the progress.
+        callbacks: what training reports to.
         writer: that writes while training goes on.
         interrupted: whether a signal asked to end.
         progress: where training begins.
@@ -86,13 +86,13 @@ class Loop:
         learner: Learner,
         run: Run,
         rate: LearningRate,
-        listener: Listener,
+        callbacks: Callbacks,
         writer: writer_module.Writer,
         interrupted: Callable[[], bool],
         progress: Progress,
     ):
         self._learner, self._recipe, self._run, self._rate = learner, learner.recipe, run, rate
-        self._listener, self._writer, self._interrupted = listener, writer, interrupted
+        self._callbacks, self._writer, self._interrupted = callbacks, writer, interrupted
         self._events = Events(run.path / "tensorboard")
         self.progress = progress
 
@@ -153,7 +153,7 @@ class Loop:
         self.progress.rollbacks = [*done, {"to_step": step, "reason": error.what}]
         factor = ROLLBACK_FACTOR ** len(self.progress.rollbacks)
         self._run.write_metrics(self.progress.rows)
-        self._listener.noted(
+        self._callbacks.noted(
             f"{error.what}: back to step {step}, with the learning rate times {factor:g}"
         )
 
@@ -180,7 +180,7 @@ class Loop:
         for key, numbers in (("loss", losses), (score, hits), ("images", [images])):
             progress.sums[key] = sum(map(float, numbers), progress.sums.get(key, 0.0))
         seen = progress.sums["images"]
-        self._listener.progressed(
+        self._callbacks.progressed(
             progress.step,
             progress.sums["loss"] / seen,
             progress.sums[score] / seen,
@@ -228,7 +228,7 @@ class Loop:
         progress.sums, progress.seconds = {}, 0.0
         self._writer.submit(self._run.write_metrics, list(progress.rows))
         self._events.write(row)
-        self._listener.epoch_ended(row)
+        self._callbacks.epoch_ended(row)
 
     def _save(self) -> None:
         self.progress.learning_rate = self._rate.state()

@@ -22,7 +22,7 @@ from cnnbench.runs.run import Run
 from cnnbench.system import files, signals
 from cnnbench.training import start as beginning
 from cnnbench.training import writer as writer_module
-from cnnbench.training.callbacks import Listener, Silence
+from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 from cnnbench.training.loop import Loop, Progress, _restored
 
@@ -32,7 +32,7 @@ def train(
     *,
     access: Access | None = None,
     run_dir: Path | None = None,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
     choice: Choice | None = None,
     start: Run | None = None,
 ) -> Run:
@@ -42,7 +42,7 @@ def train(
         recipe: what to train.
         access: where data sets lie.
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
-        listener: who is told of the progress.
+        callbacks: what training reports to; None: nothing.
         choice: how TensorFlow runs; None: as the recipe says, without a measurement.
         start: the run of the stage before; None: as the recipe says.
 
@@ -70,14 +70,14 @@ def train(
             architecture=learner.architecture,
             others=others,
         )
-        return fit(learner, run, listener or Silence())
+        return fit(learner, run, callbacks or Callbacks())
 
 
 def resume(
     run: Run,
     *,
     access: Access | None = None,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
     force: bool = False,
 ) -> Run:
     """Continues an interrupted run at the very next step.
@@ -85,7 +85,7 @@ def resume(
     Args:
         run: what to continue.
         access: where data sets lie; None: where they lay.
-        listener: who is told of the progress.
+        callbacks: what training reports to; None: nothing.
         force: whether to go on with other versions of the code than the run began with.
 
     Raises:
@@ -107,13 +107,13 @@ def resume(
         learner = Learner(run.recipe, access, settings, run.others(), architecture)
         run.must_match_data(learner.about_data())
         notes = run.must_match_code(replicas=learner.replicas, force=force)
-        return fit(learner, run, listener or Silence(), resume=True, notes=notes)
+        return fit(learner, run, callbacks or Callbacks(), resume=True, notes=notes)
 
 
 def fit(
     learner: Learner,
     run: Run,
-    listener: Listener,
+    callbacks: Callbacks,
     *,
     resume: bool = False,
     notes: Sequence[str] = (),
@@ -123,9 +123,9 @@ def fit(
     Args:
         learner: what trains; where there is nothing to resume, with the weights to begin with.
         run: that has begun, and is locked.
-        listener: who is told of the progress.
+        callbacks: what training reports to; None: nothing.
         resume: whether to look for a checkpoint.
-        notes: what the listener is told first.
+        notes: lines for people, reported first.
 
     Returns:
         The finished run.
@@ -149,13 +149,13 @@ def fit(
         else:
             learner.initialize()
     run.write_metrics(progress.rows)
-    listener.started(run, learner.total_steps, progress.step, notes)
+    callbacks.started(run, learner.total_steps, progress.step, notes)
     with signals.caught() as interrupted, writer_module.Writer() as writer:
-        loop = Loop(learner, run, rate, listener, writer, interrupted, progress)
+        loop = Loop(learner, run, rate, callbacks, writer, interrupted, progress)
         loop.train()
         writer.wait()
         share = writer.seconds / (time.perf_counter() - start)
-        listener.noted(f"saving took {writer.seconds:.1f} s of training, {share:.1%} of it")
+        callbacks.noted(f"saving took {writer.seconds:.1f} s of training, {share:.1%} of it")
     progress = loop.progress
     facts = {"step": progress.step, "epochs": len(progress.rows)}
     files.write_json(run.path / "finished.json", facts | {"rollbacks": progress.rollbacks})

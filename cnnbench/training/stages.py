@@ -17,7 +17,7 @@ from cnnbench.runs.find import _kept_stages, _stages, is_finished
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run
 from cnnbench.system import files, signals
 from cnnbench.training import compression, one_stage, start
-from cnnbench.training.callbacks import Listener
+from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 
 
@@ -26,7 +26,7 @@ def train(
     *,
     access: Access | None = None,
     run_dir: Path | None = None,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
     choice: Choice | None = None,
 ) -> Run:
     """Trains a network as a recipe says.
@@ -38,7 +38,7 @@ def train(
         recipe: what to train.
         access: where data sets lie.
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
-        listener: who is told of the progress.
+        callbacks: what training reports to; None: nothing.
         choice: how TensorFlow runs; None: as the recipe says, without a measurement.
 
     Returns:
@@ -49,7 +49,7 @@ def train(
     """
     if len(recipe.compress) < 2:
         return one_stage.train(
-            recipe, access=access, run_dir=run_dir, listener=listener, choice=choice
+            recipe, access=access, run_dir=run_dir, callbacks=callbacks, choice=choice
         )
     recipe = recipe.absolute()
     choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
@@ -64,7 +64,7 @@ def train(
             raise RunError("the run directory is not empty", where=str(folder))
     files.write_bytes(folder / STAGES, recipe.dump().encode())
     try:
-        return _go_on(folder, access=access, listener=listener, choice=choice)
+        return _go_on(folder, access=access, callbacks=callbacks, choice=choice)
     finally:
         began = (path / "recipe.yaml" for path, _ in _stages(folder, recipe))
         if not any(file.is_file() for file in began):
@@ -77,7 +77,7 @@ def resume(
     run: Run | Path,
     *,
     access: Access | None = None,
-    listener: Listener | None = None,
+    callbacks: Callbacks | None = None,
     force: bool = False,
 ) -> Run:
     """Continues an interrupted training at the very next step.
@@ -86,7 +86,7 @@ def resume(
         run: what to continue: a run, a run directory, or the folder of a recipe of several stages,
             for which a run of one of them stands too.
         access: where data sets lie; None: where they lay.
-        listener: who is told of the progress.
+        callbacks: what training reports to; None: nothing.
         force: as for `training.resume`.
 
     Raises:
@@ -97,10 +97,10 @@ def resume(
     if (path.absolute().parent / STAGES).is_file():
         path = path.absolute().parent
     if not (path / STAGES).is_file():
-        return one_stage.resume(open_run(path), access=access, listener=listener, force=force)
+        return one_stage.resume(open_run(path), access=access, callbacks=callbacks, force=force)
     if is_finished(path):
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
-    return _go_on(path, access=access, listener=listener, force=force)
+    return _go_on(path, access=access, callbacks=callbacks, force=force)
 
 
 def must_match(path: Path, recipe: Recipe) -> None:
@@ -133,7 +133,7 @@ def _go_on(
     folder: Path,
     *,
     access: Access | None,
-    listener: Listener | None,
+    callbacks: Callbacks | None,
     choice: Choice | None = None,
     force: bool = False,
 ) -> Run:
@@ -152,13 +152,15 @@ def _go_on(
                 choice = Choice(before.settings(), "that of the stage before")
             try:
                 if begun is not None:
-                    before = one_stage.resume(begun, access=access, listener=listener, force=force)
+                    before = one_stage.resume(
+                        begun, access=access, callbacks=callbacks, force=force
+                    )
                 else:
                     before = one_stage.train(
                         stage,
                         access=access,
                         run_dir=path,
-                        listener=listener,
+                        callbacks=callbacks,
                         choice=choice,
                         start=before,
                     )

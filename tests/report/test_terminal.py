@@ -33,11 +33,11 @@ def clock():
 def lines_of(clock, seconds, first=0):
     """The lines of a training of 1000 steps, one of each of these durations."""
     file = io.StringIO()
-    with terminal.shown(Console(file=file, width=30), clock) as listener:
-        listener.started(RUN, 1000, first, [])
+    with terminal.shown(Console(file=file, width=30), clock) as callbacks:
+        callbacks.started(RUN, 1000, first, [])
         for step, passed in enumerate(seconds, start=first + 1):
             clock.seconds += passed
-            listener.progressed(step, 1.5, 0.25, 123.4)
+            callbacks.progressed(step, 1.5, 0.25, 123.4)
     return [line for line in file.getvalue().splitlines() if "img/s" in line]
 
 
@@ -61,30 +61,30 @@ def test_a_short_training_says_nothing_more(clock):
 
 def test_the_line_of_an_epoch_counts_too(clock):
     file = io.StringIO()
-    with terminal.shown(Console(file=file, width=60), clock) as listener:
-        listener.started(RUN, 100, 0, [])
+    with terminal.shown(Console(file=file, width=60), clock) as callbacks:
+        callbacks.started(RUN, 100, 0, [])
         for step in (49, 50, 51, 52):
             clock.seconds += 20.0
-            listener.progressed(step, 1.5, 0.25, 123.4)
+            callbacks.progressed(step, 1.5, 0.25, 123.4)
             if step == 50:
-                listener.epoch_ended(ROW)
+                callbacks.epoch_ended(ROW)
     told = [line.split("  ")[0] for line in file.getvalue().splitlines()]
     assert told == ["run: runs/x, 100 steps", "step 50/100", "epoch", "step 52/100"]
 
 
 def test_a_terminal_has_the_bar_and_no_more_lines(clock):
     file = io.StringIO()
-    with terminal.shown(Console(file=file, force_terminal=True, width=100), clock) as listener:
-        listener.started(RUN, 100, 0, [])
+    with terminal.shown(Console(file=file, force_terminal=True, width=100), clock) as callbacks:
+        callbacks.started(RUN, 100, 0, [])
         for step in range(1, 5):
             clock.seconds += 90.0
-            listener.progressed(step, 1.5, 0.25, 123.4)
+            callbacks.progressed(step, 1.5, 0.25, 123.4)
     written = file.getvalue()
     assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in written and "img/s" in written
     assert "100  loss" not in written  # in the bar's line, the bar is between them
 
 
 def test_by_default_it_writes_to_stderr(capsys):
-    with terminal.shown() as listener:
-        listener.noted("told")
+    with terminal.shown() as callbacks:
+        callbacks.noted("told")
     assert capsys.readouterr() == ("", "told\n")

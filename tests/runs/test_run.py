@@ -165,3 +165,15 @@ def test_only_a_commit_that_changes_the_source_needs_force(run, tmp_path):
         file.write("# a change\n")
     commit()
     assert "the code changed since the run began\ncode_sha256 was " in resumed()
+
+
+def test_the_environment_of_a_run_is_read_once(digits_run, monkeypatch):
+    from cnnbench.runs import run as run_module
+
+    read, read_environment = [], run_module.read_environment
+    monkeypatch.setattr(
+        run_module, "read_environment", lambda path: read.append(path) or read_environment(path)
+    )
+    run = run_module.open_run(digits_run.path)
+    run.data(), run.settings(), run.others(), run.must_match_code(replicas=1, force=True)
+    assert read == [digits_run.path]

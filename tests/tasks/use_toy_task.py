@@ -14,7 +14,7 @@ from PIL import Image
 import cnnbench
 from cnnbench.cli.main import cli
 from cnnbench.errors import InterruptedRun
-from cnnbench.training.callbacks import Silence
+from cnnbench.training.callbacks import Callbacks
 
 RECIPE = """
 name: toy
@@ -26,7 +26,7 @@ target: {closeness: 0.9, source: "a test"}
 """
 
 
-class Interrupting(Silence):
+class Interrupting(Callbacks):
     """Asks training to stop at a step."""
 
     def progressed(self, step, loss, score, images_per_s):
@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     recipe = cnnbench.load_recipe(file)
     whole = cnnbench.train(recipe, run_dir=folder / "whole")
     try:
-        cnnbench.train(recipe, run_dir=folder / "halves", listener=Interrupting())
+        cnnbench.train(recipe, run_dir=folder / "halves", callbacks=Interrupting())
     except InterruptedRun:
         cnnbench.resume(folder / "halves")
     Image.fromarray(np.full((9, 12), 128, np.uint8)).save(folder / "grey.png")

@@ -127,7 +127,7 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
             super().progressed(self.before + now, *facts)
 
     with pytest.raises(InterruptedRun) as caught:
-        train(recipe_of(small, base), run_dir=tmp_path / "run", listener=Once())
+        train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=Once())
     assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
     assert not find.is_finished(tmp_path / "run")
     begun = find.stages(tmp_path / "run")
@@ -164,7 +164,7 @@ def test_a_stage_that_cannot_begin_is_refused_before_the_first_is_trained(
 
 def test_stages_that_were_changed_are_not_gone_on_with(small, tmp_path, base):
     with pytest.raises(InterruptedRun):
-        train(recipe_of(small, base), run_dir=tmp_path / "run", listener=InterruptAt(2))
+        train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     kept = tmp_path / "run" / "stages.yaml"
     kept.write_text(kept.read_text().replace("sparsity: 0.6", "sparsity: 0.7"))
     with pytest.raises(RunError, match=r"the recipe changed since the run began\n.*0\.6"):
@@ -190,7 +190,7 @@ def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
     shutil.copytree(base.path, copy)
     recipe = recipe_of(small, open_run(copy), "[{name: prune, sparsity: 0.5}]")
     with pytest.raises(InterruptedRun):
-        train(recipe, run_dir=tmp_path / "run", listener=InterruptAt(2))
+        train(recipe, run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     saved = checkpoint.load(copy / "best")
     arrays = {name: array + 1 for name, array in saved.arrays.items()}
     checkpoint.save(copy / "best", checkpoint.Checkpoint(arrays, saved.state))
@@ -205,7 +205,7 @@ def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, 
     recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5, every: 3}]")
     expected = train(recipe, run_dir=tmp_path / "whole")
     with pytest.raises(InterruptedRun):
-        train(recipe, run_dir=tmp_path / "run", listener=InterruptAt(2))
+        train(recipe, run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     # What a process leaves that is killed inside its first save.
     (tmp_path / "run" / "checkpoints" / ".5.abcdef").mkdir(parents=True)
@@ -316,7 +316,7 @@ def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, mon
     recipe = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: cosine}"))
     assert recipe.absolute().init.run == str(base.path)
     with pytest.raises(InterruptedRun):
-        train(recipe, run_dir=small.parent / "run", listener=InterruptAt(2))
+        train(recipe, run_dir=small.parent / "run", callbacks=InterruptAt(2))
     stages_module.must_match(small.parent / "run", recipe)
     other = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: constant}"))
     with pytest.raises(RunError, match="the recipe changed"):

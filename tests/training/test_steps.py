@@ -17,7 +17,7 @@ from cnnbench.errors import RecipeError, UsageError
 from cnnbench.models.build import build_model
 from cnnbench.runs.create import begin, new_run
 from cnnbench.training.averages import slow_weights
-from cnnbench.training.callbacks import Silence
+from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 from cnnbench.training.one_stage import fit
 from cnnbench.training.optimizer import build_optimizer
@@ -419,7 +419,7 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
     learner.train_steps = watched(16, learner.train_steps)
     with new_run(tmp_path / "run", recipe) as run:
         begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
-        fit(learner, run, Silence())
+        fit(learner, run, Callbacks())
     assert seen == [8] * 5 + [12] * 5 + [16] * 5
     assert losses[0] == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-4)
 

@@ -22,7 +22,7 @@ from cnnbench.recipe.sections import total_steps
 from cnnbench.runs import checkpoint
 from cnnbench.runs.create import begin, new_run
 from cnnbench.runs.network import restore
-from cnnbench.training.callbacks import Silence
+from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 from cnnbench.training.loop import Progress
 from cnnbench.training.one_stage import fit
@@ -46,7 +46,7 @@ def assert_same(one, two):
     assert rows(one) == rows(two)
 
 
-class InterruptAt(Silence):
+class InterruptAt(Callbacks):
     def __init__(self, step):
         self.step, self.sent = step, False
 
@@ -101,7 +101,7 @@ def test_training_the_resolved_recipe_again_gives_the_same_bytes(whole, tmp_path
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(small, tmp_path, whole, step):
     with pytest.raises(InterruptedRun, match="--resume"):
-        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(step))
+        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(step))
     run = open_run(tmp_path / "run")
     assert not run.finished
     assert_same(whole, resume(run))
@@ -110,10 +110,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(small, tmp_path, whole, ste
 @pytest.mark.slow
 def test_interrupted_three_times(small, tmp_path, whole):
     with pytest.raises(InterruptedRun):
-        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
     for step in (6, 11):
         with pytest.raises(InterruptedRun):
-            resume(open_run(tmp_path / "run"), listener=InterruptAt(step))
+            resume(open_run(tmp_path / "run"), callbacks=InterruptAt(step))
     assert_same(whole, resume(open_run(tmp_path / "run")))
 
 
@@ -160,7 +160,7 @@ def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, small, tmp_pa
     with pytest.raises(RunError, match="finished"):
         resume(whole)
     with pytest.raises(InterruptedRun):
-        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
     run = open_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"(?s)changed.*-seed: 3.*\+seed: 4"):
         run.must_match(load_recipe(small, ("seed=4",)))
@@ -213,8 +213,8 @@ def test_divergence_stops_with_the_step(small, tmp_path):
         train(recipe, run_dir=tmp_path / "run")
 
 
-class Notes(Silence):
-    """A listener that keeps what it is told in words."""
+class Notes(Callbacks):
+    """A callbacks that keeps what it is told in words."""
 
     def __init__(self):
         self.texts = []
@@ -279,7 +279,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
     learner.train_steps = watched
     with new_run(tmp_path / "run", recipe) as run:
         begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
-        fit(learner, run, Silence())
+        fit(learner, run, Callbacks())
     expected = seen[0]
     for step, weights in enumerate(seen[1:], 1):
         decay = min(0.5, (1 + step) / (10 + step))
@@ -320,14 +320,14 @@ def test_what_goes_along_is_resumed_exactly(small, tmp_path, settings, kinds):
     recipe = load_recipe(small, settings)
     whole = train(recipe, run_dir=tmp_path / "whole")
     with pytest.raises(InterruptedRun):
-        train(recipe, run_dir=tmp_path / "parts", listener=InterruptAt(7))
+        train(recipe, run_dir=tmp_path / "parts", callbacks=InterruptAt(7))
     assert_same(whole, resume(open_run(tmp_path / "parts")))
     assert kinds <= {name.partition("/")[0] for name in final(whole)}
 
 
 def test_other_code_is_resumed_by_force_alone(small, tmp_path):
     with pytest.raises(InterruptedRun):
-        train(load_recipe(small), run_dir=tmp_path / "run", listener=InterruptAt(3))
+        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
     run = open_run(tmp_path / "run")
     kept = json.loads((run.path / "environment.json").read_text())
     kept["versions"]["keras"] = "3.0.0"
@@ -422,7 +422,7 @@ def test_the_steps_are_traced_once(small, tmp_path):
     with new_run(tmp_path / "run", recipe) as run:
         learner = Learner(recipe, Access(), Settings())
         begin(run, learner.about_data(), {})
-        fit(learner, run, Silence())
+        fit(learner, run, Callbacks())
     assert learner.train_steps.experimental_get_tracing_count() == 1
 
 
