@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cnnbench.backend.settings import ONEDNN
 from cnnbench.system.environment import machine, versions
-from cnnbench.system.processes import Round, Worker, alternate
+from cnnbench.system.processes import Round, Worker, alternate, keep_freed_memory
 
 TIMEOUT_S = 600.0
 ROUND_SECONDS = 0.5
@@ -49,6 +49,7 @@ def training(case: Case, own: bool) -> Round:
     from cnnbench.backend.lazy import keras, tf
     from cnnbench.models.layers.fast import PLAIN
 
+    keep_freed_memory()
     session.prepare(seed=0, deterministic=True)  # both, for the layer alone is compared
     theirs = getattr(keras.layers, case.layer)
     kind = next(fast for fast, plain in PLAIN.items() if plain is theirs) if own else theirs

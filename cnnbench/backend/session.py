@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import os
 from collections.abc import Iterator
@@ -13,10 +11,6 @@ from typing import Any
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
 
-# Of malloc.h: how many bytes are free at least before some are returned to the system, and how many
-# a block has at least that is taken from the system alone.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-
 
 def prepare(*, seed: int, deterministic: bool) -> None:
     """Sets the seed of initial weights and dropout, and determinism.
@@ -25,23 +19,10 @@ def prepare(*, seed: int, deterministic: bool) -> None:
         seed: of Python, NumPy and TensorFlow.
         deterministic: whether operations give the same bits each time, at some cost.
     """
-    _keep_freed_memory()
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-
-
-def _keep_freed_memory() -> None:
-    """Has the C library keep what is freed, for the next step asks for the same again.
-
-    By itself, glibc returns large blocks to the system, which then hands out and clears each page
-    of them anew. Other C libraries do as they do.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # no C library, or none with mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_MMAP_THRESHOLD, 2**30)
 
 
 @contextmanager

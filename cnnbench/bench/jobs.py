@@ -23,7 +23,7 @@ from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.stand_in import shortened
 from cnnbench.registry.kinds import OPTIMIZERS, input_shape
-from cnnbench.system.processes import Round
+from cnnbench.system.processes import Round, keep_freed_memory
 
 TIMEOUT_S = 600.0
 MATRIX_SIDE = 2048
@@ -47,6 +47,7 @@ def training_steps(dumped: str, settings: Settings) -> Round:
     """
     from cnnbench.training.learner import Learner
 
+    keep_freed_memory()  # as the command line does before it trains
     recipe = shortened(parse_recipe(dumped))
     learner = Learner(recipe, Access(download=False), settings)
     batch = next(iter(learner.stream.dataset(0)))

@@ -18,7 +18,7 @@ from cnnbench.data.open import Access
 from cnnbench.errors import DataError
 from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.system.processes import Round, Worker, WorkerError
+from cnnbench.system.processes import Round, Worker, WorkerError, keep_freed_memory
 from cnnbench.training import start as beginning
 
 PROFILED_STEPS = 20
@@ -68,6 +68,7 @@ def profile(recipe: Recipe, folder: Path, access: Access) -> dict[str, Any]:
 def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> Round:
     from cnnbench.training.learner import Learner
 
+    keep_freed_memory()  # as the command line does before it trains
     recipe = parse_recipe(dumped)
     train = recipe.train.model_copy(update={"steps_per_call": 1})
     others = beginning.runs(recipe)

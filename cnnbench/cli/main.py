@@ -14,6 +14,7 @@ import click
 from cnnbench.cli import bench, evaluate, export, inspect, train
 from cnnbench.cli.options import INTERRUPTED
 from cnnbench.errors import CnnbenchError, InterruptedRun, printable
+from cnnbench.system.processes import keep_freed_memory
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +48,7 @@ for _command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; every error a user can make is one block of text and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_freed_memory()
     try:
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:

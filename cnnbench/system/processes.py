@@ -8,6 +8,8 @@ and take turns, which is how a machine that others use too tells which is faster
 from __future__ import annotations
 
 import abc
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import tempfile
@@ -23,9 +25,25 @@ TIMEOUT_S = 600.0
 ENDING_S = 30.0
 # Characters of a failure that are shown.
 SHOWN_CHARACTERS = 300
+# Of malloc.h: how many bytes are free at least before some are returned to the system, and how many
+# a block has at least that is taken from the system alone.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 # What a worker does when asked; it returns the seconds that counted.
 Round = Callable[[], float]
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed, for the next training step asks for the same again.
+
+    By itself, glibc returns large blocks to the system, which then hands out and clears each page
+    of them anew. Other C libraries do as they do. It holds for the whole process and cannot be
+    undone, so only the command line and cnnbench's own workers call it.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no C library, or none with mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_THRESHOLD, 2**30)
 
 
 class WorkerError(Exception):
