@@ -3,26 +3,79 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
+
+from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
 
+_is_isolated: ContextVar[bool] = ContextVar("is_isolated", default=False)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Restores afterwards what `prepare` and building models change in the caller's process.
+
+    That is the random state of Python, NumPy and TensorFlow, Keras's state (counters of names,
+    dtype policy, seed, generator), which is fresh within, and whether operations are deterministic.
+    Neither TensorFlow nor Keras is imported. One inside another does nothing, so a public function
+    may call others. Not for two threads at a time: all but Keras's state is the process's.
+
+    On a GPU, switching determinism makes the kernels of eager operations anew, so random
+    operations with a seed of their own start over.
+    """
+    if _is_isolated.get():
+        yield
+        return
+    token = _is_isolated.set(True)
+    python, numpy, state = random.getstate(), np.random.get_state(), private.take_state()
+    try:
+        yield
+    finally:
+        private.put_state_back(state)
+        _set_determinism(state.deterministic)
+        np.random.set_state(numpy)
+        random.setstate(python)
+        _is_isolated.reset(token)
+
 
 def prepare(*, seed: int, deterministic: bool) -> None:
-    """Sets the seed of initial weights and dropout, and determinism.
+    """Sets seeds and determinism, as if no model had been built in the process before.
+
+    It changes the process: call it within `isolated`, or in a process of cnnbench's own.
 
     Args:
-        seed: of Python, NumPy and TensorFlow.
-        deterministic: whether operations give the same bits each time, at some cost.
+        seed: of Python, NumPy, TensorFlow and Keras, for initial weights and dropout.
+        deterministic: whether operations give the same bits each time, at some cost; False leaves
+            that as it is.
     """
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
+    private.seed_keras(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    private.seed_tensorflow(seed)
     if deterministic:
+        _set_determinism(True)
+    gc.collect()  # the models before this one, which are full of cycles
+
+
+def _set_determinism(wanted: bool) -> None:
+    if "tensorflow" not in sys.modules or wanted == private.is_deterministic():
+        return
+    if wanted:
         tf.config.experimental.enable_op_determinism()
+    else:
+        private.disable_determinism()
+    if tf.config.list_physical_devices("GPU"):  # whose kernels may have chosen an algorithm
+        private.clear_kernels()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cnnbench.backend.private import uses_onednn
 from cnnbench.errors import UsageError
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
@@ -66,7 +67,10 @@ class Choice:
 
 
 def apply(settings: Settings) -> None:
-    """Sets what TensorFlow reads when it is imported.
+    """Sets the environment variables that TensorFlow reads once, where it is not imported yet.
+
+    They stay set, for TensorFlow reads some when it first computes. Settings that leave everything
+    to TensorFlow set none.
 
     Raises:
         UsageError: it is imported already, with other settings.
@@ -80,11 +84,4 @@ def apply(settings: Settings) -> None:
             "train.runtime cannot be changed once TensorFlow is imported",
             allowed="set " + " ".join(f"{k}={v}" for k, v in changed.items()) + " before",
         )
-    os.environ.update(wanted)
-
-
-def uses_onednn() -> bool:
-    """Tells whether TensorFlow uses oneDNN's kernels; imports it."""
-    from tensorflow.python.util import _pywrap_util_port
-
-    return bool(_pywrap_util_port.IsMklEnabled())
+    os.environ.update(changed)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import tf
 from cnnbench.backend.settings import Settings
 from cnnbench.bench import autotune
@@ -93,10 +94,8 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
 
 def _events(folder: Path) -> Iterator[tuple[str, float]]:
     """Yields the kind and the seconds of every operation in the newest trace below a folder."""
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime_ns)
-    space = xplane_pb2.XSpace.FromString(newest.read_bytes())
+    space = private.read_trace(newest)
     for plane in space.planes:
         for line in plane.lines:
             for event in line.events:

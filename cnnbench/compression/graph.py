@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import keras
 
 
@@ -76,4 +77,4 @@ def _one_or_all(tensors: list[Any]) -> Any:
 
 
 def _makers(tensors: Any) -> list[str]:
-    return [tensor._keras_history.operation.name for tensor in keras.tree.flatten(tensors)]
+    return [private.maker_of(tensor).name for tensor in keras.tree.flatten(tensors)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import session
 from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
@@ -22,6 +23,7 @@ from cnnbench.system import files
 from cnnbench.system.processes import WorkerError
 
 
+@session.isolated()
 def evaluate_artifact(
     run: Run,
     artifact: Path,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cnnbench.backend import session
 from cnnbench.compression.prune import sparsity_of
 from cnnbench.data.open import Access
 from cnnbench.errors import UsageError
@@ -17,6 +18,7 @@ from cnnbench.runs import find, network
 from cnnbench.runs.run import STAGES, Run, open_run
 
 
+@session.isolated()
 def compare(
     paths: Sequence[Path], *, examples: int = EXAMPLES, access: Access | None = None
 ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import session
 from cnnbench.backend.lazy import tf
 from cnnbench.data.examples import Examples
 from cnnbench.data.open import Access
@@ -24,6 +25,7 @@ from cnnbench.system import files
 from cnnbench.system.measure import latency_ms, peak_memory_mb
 
 
+@session.isolated()
 def evaluate(
     run: Run,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import session
 from cnnbench.data import images
 from cnnbench.data.preprocess import fit
 from cnnbench.runs import network
@@ -16,6 +17,7 @@ from cnnbench.runs.run import Run
 BATCH = 32
 
 
+@session.isolated()
 def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
     """Answers for image files of any common format and size.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import tf
 from cnnbench.exports.formats import saved_model
 from cnnbench.exports.formats.request import Request
@@ -52,8 +53,6 @@ def layer_errors(request: Request) -> list[LayerError]:
     Raises:
         UsageError: an operation of the network does not exist in int8.
     """
-    from tensorflow.lite.python.convert import mlir_quantize
-
     assert request.calibration is not None
     shown = replace(request, calibration=request.calibration[:IMAGES])
     debugger = tf.lite.experimental.QuantizationDebugger
@@ -69,7 +68,7 @@ def layer_errors(request: Request) -> list[LayerError]:
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         content = calibrated(converter, request)
         opened = debugger(
-            quant_debug_model_content=bytes(mlir_quantize(content, enable_numeric_verify=True)),
+            quant_debug_model_content=private.quantize(content, enable_numeric_verify=True),
             debug_dataset=lambda: images_of(shown),
             debug_options=options(layer_direct_compare_metrics={"noise": _noise, "power": _power}),
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cnnbench.backend import session
 from cnnbench.data.open import Access
 from cnnbench.errors import CnnbenchError, RunError, UsageError, VerificationError
 from cnnbench.exports import calibrate
@@ -21,6 +22,7 @@ from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
 
 
+@session.isolated()
 def export(
     run: Run,
     formats: Sequence[str] = (),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.optim.kernels import is_kernel
 
@@ -44,7 +45,7 @@ class Lars(keras.optimizers.SGD):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable."""
-        if self._kernels[self._get_variable_index(variable)]:
+        if self._kernels[private.variable_index(self, variable)]:
             gradient = self._adapted(gradient, variable)
         super().update_step(gradient, variable, learning_rate)
 

@@ -63,6 +63,7 @@ class Network:
         return tf.nest.map_structure(lambda each: tf.cast(each, tf.float32), outputs)
 
 
+@session.isolated()
 def restore(run: Run, *, weights: str = "best") -> Network:
     """Rebuilds the network of a run, in float32, and loads its arrays.
 
@@ -95,6 +96,7 @@ def build(
     return rebuild(build_model(model, shape, head_size, auxiliary=not architecture), architecture)
 
 
+@session.isolated()
 def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int]) -> Network:
     """Returns the network of a run as a teacher, in float32.
 

@@ -21,6 +21,7 @@ from cnnbench.runs.run import Run
 from cnnbench.system import files
 
 
+@session.isolated()
 def import_weights(
     recipe: Recipe, *, access: Access | None = None, run_dir: Path | None = None
 ) -> Run:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cnnbench.backend import session
 from cnnbench.backend import settings as runtime
 from cnnbench.backend.settings import Choice, Settings
 from cnnbench.data.open import Access
@@ -27,6 +28,7 @@ from cnnbench.training.learner import Learner
 from cnnbench.training.loop import Loop, Progress, _restored
 
 
+@session.isolated()
 def train(
     recipe: Recipe,
     *,
@@ -73,6 +75,7 @@ def train(
         return fit(learner, run, callbacks or Callbacks())
 
 
+@session.isolated()
 def resume(
     run: Run,
     *,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
 from cnnbench.models.build import stage_of
@@ -108,7 +109,7 @@ def _with_scales(optimizer: Any, variables: Sequence[Any], scales: Sequence[Scal
 
     class Scaled(kind):
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            i = self._get_variable_index(variable)
+            i = private.variable_index(self, variable)
             learning_rate = tf.cast(learning_rate, variable.dtype) * scales[i].lr
             if decays[i]:
                 self.assign_sub(variable, variable * (decays[i] * learning_rate))

@@ -21,6 +21,7 @@ from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
 
 
+@session.isolated()
 def train(
     recipe: Recipe,
     *,
@@ -73,6 +74,7 @@ def train(
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+@session.isolated()
 def resume(
     run: Run | Path,
     *,

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import load as load_tensorflow
 from cnnbench.backend.lazy import tf
 from cnnbench.data import images
@@ -54,7 +55,7 @@ class RecordSource:
         file, offset, _ = (int(place) for place in self.places[index])
         try:
             # TensorFlow's reader compares checksums.
-            record, _ = _reader(self.files[file]).read(offset - HEADER_BYTES)
+            record, _ = private.record_reader(self.files[file]).read(offset - HEADER_BYTES)
         except (OSError, IndexError, tf.errors.OpError) as error:
             raise DataError(f"cannot read the record: {error}", where=self.name(index)) from None
         try:
@@ -163,6 +164,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
             # Anew, for another process may have prepared it meanwhile.
             builder = _builder(name, data_dir)
             if not _is_prepared(builder):
+                load_tensorflow()  # before TFDS does, and with less noise
                 config = tfds.download.DownloadConfig(manual_dir=str(manual))
                 with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
                     builder.download_and_prepare(download_config=config)
@@ -179,9 +181,8 @@ def _builder(name: str, data_dir: Path | None) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        with _offline_catalogue():
-            return tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
-    except tfds.core.registered.DatasetNotFoundError:
+        return tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
+    except tfds.core.DatasetNotFoundError:
         raise DataError(f"TFDS has no data set {name!r}", allowed=CATALOGUE) from None
     except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
         raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
@@ -210,19 +211,6 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _offline_catalogue() -> Iterator[None]:
-    """Keeps TFDS from asking its bucket about a data set, which takes long without a network."""
-    from tensorflow_datasets.core.utils import gcs_utils
-
-    reachable = gcs_utils._is_gcs_disabled
-    gcs_utils._is_gcs_disabled = True
-    try:
-        yield
-    finally:
-        gcs_utils._is_gcs_disabled = reachable
 
 
 def _at_hand(builder: Any, manual: Path) -> bool:
@@ -336,13 +324,6 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     with contextlib.suppress(RunError), new_file(cache) as partial, partial.open("wb") as opened:
         np.savez(opened, **known)  # type: ignore[arg-type]  # its stub takes one keyword for another
     return files, np.concatenate(places)
-
-
-def _reader(file: str) -> Any:
-    """Returns TensorFlow's reader of single records, which is not among what `tf` exports."""
-    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
-
-    return tf_record_random_reader(file)
 
 
 def _index(file: Path) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import tf
 from cnnbench.compression.quantize import is_fake_quantized
 from cnnbench.errors import UsageError, VerificationError
@@ -100,13 +101,10 @@ def _dynamic(converter: Any, request: Request) -> bytes:
 
 def _int8(converter: Any, request: Request) -> bytes:
     dtype = tf.uint8 if request.preprocessing else tf.int8
-    # The converter has no option for layers in float; its quantizer, as the debugger uses it, has.
-    from tensorflow.lite.python.convert import mlir_quantize
-
     content = calibrated(converter, request)
     kept = list(request.keep_float)
-    return bytes(
-        mlir_quantize(content, input_data_type=dtype, output_data_type=dtype, denylisted_nodes=kept)
+    return private.quantize(
+        content, input_data_type=dtype, output_data_type=dtype, denylisted_nodes=kept
     )
 
 
@@ -136,11 +134,9 @@ def calibrated(converter: Any, request: Request) -> bytes:
         converter: of a SavedModel of one function.
         request: with calibration images; a range is the mean of those of its batches.
     """
-    from tensorflow.lite.python.optimize.calibrator import Calibrator
-
     first, *others = map(_fed, request.calibration_batches())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter._experimental_calibrate_only = True
+    private.calibrate_only(converter)
     converter.representative_dataset = lambda: first
     content: bytes = converter.convert()
     if not others:
@@ -149,8 +145,8 @@ def calibrated(converter: Any, request: Request) -> bytes:
     (graph,) = model.subgraphs
     ranges = [_ranges(graph)]
     for batch in others:
-        observed = Calibrator(content).calibrate(lambda batch=batch: batch)
-        ranges.append(_ranges(_graph(bytes(observed))))
+        observed = private.calibrate(content, batch)
+        ranges.append(_ranges(_graph(observed)))
     for tensor, (low, high) in zip(graph.tensors, np.mean(ranges, axis=0), strict=True):
         if not np.isnan(low):
             tensor.quantization.min = np.array([low], np.float32)
@@ -180,11 +176,10 @@ def _fed(images: np.ndarray) -> list[list[np.ndarray]]:
 @contextlib.contextmanager
 def converter_errors(precision: str) -> Iterator[None]:
     """Turns the converter's pages on what it cannot do into one line."""
-    from tensorflow.lite.python.convert_phase import ConverterError
-
     try:
         yield
-    except (ConverterError, RuntimeError) as error:  # the latter from the integer quantizers
+    # The integer quantizers raise RuntimeError.
+    except (private.converter_error(), RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         telling = [x for x in lines if "not yet supported" in x or " op is " in x] or lines
         what = telling[0].rpartition("error: ")[2][:300]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 
 # What a convolution should have of them at least; narrower groups are joined.
@@ -55,7 +56,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and inputs.dtype in (tf.float16, tf.bfloat16, tf.float32)
             and not self.renorm
             and not (self.synchronized and replicas > 1)
-            and not _is_compiled_by_xla()
+            # XLA expands the operation to E[x^2] - E[x]^2, which loses every digit where the mean
+            # is a hundred times the deviation; Keras's operations it fuses by itself.
+            and not private.is_compiled_by_xla()
         )
 
     def _move(self, average: Any, new: Any) -> None:
@@ -130,14 +133,3 @@ def plain(model: Any) -> Any:
 
 def _float32(variable: Any) -> Any:
     return keras.ops.cast(variable, "float32")
-
-
-def _is_compiled_by_xla() -> bool:
-    """Tells whether the function being traced is for XLA.
-
-    XLA expands the operation to E[x^2] - E[x]^2, which loses every digit where the mean is a
-    hundred times the deviation; Keras's operations it fuses by itself.
-    """
-    from tensorflow.python.ops import control_flow_util
-
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
