@@ -28,18 +28,24 @@ class _LazyModule(ModuleType):
 def load(name: str = "tensorflow") -> ModuleType:
     """Imports TensorFlow or Keras without the messages that its libraries print as they load.
 
-    From then on TensorFlow and TFDS log errors alone.
+    Where TensorFlow was not imported before, it and TFDS log errors alone from then on. The
+    variables TF_CPP_MIN_LOG_LEVEL and KERAS_BACKEND stay set, if they were not, for processes that
+    are started later.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if name in sys.modules:
         return sys.modules[name]
+    is_first = "tensorflow" not in sys.modules
+    if is_first:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "keras" not in sys.modules:
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with quiet():
         module = importlib.import_module(name)
-        tensorflow = importlib.import_module("tensorflow")
-        tensorflow.config.list_physical_devices()
-        tensorflow.get_logger().setLevel("ERROR")
-        importlib.import_module("absl.logging").set_verbosity("error")
+        if is_first:
+            tensorflow = importlib.import_module("tensorflow")
+            tensorflow.config.list_physical_devices()
+            tensorflow.get_logger().setLevel("ERROR")
+            importlib.import_module("absl.logging").set_verbosity("error")
     return module
 
 

@@ -515,10 +515,12 @@ KEPT_MEMORY = """
 import resource, sys
 from pathlib import Path
 from cnnbench import load_recipe
-from cnnbench.data.datasets import Access
+from cnnbench.data.open import Access
 from cnnbench.backend.settings import Settings
+from cnnbench.system.processes import keep_freed_memory
 from cnnbench.training.learner import Learner
 
+keep_freed_memory()
 learner = Learner(load_recipe(Path(sys.argv[1])), Access(), Settings())
 iterator = iter(learner.stream.dataset(0))
 def faults():
