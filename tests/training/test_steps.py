@@ -292,7 +292,7 @@ for settings in (
 
 
 def test_two_replicas_take_the_steps_of_one_device(small):
-    command = [sys.executable, "-c", REPLICAS, str(Path(__file__).parent), str(small)]
+    command = [sys.executable, "-c", REPLICAS, str(Path(__file__).parents[1]), str(small)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["same"] * 4

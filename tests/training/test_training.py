@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cnnbench, resign
+from conftest import RECIPES, cnnbench, resign
 from PIL import Image
 
 from cnnbench import load_recipe, open_run, resume, train
@@ -505,7 +504,7 @@ def test_resnet20_learns_cifar10(cifar10, tmp_path):
     from cnnbench import evaluate
     from cnnbench.data.open import Access
 
-    path = Path(__file__).parents[1] / "recipes" / "resnet20_cifar10.yaml"
+    path = RECIPES / "resnet20_cifar10.yaml"
     recipe = load_recipe(path, ("train.epochs=3",))
     run = train(recipe, run_dir=tmp_path / "run", access=Access(cifar10))
     assert evaluate(run)["top1"] >= 0.60
