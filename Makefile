@@ -1,10 +1,11 @@
 # `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else; the rest follows them.
 PYTHON ?= python3
 BIN := .venv/bin
+DEFAULT_TESTS := -n 2 --dist worksteal -m "not slow and not network and not gpu"
 export TF_CPP_MIN_LOG_LEVEL = 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check smoke faults parity bench lint lock
+.PHONY: help setup demo test shuffle check smoke faults parity bench lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
@@ -22,7 +23,10 @@ demo: setup ## train, evaluate and export a small network: a minute
 	$(BIN)/python scripts/demo.py
 
 test: setup ## the default tests: within 12 minutes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not network and not gpu"
+	$(BIN)/python -m pytest $(DEFAULT_TESTS)
+
+shuffle: setup ## the default tests in a random order, whose seed it prints
+	$(BIN)/python -m pytest -p randomly $(DEFAULT_TESTS)
 
 check: setup ## every test that this machine can run; takes far longer
 	$(BIN)/python -m pytest -m "not network and not gpu"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cnnbench.backend import lazy
@@ -41,6 +42,19 @@ def resign(run, environment: dict) -> None:
     """Writes an environment.json that says something else, as if the run had begun so."""
     environment.pop("sha256", None)
     (run.path / "environment.json").write_text(json.dumps(files.signed(environment)))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws is the same in any order of the tests: first weights, NumPy, Python."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """A generator that begins anew in every test."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from cnnbench.training import start as start_module
 from cnnbench.training.learner import Learner
 
 soft_losses = task_named("classification").distillation_losses
-RANDOM = np.random.default_rng(0)
 
 
 def soft(logits, temperature):
@@ -33,17 +32,17 @@ def soft(logits, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_soft_loss_is_the_divergence_at_a_temperature(temperature):
-    teacher, student = RANDOM.normal(0, 3, (2, 5, 7)).astype(np.float32)
+def test_the_soft_loss_is_the_divergence_at_a_temperature(temperature, random):
+    teacher, student = random.normal(0, 3, (2, 5, 7)).astype(np.float32)
     p, q = soft(teacher, temperature), soft(student, temperature)
     expected = temperature**2 * (p * np.log(p / q)).sum(axis=1)
     assert np.allclose(soft_losses(teacher, student, temperature), expected, rtol=1e-4)
     assert np.allclose(soft_losses(teacher, teacher, temperature), 0, atol=1e-5)
 
 
-def test_gradients_at_a_high_temperature_are_those_of_the_squared_difference():
+def test_gradients_at_a_high_temperature_are_those_of_the_squared_difference(random):
     # Hinton et al. 2015, equation 4: (z - v) / classes, for logits of mean zero.
-    teacher, student = RANDOM.normal(0, 1, (2, 4, 6)).astype(np.float32)
+    teacher, student = random.normal(0, 1, (2, 4, 6)).astype(np.float32)
     teacher, student = (x - x.mean(axis=1, keepdims=True) for x in (teacher, student))
     z = tf.constant(student)
     with tf.GradientTape() as tape:
@@ -59,13 +58,13 @@ def lesson(teacher, **options):
     )
 
 
-def test_a_lesson_mixes_the_teachers_answers_labels_and_hints():
+def test_a_lesson_mixes_the_teachers_answers_labels_and_hints(random):
     teacher = build_model("resnet14", (16, 16, 3), 5)
     student = build_model("resnet8", (16, 16, 3), 5)
     taught = lesson(teacher, hints=2.0)
     model = taught.with_hints(student)
     assert taught.guesses == len(model.outputs) - 1 == len(feature_maps(student))
-    images = RANDOM.uniform(0, 255, (4, 16, 16, 3)).astype(np.float32)
+    images = random.uniform(0, 255, (4, 16, 16, 3)).astype(np.float32)
     labelled = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
     outputs = [np.array(x) for x in model(images / 255, training=False)]
     found = taught.losses(images, [tf.constant(x) for x in outputs], labelled)
@@ -154,7 +153,7 @@ def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
     assert names == ["small-20260101-000000", "small-20260102-000000"]
 
 
-def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monkeypatch):
+def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monkeypatch, random):
     net = build_model("mobilenet_v1_025", (32, 32, 3), 10)
     arrays = {weight.path: weight.numpy() for weight in net.weights}
     monkeypatch.setattr(presets, "download", lambda name: tmp_path / "x.safetensors")
@@ -167,7 +166,7 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     recipe = distilled(small, "mine", "data.shape=[32, 32, 3]", "data.color=hsv", share=1.0)
     data = open_dataset(recipe.data, Access())
     taught = compression.lesson(recipe, data, (32, 32, 3), None)
-    pixels = RANDOM.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    pixels = random.integers(0, 256, (2, 32, 32, 3), np.uint8)
     logits = net((pixels / 255 - preset.mean) / preset.std, training=False)
     student = np.zeros((2, 10), np.float32)
     found = taught.losses(pixels, [tf.constant(student)], np.zeros(2, np.float32))

@@ -25,12 +25,10 @@ from cnnbench.data.splits import evaluation_examples, training_splits
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import AUGMENTATIONS, DATASETS
 
-RANDOM = np.random.default_rng(0)
-
 
 def jpeg(color="red", size=(40, 30), **options) -> bytes:
     out = io.BytesIO()
-    noise = RANDOM.integers(0, 40, (size[1], size[0], 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 40, (size[1], size[0], 3), np.uint8)
     picture = Image.fromarray(noise)
     picture.paste(Image.new("RGB", size, color), mask=Image.new("L", size, 160))
     picture.save(out, **({"format": "JPEG"} | options))
@@ -56,8 +54,8 @@ def folder_spec(path, **options):
 # Decoding
 
 
-def test_decode_knows_many_formats_and_modes():
-    base = Image.fromarray(RANDOM.integers(0, 255, (20, 24, 3), np.uint8))
+def test_decode_knows_many_formats_and_modes(random):
+    base = Image.fromarray(random.integers(0, 255, (20, 24, 3), np.uint8))
     for mode, form in (
         ("RGB", "PNG"), ("L", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG"),
         ("CMYK", "JPEG"), ("I;16", "PNG"), ("RGB", "WEBP"), ("RGB", "TIFF"), ("RGB", "BMP"),
@@ -111,8 +109,8 @@ def test_centre_crop_scales_the_short_side():
     ("hsv", tf.image.rgb_to_hsv), ("yuv", tf.image.rgb_to_yuv), ("rgb", tf.identity),
     ("grey", tf.image.rgb_to_grayscale),
 ])  # fmt: skip
-def test_colours_equal_tensorflows(color, reference):
-    rgb = tf.constant(RANDOM.random((2, 9, 9, 3), np.float32))
+def test_colours_equal_tensorflows(color, reference, random):
+    rgb = tf.constant(random.random((2, 9, 9, 3), np.float32))
     rgb = tf.concat([rgb, tf.zeros((1, 9, 9, 3)), tf.ones((1, 9, 9, 3))], 0)
     ours, theirs = convert_color(rgb, color).numpy(), reference(rgb).numpy()
     assert np.abs(ours - theirs).max() < 2e-4
@@ -311,9 +309,9 @@ def folder_fingerprint(path):
 
 
 @pytest.mark.parametrize("place", [0, 4095, -4096, -1])
-def test_a_changed_end_of_a_large_image_is_another_data_set(folder, place):
+def test_a_changed_end_of_a_large_image_is_another_data_set(folder, place, random):
     file = folder / "train/red/0.jpg"
-    data = bytearray(RANDOM.bytes(100_000))
+    data = bytearray(random.bytes(100_000))
     file.write_bytes(data)
     before = folder_fingerprint(folder)
     data[place] ^= 1
@@ -322,9 +320,9 @@ def test_a_changed_end_of_a_large_image_is_another_data_set(folder, place):
 
 
 @pytest.mark.parametrize("size", [1, 4096, 4097, 8192])
-def test_any_changed_byte_of_a_small_image_is_another_data_set(folder, size):
+def test_any_changed_byte_of_a_small_image_is_another_data_set(folder, size, random):
     file = folder / "test/blue/0.jpg"
-    data = bytearray(RANDOM.bytes(size))
+    data = bytearray(random.bytes(size))
     file.write_bytes(data)
     before = folder_fingerprint(folder)
     for place in {0, size // 3, size // 2, min(4096, size - 1), size - 1}:

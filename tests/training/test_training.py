@@ -504,8 +504,7 @@ def test_resnet20_learns_cifar10(cifar10, tmp_path):
     from cnnbench import evaluate
     from cnnbench.data.open import Access
 
-    path = RECIPES / "resnet20_cifar10.yaml"
-    recipe = load_recipe(path, ("train.epochs=3",))
+    recipe = load_recipe(RECIPES / "resnet20_cifar10.yaml", ("train.epochs=3",))
     run = train(recipe, run_dir=tmp_path / "run", access=Access(cifar10))
     assert evaluate(run)["top1"] >= 0.60
 
