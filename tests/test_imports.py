@@ -1,7 +1,6 @@
 """Who imports whom, and what an import costs."""
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,16 +116,7 @@ def test_tensorflow_is_not_imported(code):
     assert not {"tensorflow", "keras", "torch"} & modules_after(code)
 
 
-def test_importing_the_models_is_quick():
-    code = (
-        "import cnnbench.registry.kinds, time\nstart = time.perf_counter()\n"
-        "import cnnbench.models\nprint(time.perf_counter() - start)"
-    )
-    # The first import compiles the modules, if the others may keep what it compiled.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", code]
-    times = [
-        float(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
-        for _ in range(6)
-    ]
-    assert min(times) < 0.02
+def test_the_models_are_imported_when_they_are_asked_for():
+    models = {m for m in modules_after("import cnnbench.registry.kinds, cnnbench.models")
+              if m.startswith("cnnbench.models.")}  # fmt: skip
+    assert not models

@@ -1,9 +1,15 @@
 """Benchmarks: the keys that they promise, on a small network."""
 
 import json
+import resource
 
 import pytest
-from conftest import cnnbench
+from conftest import RECIPES, cnnbench
+
+from cnnbench import load_recipe
+from cnnbench.bench import benchmark, jobs, profile
+from cnnbench.registry.kinds import AUGMENTATIONS
+from cnnbench.system.measure import peak_memory_mb
 
 RECIPE = """
 name: tiny
@@ -30,8 +36,6 @@ def bench(tmp_path):
 
 def test_the_stem_counts(tmp_path):
     """One that keeps the size makes every convolution after it dearer."""
-    from cnnbench import load_recipe
-    from cnnbench.bench import jobs
 
     def macs(stem):
         path = tmp_path / "x.yaml"
@@ -40,6 +44,85 @@ def test_the_stem_counts(tmp_path):
         return jobs.counting(load_recipe(path).dump())()
 
     assert macs("cifar") > 8 * macs("imagenet")
+
+
+class Here:
+    """Runs a job in this process, where TensorFlow is imported; test_workers is about others."""
+
+    def __init__(self, build, *arguments, environment=None):
+        self._work = build(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ready(self, timeout_s):
+        return 0.5
+
+    def round(self, timeout_s):
+        return self._work()
+
+    def peak_memory_mb(self):
+        return peak_memory_mb()
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """The recipe of LeNet; every job is real, runs in this process, and only as long as it must."""
+    for module in (benchmark, profile):
+        monkeypatch.setattr(module, "Worker", Here)
+    monkeypatch.setattr(benchmark, "LATENCY_CALLS", 10)
+    for module in (benchmark, jobs):
+        monkeypatch.setattr(module, "MATRIX_SIDE", 256)
+    monkeypatch.setattr(jobs, "ROUND_SECONDS", 0.05)
+    # The limit would hold for the tests after this one.
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    return load_recipe(RECIPES / "lenet5_digits.yaml", ("data.batch_size=16",))
+
+
+MACS = 416_520
+
+
+def check_speed(result, row, mode, macs):
+    """Checks what the rows of training and of inference have alike."""
+    assert (row["recipe"], row["model"], row["mode"]) == ("lenet5_digits", "lenet5", mode)
+    assert row["input"] == [32, 32, 1]
+    low, high = row["spread"]
+    assert 0 < low <= row["throughput_images_per_s"] <= high
+    # Two operations a multiply-accumulate; the row has two decimals of 1e9 operations.
+    operations = 2 * macs * row["throughput_images_per_s"] / 1e9
+    assert row["gflops_per_s"] == pytest.approx(operations, abs=0.006)
+    assert row["share_of_peak"] == pytest.approx(operations / result["peak_gflops_per_s"], rel=0.1)
+    assert row["peak_memory_mb"] > 100
+
+
+def test_training_steps_are_measured(digits):
+    result = benchmark.bench([digits], "train", rounds=1, tune=False)
+    assert result["peak_gflops_per_s"] > 0.1 and result["machine"]["cores"] > 0
+    (row,) = result["rows"]
+    check_speed(result, row, "train", 3 * MACS)  # of the gradients twice as many
+    assert row["batch_size"] == 16 and row["seconds_to_first_step"] == 0.5
+    assert row["runtime"] in ("onednn", "neither") and row["largest_batch"] > 16
+    assert "stock_throughput_images_per_s" not in row
+
+
+def test_answers_are_measured_by_batch(digits):
+    result = benchmark.bench([digits], "infer", rounds=1)
+    assert [row["batch_size"] for row in result["rows"]] == [1, 8, 32, 128]
+    for row in result["rows"]:
+        check_speed(result, row, "infer", MACS)
+        assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"]
+
+
+def test_reading_is_measured_with_and_without_each_augmentation(digits):
+    rotating = digits.model_copy(update={"augment": [AUGMENTATIONS.spec("random_rotation")]})
+    (row,) = benchmark.bench([rotating], "data", rounds=1)["rows"]
+    assert row["throughput_images_per_s"] > 0 and row["mode"] == "data"
+    assert set(row["augmentation_us_per_image"]) == {"random_rotation"}
+    assert row["without_augmentation_images_per_s"] > 0 and row["training_images_per_s"] > 0
+    assert 0 <= row["waiting_for_data"] <= 1 and "gflops_per_s" not in row
 
 
 @pytest.mark.slow
