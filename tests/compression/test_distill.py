@@ -139,16 +139,16 @@ def test_averages_are_pruned_after_a_lesson_with_hints(small, tmp_path, teacher_
 
 
 def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
-    small, tmp_path, teacher_run, monkeypatch
+    tiny, tmp_path, teacher_run, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for time in ("20260101-000000", "20260102-000000"):
         copy = tmp_path / "runs" / f"small-{time}"
         shutil.copytree(teacher_run.path, copy, copy_function=shutil.copyfile)
         if time.startswith("20260101"):
-            first = train(distilled(small, "small", "train.epochs=1"), run_dir=tmp_path / "run")
+            first = train(distilled(tiny, "small", "train.epochs=1"), run_dir=tmp_path / "run")
     stages = "compress=[{name: distill, teacher: small}, {name: prune, sparsity: 0.5}]"
-    recipe = load_recipe(small, (stages,))
+    recipe = load_recipe(tiny, (stages,))
     names = [start_module.runs(recipe, start)["teacher"].path.name for start in (first, None)]
     assert names == ["small-20260101-000000", "small-20260102-000000"]
 

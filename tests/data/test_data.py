@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import socket
 import tarfile
 import threading
 import time
@@ -11,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import cnnbench
+from conftest import here
 from PIL import Image
 
 from cnnbench.data import images as geometry
@@ -261,11 +262,11 @@ def test_a_bad_image_fails_the_run_by_its_name(folder, tmp_path):
         "augment: [{name: random_resized_crop}]\n"
         "optimizer: {name: sgd, lr: 0.1}\ntrain: {epochs: 5}\n"
     )
-    done = cnnbench("train", recipe, "--run-dir", tmp_path / "run")
+    done = here("train", recipe, "--run-dir", tmp_path / "run")
     assert done.returncode == 3
     assert "0.jpg: cannot decode" in done.stderr or "1.jpg: the image file is empty" in done.stderr
     assert "Traceback" not in done.stderr
-    done = cnnbench(
+    done = here(
         "train", recipe, "--set", "data.on_bad_image=skip", "--set", "train.epochs=1",
         "--run-dir", tmp_path / "run2",
     )  # fmt: skip
@@ -375,11 +376,19 @@ def test_a_folder_that_is_wrong_is_explained(folder, spoiled):
 # TFDS
 
 
-def test_a_missing_data_set_is_answered_within_ten_seconds(tmp_path):
-    start = time.perf_counter()
+def test_a_missing_data_set_is_answered_after_one_look_at_its_host(tmp_path, monkeypatch):
+    looks = []
+
+    def nobody(connection, address):
+        looks.append(connection.gettimeout())
+        raise ConnectionRefusedError
+
+    place = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 443))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: place)
+    monkeypatch.setattr(socket.socket, "connect", nobody)
     with pytest.raises(DataError, match=r"cifar-100-binary\.tar\.gz.*--data-dir"):
         open_dataset(DATASETS.spec("cifar100"), Access(tmp_path))
-    assert time.perf_counter() - start < 10
+    assert len(looks) == 1 and looks[0] <= 5
 
 
 def test_one_process_prepares_a_data_set_and_the_others_wait(tmp_path, capsys):
@@ -473,7 +482,7 @@ def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatc
     examples, _ = evaluation_examples(dataset, spec, "test")
     assert sum(count for *_, count in evaluation_batches(examples, spec, (32, 32), 2)) == 5
 
-    done = cnnbench(
+    done = here(
         "train", "resnet50_imagenet", "--smoke", "--data-dir", data_dir,
         "--set", "data.image_size=64", "--set", "data.resize_short=72",
         "--set", "model={name: lenet5}",

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SMALL, cnnbench
+from conftest import SMALL, here
 from rich.console import Console
 
 from cnnbench import evaluate, load_recipe, open_run, train
@@ -152,14 +152,14 @@ def test_the_table_has_what_was_measured(run):
 def test_a_target_that_is_missed_ends_with_5_and_the_result_is_kept(tmp_path):
     run = trained(tmp_path, "target={top1: 1.0, source: all}")
     (run.path / "eval-flip_shift-robust.json").unlink(missing_ok=True)
-    done = cnnbench("eval", run.path, "--require-target", "--robust", "--robust-examples", 3,
-                    "--tta", "flip_shift", "--json")  # fmt: skip
+    options = ("--require-target", "--robust", "--robust-examples", 3, "--tta", "flip_shift")
+    done = here("eval", run.path, *options, "--json")
     assert done.returncode == 5, done.stderr
     result = json.loads(done.stdout)
     assert result == json.loads((run.path / "eval-flip_shift-robust.json").read_text())
     assert f"missed by {1 - result['top1']:.4f}" in done.stderr and "Traceback" not in done.stderr
     assert result["robust"]["examples"] == 3 and result["tta"] == "flip_shift"
-    without = cnnbench("eval", run.path)
+    without = here("eval", run.path)
     assert without.returncode == 0
     assert f"missed by {1 - json.loads((run.path / 'eval.json').read_text())['top1']:.4f}" in (
         without.stdout
@@ -169,14 +169,14 @@ def test_a_target_that_is_missed_ends_with_5_and_the_result_is_kept(tmp_path):
 @pytest.mark.slow
 def test_a_target_that_is_reached_ends_with_0(tmp_path):
     run = trained(tmp_path, "target={top1: 0.01, source: chance}")
-    done = cnnbench("eval", run.path, "--require-target")
+    done = here("eval", run.path, "--require-target")
     assert done.returncode == 0, done.stderr
     assert "0.0100: reached, " in done.stdout and " above; chance" in done.stdout
 
 
 def test_what_cannot_be_required_is_refused(tmp_path):
     run = trained(tmp_path)
-    done = cnnbench("eval", run.path, "--require-target")
+    done = here("eval", run.path, "--require-target")
     assert done.returncode == 2 and "has no target" in done.stderr
     assert not (run.path / "eval.json").exists()
     for options, words in (
@@ -184,12 +184,12 @@ def test_what_cannot_be_required_is_refused(tmp_path):
         (("--robust-examples", 5), "is for --robust"),
         (("--tta", "spin"), "flip_shift"),
     ):
-        done = cnnbench("eval", run.path, *options)
+        done = here("eval", run.path, *options)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unknown_augmentation_in_a_recipe_is_refused(tmp_path):
     (tmp_path / "recipe.yaml").write_text(LENET + "evaluation:\n  tta: spin\n")
-    done = cnnbench("train", tmp_path / "recipe.yaml")
+    done = here("train", tmp_path / "recipe.yaml")
     assert done.returncode == 2
     assert "recipe.yaml:12: evaluation.tta: 'spin'" in done.stderr and "'flip'" in done.stderr

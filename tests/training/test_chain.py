@@ -27,12 +27,9 @@ STAGES = (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    from conftest import SMALL
-
-    folder = tmp_path_factory.mktemp("base")
-    (folder / "small.yaml").write_text(SMALL)
-    return train(load_recipe(folder / "small.yaml"), run_dir=folder / "run")
+def base(small_run):
+    """What all stages begin with."""
+    return small_run
 
 
 def recipe_of(small, base, stages=STAGES, *settings):

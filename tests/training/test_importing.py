@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import cnnbench
+from conftest import cnnbench, here
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -76,20 +76,20 @@ def test_imported_weights_predict_and_export_under_the_names_of_the_classes(
 
 def test_other_classes_are_refused(recipe, published, tmp_path):
     _, setting = published(10)
-    done = cnnbench("import", recipe, "--set", setting, "--run-dir", tmp_path / "run")
+    done = here("import", recipe, "--set", setting, "--run-dir", tmp_path / "run")
     assert done.returncode == 2 and "weights are of 10 classes" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_a_recipe_without_weights_is_refused(recipe):
-    done = cnnbench("import", recipe)
+    done = here("import", recipe)
     assert done.returncode == 2 and "cnnbench list presets" in done.stderr
 
 
 def test_a_recipe_that_trains_on_from_a_run_is_refused(recipe, published, tmp_path):
     _, setting = published(1000)
     stages = "compress=[{name: prune, sparsity: 0.5}]"
-    done = cnnbench("import", recipe, "--set", setting, "--set", stages)
+    done = here("import", recipe, "--set", setting, "--set", stages)
     assert done.returncode == 2 and "init and compress are for training" in done.stderr
 
 

@@ -56,14 +56,10 @@ class InterruptAt(Callbacks):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run of the small recipe: 15 steps in 3 epochs."""
-    from conftest import SMALL
-
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "small.yaml").write_text(SMALL)
-    return train(load_recipe(folder / "small.yaml"), run_dir=folder / "run")
+@pytest.fixture
+def whole(small_run):
+    """What an interrupted run must be the same as."""
+    return small_run
 
 
 def test_a_run_has_its_files(whole):
@@ -123,6 +119,8 @@ def test_steps_a_call_change_nothing(small, tmp_path, whole):
     assert all(np.allclose(a[name], b[name], atol=1e-5) for name in a)
 
 
+# In the default set, rows 1 and 2 of tests/test_faults.py kill processes and resume their runs.
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(small, tmp_path, whole):
     command = [
         sys.executable, "-m", "cnnbench", "train", str(small), "--run-dir", str(tmp_path / "run"),
@@ -139,9 +137,9 @@ def test_a_killed_process_resumes_to_the_same_bits(small, tmp_path, whole):
     assert_same(whole, open_run(tmp_path / "run"))
 
 
-def test_a_signal_from_outside_ends_in_75_and_a_way_on(small, tmp_path):
+def test_a_signal_from_outside_ends_in_75_and_a_way_on(tiny, tmp_path):
     command = [
-        sys.executable, "-m", "cnnbench", "train", str(small), "--set", "train.epochs=2000",
+        sys.executable, "-m", "cnnbench", "train", str(tiny), "--set", "train.epochs=2000",
         "--run-dir", str(tmp_path / "run"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -155,14 +153,14 @@ def test_a_signal_from_outside_ends_in_75_and_a_way_on(small, tmp_path):
     assert "--resume" in stderr and "Traceback" not in stderr
 
 
-def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, small, tmp_path):
+def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, tiny, tmp_path):
     with pytest.raises(RunError, match="finished"):
         resume(whole)
     with pytest.raises(InterruptedRun):
-        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
+        train(load_recipe(tiny), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
     run = open_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"(?s)changed.*-seed: 3.*\+seed: 4"):
-        run.must_match(load_recipe(small, ("seed=4",)))
+        run.must_match(load_recipe(tiny, ("seed=4",)))
     with run.locked():
         done = cnnbench("train", "--resume", "--run-dir", run.path)
     assert done.returncode == 6 and "another process (pid" in done.stderr
@@ -206,8 +204,8 @@ def test_a_folder_with_something_in_it_is_not_trained_into(small, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
 
 
-def test_divergence_stops_with_the_step(small, tmp_path):
-    recipe = load_recipe(small, ("optimizer.lr=1e18", "schedule.warmup_epochs=0"))
+def test_divergence_stops_with_the_step(tiny, tmp_path):
+    recipe = load_recipe(tiny, ("optimizer.lr=1e18", "schedule.warmup_epochs=0"))
     with pytest.raises(DivergedError, match=r"(the loss|a weight) is -?(nan|inf) at step \d"):
         train(recipe, run_dir=tmp_path / "run")
 
@@ -324,9 +322,9 @@ def test_what_goes_along_is_resumed_exactly(small, tmp_path, settings, kinds):
     assert kinds <= {name.partition("/")[0] for name in final(whole)}
 
 
-def test_other_code_is_resumed_by_force_alone(small, tmp_path):
+def test_other_code_is_resumed_by_force_alone(tiny, tmp_path):
     with pytest.raises(InterruptedRun):
-        train(load_recipe(small), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
+        train(load_recipe(tiny), run_dir=tmp_path / "run", callbacks=InterruptAt(3))
     run = open_run(tmp_path / "run")
     kept = json.loads((run.path / "environment.json").read_text())
     kept["versions"]["keras"] = "3.0.0"
@@ -344,13 +342,13 @@ def test_other_code_is_resumed_by_force_alone(small, tmp_path):
 
 
 @pytest.mark.parametrize("validation", [0, 16])
-def test_weights_that_are_not_finite_are_never_kept(small, tmp_path, validation):
+def test_weights_that_are_not_finite_are_never_kept(tiny, tmp_path, validation):
     settings = (
         "optimizer.lr=1e38", "regularization.l2=100.0", "schedule.name=constant",
         "schedule.warmup_epochs=0", "train.epochs=null", "train.steps=1",
         f"data.validation={validation}",
     )  # fmt: skip
-    recipe = load_recipe(small, tuple(s for s in settings if s != "schedule.name=constant"))
+    recipe = load_recipe(tiny, tuple(s for s in settings if s != "schedule.name=constant"))
     with pytest.raises(DivergedError, match=r"a weight is (nan|-?inf) at step 0"):
         train(recipe, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "best").exists()
@@ -416,8 +414,8 @@ def test_a_run_that_cannot_begin_leaves_nothing(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_steps_are_traced_once(small, tmp_path):
-    recipe = load_recipe(small, ("train.steps_per_call=3",))
+def test_the_steps_are_traced_once(tiny, tmp_path):
+    recipe = load_recipe(tiny, ("train.steps_per_call=3",))
     with new_run(tmp_path / "run", recipe) as run:
         learner = Learner(recipe, Access(), Settings())
         begin(run, learner.about_data(), {})
@@ -425,9 +423,9 @@ def test_the_steps_are_traced_once(small, tmp_path):
     assert learner.train_steps.experimental_get_tracing_count() == 1
 
 
-def test_early_stopping(small, tmp_path):
+def test_early_stopping(tiny, tmp_path):
     settings = ("train.epochs=50", "train.early_stopping.patience=2", "optimizer.lr=1e-9")
-    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    run = train(load_recipe(tiny, settings), run_dir=tmp_path / "run")
     scores = [row["validation"]["top1"] for row in run.metrics()]
     best = int(np.argmax(scores))
     assert len(scores) == best + 3 < 50
@@ -533,7 +531,7 @@ print(faults())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc alone")
-def test_freed_memory_is_kept_for_the_next_step(small):
-    command = [sys.executable, "-c", KEPT_MEMORY, str(small)]
+def test_freed_memory_is_kept_for_the_next_step(tiny):
+    command = [sys.executable, "-c", KEPT_MEMORY, str(tiny)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout.split()[-1]) < 5000
