@@ -311,16 +311,26 @@ from cnnbench.exports.formats.format import known_formats
 from cnnbench.exports.options import ExportOptions
 FORMATS = known_formats()
 for form in ("tflite", "onnx", "openvino"):
-    export(open_run(sys.argv[1]), [form], FORMATS[form].precisions,
-           options=ExportOptions(verify=False))
+    precisions = [p for p in FORMATS[form].precisions if p in sys.argv[2:]]
+    if precisions:
+        options = ExportOptions(verify=False)
+        export(open_run(sys.argv[1]), [form], precisions, options=options)
 """
 
 
-def test_two_exports_have_the_same_bytes(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("precisions", "files"),
+    [
+        (("float32", "int8"), 2 + 2 + 2),  # OpenVINO has two files, of float32
+        # By the same converter of TFLite, with another of its options.
+        pytest.param(("float16", "dynamic", "int16x8"), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_two_exports_have_the_same_bytes(run, monkeypatch, precisions, files):
     written = []
     # Sets of words have another order under another seed, as that of this process is.
-    another = [sys.executable, "-c", ALL_AGAIN, run.path]
-    monkeypatch.setattr(sys, "argv", ["", str(run.path)])
+    another = [sys.executable, "-c", ALL_AGAIN, run.path, *precisions]
+    monkeypatch.setattr(sys, "argv", ["", str(run.path), *precisions])
     for again in (
         lambda: exec(ALL_AGAIN, {}),
         lambda: subprocess.run(another, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True),
@@ -328,7 +338,7 @@ def test_two_exports_have_the_same_bytes(run, monkeypatch):
         again()
         paths = list((run.path / "exports").rglob("model.*"))
         written.append({p.relative_to(run.path): p.read_bytes() for p in paths})
-    assert len(written[0]) == 5 + 2 + 2  # OpenVINO has two files
+    assert len(written[0]) == files
     assert written[0] == written[1]
 
 
