@@ -276,7 +276,7 @@ def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _changed_source(environment: dict[str, Any]) -> list[str]:
+def _changed_source(environment: Mapping[str, Any]) -> list[str]:
     """Returns how the source of cnnbench differs from a run's, in at most one line.
 
     The commit stands for the source in a run of a version that did not keep the hash of it.

@@ -25,7 +25,7 @@ from cnnbench.errors import DivergedError, InterruptedRun
 from cnnbench.evaluation.artifact import evaluate_artifact
 from cnnbench.evaluation.compare import compare
 from cnnbench.runs import network
-from cnnbench.training.callbacks import Silence
+from cnnbench.training.callbacks import Callbacks
 
 # Environment variables that may stay set; the README says so.
 DOCUMENTED = {"TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS"}
@@ -115,7 +115,7 @@ def exported(digits_run):
     return Path(row["path"])
 
 
-class Interrupting(Silence):
+class Interrupting(Callbacks):
     def progressed(self, step, loss, top1, images_per_s):
         raise KeyboardInterrupt
 
@@ -133,18 +133,20 @@ def diverge(small, folder):
 
 
 def interrupt_and_resume(small, folder):
-    class Signalling(Silence):
+    class Signalling(Callbacks):
         def progressed(self, *_):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedRun):
-        cnnbench.train(cnnbench.load_recipe(small), run_dir=folder / "run", listener=Signalling())
+        cnnbench.train(cnnbench.load_recipe(small), run_dir=folder / "run", callbacks=Signalling())
     cnnbench.resume(cnnbench.open_run(folder / "run"))
 
 
 def fail_midway(small, folder):
     with pytest.raises(KeyboardInterrupt):
-        cnnbench.train(cnnbench.load_recipe(small), run_dir=folder / "run", listener=Interrupting())
+        cnnbench.train(
+            cnnbench.load_recipe(small), run_dir=folder / "run", callbacks=Interrupting()
+        )
 
 
 def called_from_outside():
