@@ -97,7 +97,7 @@ class Recipe(Section):
         name = model.get("name") if isinstance(model, dict) else getattr(model, "name", None)
         if not isinstance(name, str) or name not in MODELS.names():
             return values
-        task = task_named(MODELS.get(name).facts["task"])
+        task = task_of(name)
         values = {"loss": {"name": task.default_loss}} | values
         train = values.get("train")
         if isinstance(train, dict) and isinstance(early := train.get("early_stopping"), dict):

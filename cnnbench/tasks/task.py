@@ -22,6 +22,8 @@ from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS
 from cnnbench.registry.limits import Rate, Share
 from cnnbench.registry.registry import Entry, Spec
 
+# The task of what is registered without one.
+DEFAULT = "classification"
 # The outputs of a network or of an exported file, by name; the first axis of each is the batch.
 Outputs = Mapping[str, Any]
 # A row of a table for people: what is measured, and its value.
@@ -313,9 +315,10 @@ def task_named(name: str) -> Task:
     return task
 
 
-def task_of(model: Spec) -> Task:
-    """Returns the task of the network that a recipe names."""
-    return task_named(MODELS.get(model.name).facts["task"])
+def task_of(model: Spec | str) -> Task:
+    """Returns the task of a network: a recipe's `model`, or the name of a registered one."""
+    name = model if isinstance(model, str) else model.name
+    return task_named(MODELS.get(name).facts.get("task", DEFAULT))
 
 
 def task_of_data(data: Spec) -> Task:
@@ -325,5 +328,5 @@ def task_of_data(data: Spec) -> Task:
 
 def tasks_served(entry: Entry) -> tuple[str, ...]:
     """Returns the names of the tasks that a registered part serves."""
-    tasks: tuple[str, ...] = entry.facts.get("tasks", ("classification",))
+    tasks: tuple[str, ...] = entry.facts.get("tasks", (DEFAULT,))
     return tasks
