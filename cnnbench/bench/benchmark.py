@@ -19,13 +19,13 @@ from cnnbench.bench.jobs import (
     MATRIX_SIDE,
     ROUNDS,
     TIMEOUT_S,
-    _shape,
     available_memory_mb,
     counting,
     inference,
     limited_training,
     matrix_products,
     reading,
+    stand_in_shape,
     stock_training,
 )
 from cnnbench.bench.profile import profile
@@ -194,7 +194,7 @@ def _row(
         "model": recipe.model.name,
         "mode": mode,
         "batch_size": batch,
-        "input": list(_shape(recipe)),
+        "input": list(stand_in_shape(recipe)),
         "throughput_images_per_s": round(rate, 1),
         "spread": [round(rates[0], 1), round(rates[-1], 1)],
         "gflops_per_s": round(2 * macs * rate / 1e9, 2),

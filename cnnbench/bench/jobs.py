@@ -83,7 +83,7 @@ def stock_training(dumped: str) -> Round:
     from cnnbench.models.layers.fast import plain
 
     recipe = shortened(parse_recipe(dumped))
-    shape, batch = _shape(recipe), recipe.data.batch_size
+    shape, batch = stand_in_shape(recipe), recipe.data.batch_size
     with session.precision(recipe.train.precision):
         model = plain(build_model(recipe.model, shape, _head_size(recipe)))
     loss, metrics = recipe.task.keras_loss()
@@ -107,7 +107,7 @@ def stock_training(dumped: str) -> Round:
 def inference(dumped: str, batch: int) -> Round:
     """Builds a network in float32; a round returns the seconds of one call."""
     recipe = shortened(parse_recipe(dumped))
-    shape = _shape(recipe)
+    shape = stand_in_shape(recipe)
     model = build_model(recipe.model, shape, _head_size(recipe))
     images = tf.constant(np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32))
     answer = tf.function(lambda x: model(x, training=False), autograph=False)
@@ -125,7 +125,7 @@ def inference(dumped: str, batch: int) -> Round:
 def counting(dumped: str) -> Round:
     """Builds a network; a round returns its multiply-accumulates of one image."""
     recipe = shortened(parse_recipe(dumped))
-    macs = count_macs(build_model(recipe.model, _shape(recipe), _head_size(recipe)))
+    macs = count_macs(build_model(recipe.model, stand_in_shape(recipe), _head_size(recipe)))
     return lambda: float(macs)
 
 
@@ -172,7 +172,8 @@ def _head_size(recipe: Recipe) -> int:
     return size
 
 
-def _shape(recipe: Recipe) -> tuple[int, int, int]:
+def stand_in_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the synthetic images that stand in for the data."""
     data = shortened(recipe).data
     height, width, channels = data.options()["shape"]
     return height, width, channels

@@ -20,7 +20,7 @@ from cnnbench.errors import DataError
 from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.system.processes import Round, Worker, WorkerError, keep_freed_memory
-from cnnbench.training import start as beginning
+from cnnbench.training import start
 
 PROFILED_STEPS = 20
 DEAREST = 10
@@ -72,7 +72,7 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     keep_freed_memory()  # as the command line does before it trains
     recipe = parse_recipe(dumped)
     train = recipe.train.model_copy(update={"steps_per_call": 1})
-    others = beginning.runs(recipe)
+    others = start.referenced_runs(recipe)
     learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
     iterator, numbers = learner.batches(0), itertools.count()
     rates = np.zeros(1, np.float32)

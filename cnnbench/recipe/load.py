@@ -10,7 +10,7 @@ from pydantic import (
 
 from cnnbench.errors import Problem, RecipeError
 from cnnbench.recipe import checks, yaml_tree
-from cnnbench.recipe.problems import _merged, _problem
+from cnnbench.recipe.problems import as_problem, merged
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.yaml_tree import Located
 
@@ -67,7 +67,7 @@ def _validated(tree: Located) -> Recipe:
         return Recipe.model_validate(tree.plain()).read_from(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        problems = [_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
+        problems = [as_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
         if more := len(found) - len(problems):
             problems.append(Problem(tree.where, f"{more} more problems"))
-        raise RecipeError(_merged(problems)) from None
+        raise RecipeError(merged(problems)) from None

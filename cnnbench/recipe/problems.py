@@ -25,7 +25,7 @@ from cnnbench.registry.kinds import (
 from cnnbench.registry.registry import did_you_mean
 
 
-def _problem(detail: Any, tree: Located) -> Problem:
+def as_problem(detail: Any, tree: Located) -> Problem:
     """Turns one of pydantic's errors into words a user of YAML understands."""
     loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
     path, section = _resolve(loc, tree)
@@ -50,7 +50,7 @@ def _problem(detail: Any, tree: Located) -> Problem:
     return Problem(node.where, f"{dotted}: {given}", message)
 
 
-def _merged(problems: list[Problem]) -> list[Problem]:
+def merged(problems: list[Problem]) -> list[Problem]:
     """Joins what the members of a union say of one value, each once."""
     allowed: dict[tuple[str, str], dict[str | None, None]] = {}
     for problem in problems:

@@ -15,7 +15,7 @@ from cnnbench.registry.kinds import input_shape
 from cnnbench.runs import checkpoint
 from cnnbench.runs import variables as variables_module
 from cnnbench.runs.checkpoint import Checkpoint
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
 from cnnbench.runs.run import Run
 from cnnbench.system import files
@@ -56,7 +56,7 @@ def import_weights(
         with session.precision("float32"):
             model = build_model(recipe.model, shape, head_size, auxiliary=True)
         load.start_from(without_auxiliary(model), recipe.model, whole=True)
-        begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
+        commit(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
         variables = variables_module.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
         checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))

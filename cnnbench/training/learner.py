@@ -64,7 +64,7 @@ class Learner:
             self.replicas: int = self.strategy.num_replicas_in_sync
             checks.check_replicas(self.recipe, self.replicas)
             with session.precision(recipe.train.precision), self.strategy.scope():
-                self._begin(architecture)
+                self._load_start(architecture)
             # Names and random weights as if nothing had been built before.
             self._prepare_session()
             with session.precision(recipe.train.precision), self.strategy.scope():
@@ -96,12 +96,13 @@ class Learner:
     def _prepare_session(self) -> None:
         session.prepare(seed=self.recipe.seed, deterministic=self.recipe.train.deterministic)
 
-    def _begin(self, architecture: Sequence[Record] | None) -> None:
-        """Builds what the training starts from, and the teacher."""
+    def _load_start(self, architecture: Sequence[Record] | None) -> None:
+        """Loads the network that training starts from, and the teacher."""
         recipe = self.recipe
-        first = start.Beginning({}, architecture or ())
         if architecture is None:
-            first = start.begin(recipe, self.data, self.shape, self._others.get("init"))
+            first = start.starting_point(recipe, self.data, self.shape, self._others.get("init"))
+        else:
+            first = start.StartingPoint({}, architecture)
         self._initial_weights, self.architecture = first.weights, first.architecture
         teacher = self._others.get("teacher")
         self._lesson = compression.lesson(recipe, self.data, self.shape, teacher)

@@ -13,7 +13,7 @@ from cnnbench.errors import InterruptedRun, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.runs.create import must_be_free, new_folder
-from cnnbench.runs.find import _kept_stages, _stages, is_finished
+from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run
 from cnnbench.system import files, signals
 from cnnbench.training import compression, one_stage, start
@@ -56,7 +56,7 @@ def train(
     choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
     if run_dir is not None:
         must_be_free(run_dir)
-    _rehearse(recipe, access or Access(), choice.settings)
+    _dry_run(recipe, access or Access(), choice.settings)
     with files.storage_errors(run_dir or RUNS):
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
@@ -67,7 +67,7 @@ def train(
     try:
         return _go_on(folder, access=access, callbacks=callbacks, choice=choice)
     finally:
-        began = (path / "recipe.yaml" for path, _ in _stages(folder, recipe))
+        began = (path / "recipe.yaml" for path, _ in stage_recipes(folder, recipe))
         if not any(file.is_file() for file in began):
             (folder / STAGES).unlink(missing_ok=True)
             if made:
@@ -116,19 +116,21 @@ def must_match(path: Path, recipe: Recipe) -> None:
     run.must_match(recipe.absolute())
 
 
-def _rehearse(recipe: Recipe, access: Access, settings: Settings) -> None:
+def _dry_run(recipe: Recipe, access: Access, settings: Settings) -> None:
     """Refuses what a stage cannot do now, and not when those before it are trained.
 
     Each is made ready as for its training, of a network that has learned nothing.
     """
     settings_module.apply(settings)
     learner: Learner | None = None
-    for _, stage in _stages(Path(), recipe):
+    for _, stage in stage_recipes(Path(), recipe):
         records = None
         if learner is not None:
             with session.precision(recipe.train.precision), learner.strategy.scope():
-                _, records = compression.follow(stage, learner.state.network, learner.architecture)
-        learner = Learner(stage, access, settings, start.runs(stage), records)
+                _, records = compression.apply_last_stage(
+                    stage, learner.state.network, learner.architecture
+                )
+        learner = Learner(stage, access, settings, start.referenced_runs(stage), records)
 
 
 def _go_on(
@@ -141,7 +143,7 @@ def _go_on(
 ) -> Run:
     before: Run | None = None
     with signals.caught() as interrupted:
-        for path, stage in _kept_stages(folder):
+        for path, stage in kept_stage_recipes(folder):
             if interrupted():  # while the stage before came to its end
                 raise _interrupted(folder, "interrupted between stages")
             begun = open_run(path) if (path / "recipe.yaml").is_file() else None
