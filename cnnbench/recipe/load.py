@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Recipe:
 def check(tree: Located) -> Recipe:
     """Turns a located tree into a recipe, or raises RecipeError with every problem in it."""
     recipe = _validated(tree)
-    if problems := list(checks.mismatches(recipe, tree)):
+    if problems := checks.problems(recipe):
         raise RecipeError(problems)
     return recipe
 

@@ -216,13 +216,15 @@ def _node(
 def _scalar(event: yaml.ScalarEvent) -> Any:
     if not event.implicit[0]:
         return event.value
-    tag = _CoreResolver().resolve(yaml.ScalarNode, event.value, (True, False))
+    resolver: Any = _CoreResolver()
+    tag = resolver.resolve(yaml.ScalarNode, event.value, (True, False))
     return _CONVERT[tag.rpartition(":")[2]](event.value)
 
 
 def _item(node: Located, step: str | int, place: str) -> Located:
     if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
-        return node.value[step]
+        item: Located = node.value[step]
+        return item
     kind = f"a list of {len(node.value)}" if isinstance(node.value, list) else "not a section"
     return _refuse(place, f"{step!r} cannot be set: its parent is {kind}")
 

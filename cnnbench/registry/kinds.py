@@ -90,7 +90,7 @@ COMPRESSIONS = Registry("compression", "cnnbench.compression.stages", Compressio
 def min_size(model: Spec) -> int:
     """Returns the least image height and width in pixels that a model takes."""
     least = MODELS.get(model.name).facts["min_size"]
-    return least(model.options()) if callable(least) else least
+    return int(least(model.options()) if callable(least) else least)
 
 
 def kind_of(augmentation: Spec) -> AugmentationKind:

@@ -14,11 +14,13 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cnnbench.errors import UsageError
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 class Spec(BaseModel):
@@ -68,10 +70,10 @@ class Registry:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = Entry(name, build, MappingProxyType(facts))
 
-    def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
+    def register(self, name: str, **facts: Any) -> Callable[[Builder], Builder]:
         """Registers the decorated builder."""
 
-        def decorate(build: Callable) -> Callable:
+        def decorate(build: Builder) -> Builder:
             self.add(name, build, **facts)
             return build
 
@@ -134,11 +136,11 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return "one of " + ", ".join(words) if words else "nothing is allowed here"
 
 
-def _unwrap(build: Callable) -> Callable:
+def _unwrap(build: Callable[..., Any]) -> Callable[..., Any]:
     return build.func if isinstance(build, functools.partial) else build
 
 
-def _keyword_only(build: Callable) -> dict[str, tuple[Any, Any]]:
+def _keyword_only(build: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the annotation and the default, ... if there is none, of each keyword-only option."""
     options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in options}

@@ -169,7 +169,7 @@ class Worker(Child):
         Raises:
             WorkerError: it cannot be built, or not in time.
         """
-        return self._answer("build", timeout_s)
+        return float(self._answer("build", timeout_s))
 
     def round(self, timeout_s: float) -> float:
         """Returns the seconds of one round.
@@ -177,11 +177,11 @@ class Worker(Child):
         Raises:
             WorkerError: the process failed, died, or took longer.
         """
-        return self._ask("round", timeout_s=timeout_s)
+        return float(self._ask("round", timeout_s=timeout_s))
 
     def peak_memory_mb(self) -> float:
         """Returns the most memory that the process has had, in MB of 2**20 bytes."""
-        return self._ask("memory", timeout_s=10.0)
+        return float(self._ask("memory", timeout_s=10.0))
 
     def _kill(self) -> None:
         self._process.kill()
