@@ -441,7 +441,7 @@ def test_small_images_are_scaled_outside_of_what_xla_compiles(recipe):
 
 def test_a_training_of_steps_sees_images_of_its_size_too(small):
     sizes = ("train={steps: 10}", "train.image_sizes=[{until: 2, size: 8}]")
-    with pytest.raises(UsageError, match="until epoch 2; less than the 10 steps"):
+    with pytest.raises(UsageError, match="until epoch 2; must end before the 10 steps"):
         Learner(load_recipe(small, sizes), Access(), Settings())
 
 
