@@ -490,7 +490,7 @@ def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatc
         "--run-dir", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "made-up" not in done.stderr
+    assert "synthetic images" not in done.stderr
     again = open_dataset(spec, Access(data_dir, download=False))
     assert again.fingerprint == dataset.fingerprint
 
