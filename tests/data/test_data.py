@@ -187,7 +187,7 @@ def test_another_seed_is_another_order():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UsageError, match="at most the 50"):
+    with pytest.raises(UsageError, match="at most 50"):
         stream(numbered(50), batch_size=51)
 
 
