@@ -141,9 +141,9 @@ def cutout(images: Any, draw: Draw, *, size: Annotated[int, Field(ge=1, le=1024)
     Deviation: the authors' code zeroes normalized images, so it fills with the mean.
     """
     batch, height, width, _ = tf.unstack(tf.shape(images))
-    centre = draw.uniform((2, batch))
+    center = draw.uniform((2, batch))
     top, left = (
-        tf.cast(centre[axis] * tf.cast(side, tf.float32), tf.int32) - size // 2
+        tf.cast(center[axis] * tf.cast(side, tf.float32), tf.int32) - size // 2
         for axis, side in enumerate((height, width))
     )
     inside = _boxes(images, top, left, top + size, left + size)
@@ -191,12 +191,12 @@ def cutmix(
     """
     batch, height, width, _ = tf.unstack(tf.shape(images))
     share = tf.where(_chosen(images, draw, probability), _beta(images, draw, alpha), 0.0)
-    centre = draw.uniform((2, batch), stream=3)
+    center = draw.uniform((2, batch), stream=3)
     limits = []
     for axis, side in enumerate((height, width)):
         length = tf.cast(side, tf.float32)
         half = tf.cast(tf.sqrt(share) * length, tf.int32) // 2
-        middle = tf.cast(centre[axis] * length, tf.int32)
+        middle = tf.cast(center[axis] * length, tf.int32)
         limits.append((tf.maximum(middle - half, 0), tf.minimum(middle + half, side)))
     (top, bottom), (left, right) = limits
     inside = _boxes(images, top, left, bottom, right)

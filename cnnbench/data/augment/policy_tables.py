@@ -78,10 +78,9 @@ def _strengths(
         pixels: largest translation in pixels; replaces `shift`.
     """
     strength = partial(Strength, highest)
-    if pixels:
-        translate_x, translate_y, farthest = operations.translate_x, operations.translate_y, pixels
-    else:
-        translate_x, translate_y, farthest = operations.shift_x, operations.shift_y, shift
+    translate_x: Callable[..., Picture] = operations.translate_x if pixels else operations.shift_x
+    translate_y: Callable[..., Picture] = operations.translate_y if pixels else operations.shift_y
+    farthest = pixels or shift
     return {
         "Identity": strength(operations.identity),
         "AutoContrast": strength(operations.autocontrast),
