@@ -57,11 +57,11 @@ class Child(abc.ABC):
     process is killed.
     """
 
-    _noun = "process"
+    noun = "process"
 
     def __init__(self) -> None:
-        self._connection, self._theirs = multiprocessing.Pipe()
-        self._temporary = tempfile.TemporaryDirectory(
+        self._connection, self.theirs = multiprocessing.Pipe()
+        self.temporary = tempfile.TemporaryDirectory(
             prefix="cnnbench-", ignore_cleanup_errors=True
         )
 
@@ -69,7 +69,7 @@ class Child(abc.ABC):
         """Kills the process and removes its temporary folder."""
         self._kill()
         self._connection.close()
-        self._temporary.cleanup()
+        self.temporary.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +77,7 @@ class Child(abc.ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, what: str, *values: Any, timeout_s: float = TIMEOUT_S) -> Any:
+    def ask(self, what: str, *values: Any, timeout_s: float = TIMEOUT_S) -> Any:
         """Sends a request with its arguments and returns the response.
 
         Raises:
@@ -86,28 +86,28 @@ class Child(abc.ABC):
         try:
             self._connection.send((what, *values))
         except OSError:
-            raise WorkerError(self._end()) from None
-        return self._answer(what, timeout_s)
+            raise WorkerError(self.how_it_ended()) from None
+        return self.receive(what, timeout_s)
 
-    def _answer(self, what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    def receive(self, what: str, timeout_s: float = TIMEOUT_S) -> Any:
         """Returns the next response; the child sends the first one unasked, once it is ready."""
         if not self._connection.poll(timeout_s):
             raise WorkerError(f"no response to {what!r} in {timeout_s:.0f} s")
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError):
-            raise WorkerError(self._end()) from None
+            raise WorkerError(self.how_it_ended()) from None
         if kind == "failed":
             raise WorkerError(value[:SHOWN_CHARACTERS])
         return value
 
-    def _end(self) -> str:
+    def how_it_ended(self) -> str:
         """Waits until a process that closed its connection exits; returns how it ended."""
         code = self._wait(ENDING_S)
         if code is None:
-            return f"the {self._noun} does not respond and does not exit"
+            return f"the {self.noun} does not respond and does not exit"
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return f"the {self._noun} ended {how}"
+        return f"the {self.noun} ended {how}"
 
     @abc.abstractmethod
     def _kill(self) -> None:
@@ -157,12 +157,12 @@ class Worker(Child):
         environment: Mapping[str, str | None] | None = None,
     ):
         super().__init__()
-        variables = {"TMPDIR": self._temporary.name, **(environment or {})}
+        variables = {"TMPDIR": self.temporary.name, **(environment or {})}
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(self._theirs, build, arguments, variables), daemon=True
+            target=_work, args=(self.theirs, build, arguments, variables), daemon=True
         )
         self._process.start()
-        self._theirs.close()
+        self.theirs.close()
 
     def ready(self, timeout_s: float) -> float:
         """Waits until `build` returns; returns the seconds since the process started.
@@ -170,7 +170,7 @@ class Worker(Child):
         Raises:
             WorkerError: `build` failed or timed out.
         """
-        return float(self._answer("build", timeout_s))
+        return float(self.receive("build", timeout_s))
 
     def round(self, timeout_s: float) -> float:
         """Runs one round and returns its time in seconds.
@@ -178,11 +178,11 @@ class Worker(Child):
         Raises:
             WorkerError: the process failed, died or timed out.
         """
-        return float(self._ask("round", timeout_s=timeout_s))
+        return float(self.ask("round", timeout_s=timeout_s))
 
     def peak_memory_mb(self) -> float:
         """Returns the peak resident memory of the process, in MB of 2**20 bytes."""
-        return float(self._ask("memory", timeout_s=10.0))
+        return float(self.ask("memory", timeout_s=10.0))
 
     def _kill(self) -> None:
         self._process.kill()
