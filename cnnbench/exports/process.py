@@ -93,6 +93,7 @@ class Artifact(Child):
             return None
 
     def how_it_ended(self) -> str:
+        """Returns how the process ended, with the last line that it printed."""
         end = super().how_it_ended()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").split("\n")
