@@ -1,4 +1,4 @@
-"""The network of airbench94: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"."""
+"""airbench94: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnbench.registry.limits import Rate
 
 # Filters of the three stages, section 3.1.
 WIDTHS = (64, 256, 256)
-# Added to the variance of a direction among the patches, so that noise is not blown up.
+# Added to the eigenvalues before inversion, so that noise is not amplified.
 WHITENING_EPSILON = 5e-4
 
 
@@ -27,13 +27,13 @@ def airbench(
     activation: Activation = "gelu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A whitening convolution, and three stages of two convolutions, the first of them pooled.
+    """A whitening convolution and three stages of two convolutions, with pooling after the first.
 
-    The first kernel, of 2x2 pixels, is not trained: `whiten` computes it from training images. The
-    other kernels begin as identities for as many filters as there are channels (dirac, section
-    3.3), norms learn no scale, and the logits no bias. Deviations: the epsilon of the norms is
-    1e-5, the bias of the first convolution is trained to the end, and the logits begin with
-    Glorot's uniform weights, 2.4 times as large as PyTorch's.
+    The 2x2 kernel of the first convolution is not trained: `whiten` computes it from training
+    images. The other kernels are initialized as identities on their input channels (dirac, section
+    3.3). Batch norms have no scale, and the logits have no bias. Deviations: the epsilon of the
+    batch norms is 1e-5, the bias of the first convolution is trained to the end, and the logits use
+    Glorot uniform initialization, 2.4 times as large as PyTorch's default.
     """
     x = inputs = keras.Input(input_shape, name="images")
     filters = 2 * 2 * 2 * input_shape[-1]
@@ -57,13 +57,14 @@ def airbench(
 
 
 def whiten(model: Any, images: Any) -> None:
-    """Has the first convolution give uncorrelated outputs of variance 1, and their negatives.
+    """Sets the first kernel to whiten patches: uncorrelated outputs of variance 1, and negatives.
 
-    Section 3.2: the eigenvectors of the patches' second moments, each over the root of its value.
+    Section 3.2: the filters are the eigenvectors of the patches' second-moment matrix, each divided
+    by the square root of its eigenvalue, followed by their negatives.
 
     Args:
-        model: from `airbench`.
-        images: (images, height, width, channels) float32, normalised as the model takes them.
+        model: a model from `airbench`.
+        images: (images, height, width, channels) float32, normalized as the model expects.
     """
     rows, columns = images.shape[1] - 1, images.shape[2] - 1
     corners = [images[:, y : y + rows, x : x + columns] for y in (0, 1) for x in (0, 1)]
@@ -76,7 +77,7 @@ def whiten(model: Any, images: Any) -> None:
 
 
 def _identity_conv(x: Any, filters: int, name: str) -> Any:
-    # As PyTorch begins its convolutions: uniform within 1 / sqrt(fan in).
+    # PyTorch's default for convolutions: uniform in +-1 / sqrt(fan in).
     uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     layer = keras.layers.Conv2D(
         filters, 3, padding="same", use_bias=False, kernel_initializer=uniform, name=name

@@ -1,4 +1,4 @@
-"""AlexNet: Krizhevsky et al. 2012, "ImageNet Classification with Deep CNNs", on one tower."""
+"""AlexNet: Krizhevsky et al. 2012, "ImageNet Classification with Deep CNNs", with one tower."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cnnbench.registry.limits import Rate
     macs=714_188_480,
     native=(224, 224, 3),
     native_classes=1000,
-    # 15, 7, 3 and 1 pixels after the stem and the poolings; 8, 4, 2 and 1 in the CIFAR variant.
+    # 15, 7, 3 and 1 pixels after the stem and the pools; 8, 4, 2 and 1 in the CIFAR variant.
     min_size=lambda options: 63 if options["stem"] == "imagenet" else 29,
 )
 def alexnet(
@@ -41,21 +41,21 @@ def alexnet(
 ) -> keras.Model:
     """Five convolutions and three dense layers.
 
-    The filters are those of the one tower in Krizhevsky 2014, "One weird trick", and the layout is
-    torchvision's: images of another size than 224 pixels come to the dense layers averaged, or
-    repeated, to 6x6. Convolutions begin as in He et al. 2015 with biases of zero, where the paper
-    draws from N(0, 0.01) and sets some biases to one.
+    The filters are those of the single tower of Krizhevsky 2014, "One weird trick", and the layout
+    is torchvision's: for images other than 224 pixels, feature maps are averaged or repeated to 6x6
+    before the dense layers. Convolutions are initialized as in He et al. 2015 with zero biases; the
+    paper draws from N(0, 0.01) and sets some biases to one.
 
     Args:
-        input_shape: of an image.
-        classes: how many logits.
-        stem: "cifar" is the variant for images of 32 pixels in bearpaw/pytorch-classification,
-            which reports 77.2 % on CIFAR-10: a wider padding in the stem, pooling of 2x2 pixels,
-            and one dense layer in place of the three. It has no dropout there.
-        lrn: local response normalisation after the first two convolutions, as in section 3.3; the
-            one tower has none.
-        activation: after each convolution and hidden dense layer.
-        dropout: before both hidden dense layers, or before the logits of the CIFAR variant.
+        input_shape: (height, width, channels) of the images.
+        classes: number of logits.
+        stem: "cifar" is the variant for 32x32 images in bearpaw/pytorch-classification, which
+            reports 77.2 % on CIFAR-10: wider padding in the stem, 2x2 pooling, and one dense layer
+            instead of three. It has no dropout there.
+        lrn: local response normalization after the first two convolutions, as in section 3.3; the
+            single tower has none.
+        activation: activation after each convolution and hidden dense layer.
+        dropout: rate before both hidden dense layers, or before the logits of the CIFAR variant.
     """
     padding, pool = (2, 3) if stem == "imagenet" else (5, 2)
     x = inputs = keras.Input(input_shape, name="images")
@@ -64,12 +64,12 @@ def alexnet(
     x = keras.layers.Conv2D(64, 11, 4, kernel_initializer=normal, name="stage1_conv")(x)
     x = activate(x, activation, "stage1_act")
     if lrn:
-        x = _normalise(x, "stage1_lrn")
+        x = _lrn(x, "stage1_lrn")
     x = keras.layers.MaxPooling2D(pool, 2, name="stage1_pool")(x)
     x = conv(x, 192, 5, "stage2_conv", use_bias=True)
     x = activate(x, activation, "stage2_act")
     if lrn:
-        x = _normalise(x, "stage2_lrn")
+        x = _lrn(x, "stage2_lrn")
     x = keras.layers.MaxPooling2D(pool, 2, name="stage2_pool")(x)
     for i, filters in enumerate((384, 256, 256), start=1):
         x = conv(x, filters, 3, f"stage3_conv{i}", use_bias=True)
@@ -87,18 +87,18 @@ def alexnet(
     return keras.Model(inputs, logits(x, classes, dropout=0.0), name="alexnet")
 
 
-def _normalise(x: Any, name: str) -> Any:
-    """Local response normalisation, in float32, for which alone every device has kernels."""
+def _lrn(x: Any, name: str) -> Any:
+    """Local response normalization in float32, the only dtype with kernels on every device."""
     return _local_response_normalization()(dtype="float32", name=name)(x)
 
 
 @cache
 def _local_response_normalization() -> type:
-    """Returns the layer's class, which cannot be defined before Keras is imported."""
+    """Returns the layer class, which cannot be defined before Keras is imported."""
 
     @keras.saving.register_keras_serializable("cnnbench")
     class LocalResponseNormalization(keras.layers.Layer):
-        """Divides a channel by (2 + 1e-4 * its and four neighbours' sum of squares) ** 0.75."""
+        """Divides by (2 + 1e-4 * s) ** 0.75; s sums the squares of a channel and 4 neighbors."""
 
         def call(self, x: Any) -> Any:
             return tf.nn.local_response_normalization(x, 2, bias=2.0, alpha=1e-4, beta=0.75)

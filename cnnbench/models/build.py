@@ -1,4 +1,4 @@
-"""Builds registered networks, and tells their stages, feature maps and auxiliary outputs."""
+"""Building of registered networks, and access to their stages and feature maps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cnnbench.tasks.task import task_of
 def build_model(
     model: Spec | str, input_shape: tuple[int, int, int], classes: int, *, auxiliary: bool = False
 ) -> Any:
-    """Builds a functional Keras model from normalised images to logits.
+    """Builds a functional Keras model that maps normalized images to logits.
 
     Args:
-        model: a recipe's `model`, or the name of one with its default options.
+        model: a recipe's `model`, or a model name for the default options.
         input_shape: (height, width, channels) of the images.
-        classes: how many logits the model has.
-        auxiliary: whether a classifier that serves training alone, if there is one, is a second
-            output.
+        classes: number of logits.
+        auxiliary: whether to keep the output of an auxiliary classifier, which is only used in
+            training, as a second output.
 
     Returns:
         A keras.Model: (batch, height, width, channels) float32 -> (batch, classes) float32 logits.
 
     Raises:
-        UsageError: there is no such model, or it cannot take such images or classes.
+        UsageError: the model is unknown or does not support the image size or number of classes.
     """
     spec = MODELS.spec(model) if isinstance(model, str) else model
     task_of(spec).check_head_size(spec.name, classes)
@@ -44,14 +44,14 @@ def build_model(
 
 
 def without_auxiliary(model: Any) -> Any:
-    """Returns a model with the logits for its only output, made of the same layers."""
+    """Returns a model with the same layers and the logits as its only output."""
     if len(model.outputs) == 1:
         return model
     return keras.Model(model.inputs, model.outputs[0], name=model.name)
 
 
 def stage_of(path: str) -> str:
-    """Returns the stage of a layer or a weight by its path: stem, stage1, …, head or logits."""
+    """Returns the stage of a layer or weight path: stem, stage1, …, head or logits."""
     return path.partition("/")[0].partition("_")[0]
 
 
@@ -59,11 +59,12 @@ def feature_maps(model: Any) -> dict[str, Any]:
     """Returns the feature pyramid of a network, for detection and transfer.
 
     Args:
-        model: from `build_model`.
+        model: a model from `build_model`.
 
     Returns:
-        By the name Pk, the output (symbolic) of the last block whose height and width are those of
-        the images over 2**k; `keras.Model(model.inputs, feature_maps(model))` computes them.
+        Symbolic outputs by name: Pk is the output of the last block whose height and width are
+        those of the images divided by 2**k. `keras.Model(model.inputs, feature_maps(model))`
+        computes them.
     """
     height = model.input_shape[1]
     ends = {}
@@ -74,7 +75,7 @@ def feature_maps(model: Any) -> dict[str, Any]:
 
 
 def freeze(model: Any, spec: ModelSpec) -> None:
-    """Keeps the layers still that a recipe names."""
+    """Freezes the layers selected by a recipe's `model.freeze`."""
     frozen = {
         None: (),
         "stem": ("stem_",),
@@ -86,5 +87,5 @@ def freeze(model: Any, spec: ModelSpec) -> None:
             layer.trainable = False
 
 
-# How the names of layers begin that guess what a teacher sees.
+# Name prefix of the layers that predict a teacher's features from the student's.
 HINT = "hint_"

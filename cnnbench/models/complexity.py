@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-accumulates (MACs) of one image."""
+"""Cost of a network: its parameters, and its multiply-accumulates (MACs) per image."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from cnnbench.backend.lazy import keras
 
 
 def count_params(model: Any) -> int:
-    """Returns the number of trainable weights; batch-norm statistics are none."""
+    """Returns the number of trainable parameters; batch-norm statistics are not included."""
     return sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
 def count_macs(model: Any) -> int:
     """Returns the multiply-accumulates of convolutions and dense layers for one image.
 
-    FLOPs are twice as many. Normalisation, activations, pooling and additions are left out, as in
-    the papers.
+    FLOPs are twice as many. As in the papers, normalization, activations, pooling and additions are
+    not counted.
     """
     return sum(layer_macs(layer) for layer in model.layers)
 
@@ -35,6 +35,6 @@ def layer_macs(layer: Any) -> int:
             math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
         )
     if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
-        # A kernel's last but one axis is what one output sees: input channels / groups.
+        # The second to last axis of a kernel is input channels / groups.
         return pixels * math.prod(layer.kernel.shape)
     return 0

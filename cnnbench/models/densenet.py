@@ -18,15 +18,15 @@ from cnnbench.models.layers.blocks import (
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate
 
-# Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is in the authors'
-# code and in the table of earlier versions on arXiv, the published one has DenseNet-264.
+# Table 1: growth rate, and dense layers in each of the four stages. DenseNet-161 is from the
+# authors' code and earlier arXiv versions of the table; the published table has DenseNet-264.
 IMAGENET = {
     "densenet121": (32, (6, 12, 24, 16)),
     "densenet161": (48, (6, 12, 36, 24)),
     "densenet169": (32, (6, 12, 32, 32)),
     "densenet201": (32, (6, 12, 48, 32)),
 }
-# Table 2: depth and growth rate; BC has bottlenecks and compression (section 3).
+# Table 2: depth and growth rate. BC variants have bottlenecks and compression (section 3).
 CIFAR = {"densenet_40_12": (40, 12)}
 CIFAR_BC = {
     "densenet_bc_40_12": (40, 12),
@@ -34,7 +34,7 @@ CIFAR_BC = {
     "densenet_bc_190_40": (190, 40),
     "densenet_bc_250_24": (250, 24),
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "densenet121": (7_978_856, 2_834_161_664),
     "densenet161": (28_681_000, 7_727_907_072),
@@ -58,11 +58,10 @@ def densenet(
     dropout: Rate = 0.0,
     conv_dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A DenseNet-BC for ImageNet.
+    """DenseNet-BC for ImageNet.
 
-    `stem: cifar` is a 3x3 convolution without stride or pooling, for images of 32 pixels.
-    `conv_dropout` is the rate after every convolution but the first, which the paper has for CIFAR
-    only.
+    `stem: cifar` is a 3x3 convolution without stride or pooling, for 32x32 images. `conv_dropout`
+    is the dropout rate after every convolution except the first; the paper uses it only on CIFAR.
     """
     growth_rate, depths = IMAGENET[name]
     x = inputs = keras.Input(input_shape, name="images")
@@ -86,14 +85,14 @@ def cifar_densenet(
     dropout: Rate = 0.0,
     conv_dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A DenseNet for 32-pixel images, in three stages of as many layers.
+    """DenseNet for 32x32 images, with three stages of equal depth.
 
-    `conv_dropout` is the rate after every convolution but the first: in the paper 0.2 for training
-    without augmentation, else 0.
+    `conv_dropout` is the dropout rate after every convolution except the first; the paper uses 0.2
+    for training without augmentation, else 0.
     """
     bc = name in CIFAR_BC
     depth, growth_rate = CIFAR_BC[name] if bc else CIFAR[name]
-    # The stem, two transitions and the logits are four of the layers that the depth counts.
+    # The depth includes four other layers: the stem, two transitions and the logits.
     layers = (depth - 4) // (6 if bc else 3)
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, 2 * growth_rate if bc else 16, 3, "stem_conv")
@@ -110,9 +109,9 @@ def dense_stages(
     *,
     bc: bool,
 ) -> Any:
-    """Dense layers, each appending its features to all before, with a transition between stages.
+    """Dense layers, each appending its features to its input, with transitions between stages.
 
-    `bc` puts a 1x1 bottleneck into each layer and halves the channels in each transition.
+    `bc` adds a 1x1 bottleneck to each layer and halves the channels in each transition.
     """
     h = partial(norm_act_conv, activation=activation, dropout=conv_dropout)
     for stage, depth in enumerate(depths, start=1):
@@ -152,7 +151,7 @@ for _name in CIFAR | CIFAR_BC:
         partial(cifar_densenet, _name),
         COUNTS[_name],
         family="densenet",
-        # The table has no such small BC.
+        # Table 2 has no BC variant this small.
         source=f"Huang et al. 2017, {'section 3' if _name == 'densenet_bc_40_12' else 'table 2'}",
         native=(32, 32, 3),
         classes=10,

@@ -1,7 +1,7 @@
 """EfficientNet: Tan & Le 2019, "Rethinking Model Scaling for Convolutional Neural Networks".
 
-The Lite variants are the same authors' of 2020, for integer arithmetic: without squeeze-and-excite,
-with ReLU6, and with a stem, a head and first and last stages that do not grow.
+The Lite variants (same authors, 2020) are designed for integer arithmetic: no squeeze-and-excite,
+ReLU6, a stem and a head of fixed width, and first and last stages of fixed depth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cnnbench.registry.limits import Rate
 
 
 class Stage(NamedTuple):
-    """A row of the papers' tables: blocks of one width, the first of them with the strides."""
+    """A row of the papers' tables: `depth` blocks, the first of which has the strides."""
 
     expand_ratio: int
     kernel: int
@@ -48,7 +48,7 @@ B0 = (
     Stage(6, 3, 1, 320, 1),
 )
 STEM_FILTERS, HEAD_FILTERS = 32, 1280
-# Equation 3, in the authors' numbers: width, depth, resolution in pixels, dropout.
+# Equation 3, with the values of the authors' code: width, depth, resolution in pixels, dropout.
 SCALES = {
     "efficientnet_b0": (1.0, 1.0, 224, 0.2),
     "efficientnet_b1": (1.0, 1.1, 240, 0.2),
@@ -65,7 +65,7 @@ SCALES = {
     "efficientnet_lite4": (1.4, 1.8, 300, 0.3),
 }
 LITE = tuple(name for name in SCALES if "lite" in name)
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "efficientnet_b0": (5_288_548, 385_814_752),
     "efficientnet_b1": (7_794_184, 686_802_832),
@@ -99,11 +99,11 @@ def efficientnet(
     dropout: Rate = 0.2,
     drop_path_rate: Rate = 0.2,
 ) -> keras.Model:
-    """An EfficientNet: the searched network B0, its width and depth scaled together.
+    """EfficientNet: the searched network B0, scaled in width and depth.
 
-    `drop_path_rate` is approached linearly: the first of n blocks drops no residual, the last at
-    (n - 1) / n of it. `stem: cifar` takes the stride from the first convolution and from stage 2,
-    for images of 32 pixels.
+    The drop path rate grows linearly from 0 in the first of n blocks to (n - 1) / n of
+    `drop_path_rate` in the last. `stem: cifar` removes the stride of the first convolution and of
+    stage 2, for 32x32 images.
     """
     stages, stem_filters, head_filters = scaled(name)
     block = partial(mbconv, activation=activation, se_ratio=0 if name in LITE else 0.25)
@@ -117,7 +117,7 @@ def efficientnet(
 
 
 def scaled(name: str) -> tuple[list[Stage], int, int]:
-    """Returns B0's stages and the filters of its stem and head, scaled."""
+    """Returns the scaled stages of B0, and the filters of its stem and head."""
     width, depth, *_ = SCALES[name]
     stages = [stage._replace(filters=make_divisible(width * stage.filters)) for stage in B0]
     scales = slice(1, -1) if name in LITE else slice(None)
@@ -130,7 +130,7 @@ def scaled(name: str) -> tuple[list[Stage], int, int]:
 def stack(
     x: Any, stages: Sequence[Stage], block: Callable[..., Any], stem: Stem, drop_path_rate: float
 ) -> Any:
-    """The blocks of all stages; the rate of dropping a residual rises from block to block."""
+    """Stacks the blocks of all stages; the drop path rate grows linearly from block to block."""
     index, blocks = 0, sum(stage.depth for stage in stages)
     for number, stage in enumerate(stages, start=1):
         keeps_size = number == 2 and stem == "cifar"
@@ -155,7 +155,7 @@ def mbconv(
 ) -> Any:
     """1x1 expansion, depthwise convolution, squeeze-and-excite and linear 1x1 projection.
 
-    `se_ratio` is of the block's input, not of its expansion.
+    `se_ratio` is relative to the channels of the block's input, not to the expanded channels.
     """
     residual = x
     if stage.expand_ratio > 1:
@@ -172,7 +172,7 @@ def mbconv(
 
 
 def skip(x: Any, residual: Any, strides: int, drop_rate: float, name: str) -> Any:
-    """Adds the input of a block to its residual where their shapes are equal."""
+    """Adds the input of a block to its residual if their shapes are equal."""
     if strides > 1 or x.shape[-1] != residual.shape[-1]:
         return residual
     residual = drop_path(residual, drop_rate, f"{name}_drop")

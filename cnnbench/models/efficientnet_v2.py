@@ -13,7 +13,7 @@ from cnnbench.models.layers.blocks import Activation, activate, classifier, stem
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate
 
-# B0 in the authors' code, which scales it to B1, B2 and B3 by EfficientNet's coefficients.
+# B0 of the authors' code, which scales it to B1, B2 and B3 with EfficientNet's coefficients.
 BASE = (
     Stage(1, 3, 1, 16, 1, fused=True),
     Stage(4, 3, 2, 32, 2, fused=True),
@@ -31,7 +31,7 @@ S = (
     Stage(6, 3, 1, 160, 9),
     Stage(6, 3, 2, 256, 15),
 )
-# Section 3.3: S scaled up, in the numbers of the authors' code.
+# Section 3.3: S scaled up, with the values of the authors' code.
 M = (
     Stage(1, 3, 1, 24, 3, fused=True),
     Stage(4, 3, 2, 48, 5, fused=True),
@@ -42,7 +42,7 @@ M = (
     Stage(6, 3, 1, 512, 5),
 )
 HEAD_FILTERS = 1280
-# Stages, filters of the stem, width, depth, resolution in pixels, dropout.
+# Stages, filters of the stem, width factor, depth factor, resolution in pixels, dropout.
 VARIANTS = {
     "efficientnet_v2_b0": (BASE, 32, 1.0, 1.0, 224, 0.2),
     "efficientnet_v2_b1": (BASE, 32, 1.0, 1.1, 240, 0.2),
@@ -51,7 +51,7 @@ VARIANTS = {
     "efficientnet_v2_s": (S, 24, 1.0, 1.0, 384, 0.2),
     "efficientnet_v2_m": (M, 24, 1.0, 1.0, 480, 0.3),
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "efficientnet_v2_b0": (7_139_704, 718_086_176),
     "efficientnet_v2_b1": (8_141_052, 1_196_819_360),
@@ -74,9 +74,9 @@ def efficientnet_v2(
     dropout: Rate = 0.2,
     drop_path_rate: Rate = 0.2,
 ) -> keras.Model:
-    """An EfficientNetV2: a full 3x3 convolution in place of the depthwise one in early stages.
+    """EfficientNetV2: early stages use full 3x3 convolutions instead of depthwise ones.
 
-    `drop_path_rate` and `stem: cifar` are as for EfficientNet.
+    `drop_path_rate` and `stem: cifar` are the same as for EfficientNet.
     """
     table, stem_filters, width, depth, *_ = VARIANTS[name]
     stages = [
@@ -96,12 +96,12 @@ def efficientnet_v2(
 
 
 def round_filters(filters: float) -> int:
-    """Rounds to the nearest multiple of 8, even if a tenth and more is lost, unlike V1."""
+    """Rounds to the nearest multiple of 8; unlike V1, this may lose more than 10 %."""
     return int(filters / 8 + 0.5) * 8
 
 
 def block(x: Any, stage: Stage, *args: Any, activation: Activation) -> Any:
-    """The block of a stage: Fused-MBConv or MBConv."""
+    """Applies the block of a stage: Fused-MBConv or MBConv."""
     if stage.fused:
         return fused_mbconv(x, stage, *args, activation=activation)
     return mbconv(x, stage, *args, activation=activation, norm=norm)
@@ -110,7 +110,7 @@ def block(x: Any, stage: Stage, *args: Any, activation: Activation) -> Any:
 def fused_mbconv(
     x: Any, stage: Stage, strides: int, drop_rate: float, name: str, *, activation: Activation
 ) -> Any:
-    """3x3 expansion and linear 1x1 projection, or one 3x3 where nothing expands (figure 2)."""
+    """3x3 expansion and linear 1x1 projection, or one 3x3 without expansion (figure 2)."""
     residual = x
     if stage.expand_ratio > 1:
         expanded = stage.expand_ratio * x.shape[-1]

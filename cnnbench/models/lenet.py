@@ -30,8 +30,8 @@ def lenet5(
 ) -> keras.Model:
     """Two convolutions with pooling and three dense layers.
 
-    Every map of C3 sees all maps of S2 (the paper connects a part of them), and the output is a
-    dense layer of logits in place of the radial basis functions.
+    Deviations: every map of C3 is connected to all maps of S2 (the paper connects only some), and
+    the output is a dense layer of logits instead of radial basis functions.
     """
     pooling = {"average": keras.layers.AveragePooling2D, "max": keras.layers.MaxPooling2D}[pool]
     x = inputs = keras.Input(input_shape, name="images")

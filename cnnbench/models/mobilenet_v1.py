@@ -11,7 +11,7 @@ from cnnbench.models.layers.blocks import Activation, activate, classifier
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate, WidthMultiplier
 
-# Table 1: filters, blocks and the stride of the first of them; a stage is what has one resolution.
+# Table 1: filters, blocks, and stride of the first block; a stage is all blocks of one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 # Table 6: width multipliers.
 ALPHAS = {
@@ -20,7 +20,7 @@ ALPHAS = {
     "mobilenet_v1_050": 0.5,
     "mobilenet_v1_025": 0.25,
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "mobilenet_v1": (4_231_976, 568_740_352),
     "mobilenet_v1_075": (2_585_560, 325_400_448),
@@ -43,11 +43,11 @@ def mobilenet_v1(
     activation: Activation = "relu6",
     dropout: Rate = 0.001,
 ) -> keras.Model:
-    """A MobileNet: depthwise separable convolutions, all but the first.
+    """MobileNet: depthwise separable convolutions after a standard first one.
 
-    `alpha` multiplies every width. `stem: cifar` takes the stride from the first convolution, for
-    images of 32 pixels. As in the authors' code, and not in the paper, the activation is ReLU6 and
-    there is a dropout. The paper's stride of 2 in the last block is a misprint: its output is 7x7.
+    `alpha` multiplies every width. `stem: cifar` removes the stride of the first convolution, for
+    32x32 images. ReLU6 and dropout follow the authors' code; the paper does not have them. The
+    paper's stride of 2 in the last block is a misprint, as its output is 7x7.
     """
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, int(32 * alpha), 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
@@ -65,7 +65,7 @@ def mobilenet_v1(
 
 
 def separable_block(x: Any, filters: int, strides: int, activation: Activation, name: str) -> Any:
-    """A 3x3 depthwise and a 1x1 convolution (figure 3, right)."""
+    """3x3 depthwise and 1x1 convolution (figure 3, right)."""
     x = depthwise(x, 3, f"{name}_depthwise", strides=strides)
     x = activate(norm(x, f"{name}_depthwise_norm"), activation, f"{name}_depthwise_act")
     x = conv(x, filters, 1, f"{name}_pointwise")

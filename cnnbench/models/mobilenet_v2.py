@@ -17,7 +17,7 @@ from cnnbench.models.layers.blocks import (
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate, WidthMultiplier
 
-# Table 2: expansion, filters, blocks and the stride of the first of them; a stage is a row.
+# Table 2: expansion, filters, blocks, and stride of the first block; a stage is a row.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -34,7 +34,7 @@ ALPHAS = {
     "mobilenet_v2": 1.0,
     "mobilenet_v2_140": 1.4,
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "mobilenet_v2_050": (1_968_680, 97_131_840),
     "mobilenet_v2_075": (2_636_424, 209_069_792),
@@ -58,11 +58,11 @@ def mobilenet_v2(
     activation: Activation = "relu6",
     dropout: Rate = 0.2,
 ) -> keras.Model:
-    """A MobileNetV2: inverted residuals with linear bottlenecks.
+    """MobileNetV2: inverted residuals with linear bottlenecks.
 
-    `alpha` multiplies every width, but that of the last convolution only if it is above 1 (section
-    4). `stem: cifar` takes the stride from the first convolution and from stage 2, for images of 32
-    pixels. The dropout is the one of the authors' code.
+    `alpha` multiplies every width, except that of the last convolution if it is below 1 (section
+    4). `stem: cifar` removes the stride of the first convolution and of stage 2, for 32x32 images.
+    The dropout is that of the authors' code.
     """
     x = inputs = keras.Input(input_shape, name="images")
     strides = 2 if stem == "imagenet" else 1

@@ -19,7 +19,7 @@ from cnnbench.models.layers.blocks import (
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate, WidthMultiplier
 
-# Kernel, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
+# Kernel size, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1
     (3, 16, 16, False, "RE", 1),
     (3, 64, 24, False, "RE", 2),
@@ -52,7 +52,7 @@ SMALL = (  # table 2
 )
 # Rows; the stage whose stride the CIFAR stem takes away; filters of the last hidden layer.
 VARIANTS = {"mobilenet_v3_large": (LARGE, 2, 1280), "mobilenet_v3_small": (SMALL, 1, 1024)}
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "mobilenet_v3_large": (5_483_032, 216_589_760),
     "mobilenet_v3_small": (2_542_856, 56_510_400),
@@ -60,12 +60,12 @@ COUNTS = {
 
 conv = partial(blocks.conv, padding="same")
 depthwise = partial(blocks.depthwise, padding="same")
-# Section 6.1.1 has the decay; epsilon is the one of the authors' code.
+# The momentum is from section 6.1.1, epsilon from the authors' code.
 norm = partial(blocks.norm, epsilon=1e-3, momentum=0.99)
 
 
 def stages(name: str) -> list[list[tuple]]:
-    """Returns the rows of a table by stage: consecutive ones of equal "#out"."""
+    """Returns the rows of a table grouped by stage: consecutive rows with equal "#out"."""
     rows, *_ = VARIANTS[name]
     return [list(stage) for _, stage in groupby(rows, key=lambda row: row[2])]
 
@@ -80,12 +80,11 @@ def mobilenet_v3(
     activation: Activation = "hard_swish",
     dropout: Rate = 0.2,
 ) -> keras.Model:
-    """A MobileNetV3: inverted residuals, some with squeeze-and-excite.
+    """MobileNetV3: inverted residuals, some with squeeze-and-excite.
 
-    `alpha` multiplies every width, but that of the stem never and that of the last hidden layer
-    only if it is above 1. `stem: cifar` takes the stride from the first convolution and from the
-    first block that has one, for images of 32 pixels. `activation` stands where the table has
-    hard-swish; its ReLUs stay.
+    `alpha` multiplies every width, except that of the stem and, if it is below 1, that of the last
+    hidden layer. `stem: cifar` removes the stride of the first convolution and of the first strided
+    block, for 32x32 images. `activation` replaces hard-swish in the table, but not ReLU.
     """
     _, cifar_stage, last_filters = VARIANTS[name]
     x = inputs = keras.Input(input_shape, name="images")
@@ -97,7 +96,7 @@ def mobilenet_v3(
             x = inverted_residual(
                 x,
                 kernel,
-                # The expansion, not the expanded width, is what a width multiplier keeps.
+                # A width multiplier preserves the expansion ratio, not the expanded width.
                 make_divisible(x.shape[-1] * expanded / paper_filters),
                 make_divisible(filters * alpha),
                 1 if stem == "cifar" and stage == cifar_stage else strides,

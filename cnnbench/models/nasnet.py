@@ -1,6 +1,6 @@
 """NASNet-A: Zoph et al. 2018, "Learning Transferable Architectures for Scalable Image Recognition".
 
-The cells are those of figure 4, joined as in figure 2; the auxiliary classifier is that of the
+The cells are those of figure 4, arranged as in figure 2; the auxiliary classifier is that of the
 authors' code, after Szegedy et al. 2014, section 5.
 """
 
@@ -26,9 +26,9 @@ from cnnbench.registry.limits import Rate
 
 
 class Operation(NamedTuple):
-    """What a cell does to one of its states.
+    """An operation of a cell on one of its states.
 
-    State 0 is the cell's input, 1 the input of the cell before, 2 and more the sums so far.
+    State 0 is the cell's input, 1 the input of the previous cell, 2 and above the sums so far.
     """
 
     state: int
@@ -37,7 +37,7 @@ class Operation(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Pairs of operations to be added up, and the states that make the output."""
+    """Pairs of operations whose results are added, and the states concatenated as the output."""
 
     sums: tuple[tuple[Operation, Operation], ...]
     output: tuple[int, ...]
@@ -70,13 +70,13 @@ REDUCTION = Cell(
 
 
 class Variant(NamedTuple):
-    """NASNet-A (N @ P): N normal cells in each of three stages, P filters at the end."""
+    """NASNet-A (N @ P): N normal cells in each of three stages, and P filters at the end."""
 
     cells: int
     filters: int
     stem_filters: int
     size: int
-    # The normal cell after a reduction has what the reduction had for the input of the cell before.
+    # Whether the normal cell after a reduction has the same previous input as the reduction.
     skips_reduction: bool = False
 
 
@@ -87,7 +87,7 @@ VARIANTS = {
     "nasnet_cifar": Variant(6, 768, 96, 32),
 }
 CIFAR = ("nasnet_cifar",)
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "nasnet_mobile": (5_289_978, 563_638_816),
     "nasnet_large": (88_753_150, 23_783_414_658),
@@ -109,20 +109,22 @@ def nasnet(
     drop_path_rate: Rate = 0.0,
     auxiliary_weight: Rate = 0.0,
 ) -> keras.Model:
-    """A NASNet-A; for ImageNet its stem has two reduction cells.
+    """NASNet-A; the ImageNet variants have two reduction cells in the stem.
 
-    `drop_path_rate` is the rate of dropping each operation in the last cell, and in proportion less
-    in those before it. The authors raise it in the course of training, from 0 to 0.4 for
-    nasnet_cifar and 0.3 for nasnet_large; a constant rate, which this is, helped them little.
+    `drop_path_rate` is the rate at which each operation of the last cell is dropped; it is
+    proportionally lower in earlier cells. Deviation: the rate is constant, while the authors
+    increase it during training from 0 to 0.4 for nasnet_cifar and 0.3 for nasnet_large; they report
+    little benefit from a constant rate.
 
-    `auxiliary_weight` is that of the loss of a second classifier behind stage 2, which serves
-    training alone; the authors have 0.4. The model then has outputs [logits, auxiliary logits].
+    `auxiliary_weight` is the loss weight of an auxiliary classifier after stage 2, which is only
+    used in training; the authors use 0.4. If it is not 0, the model's outputs are [logits,
+    auxiliary logits].
 
-    The first cell of nasnet_cifar brings the stem to its width by one 1x1 convolution, where the
-    authors' code has one in each operation; their paper does not say.
+    The first cell of nasnet_cifar adapts the width of the stem with one 1x1 convolution, while the
+    authors' code has one in each operation; the paper does not specify this.
     """
     cells, filters, stem_filters, _, skips_reduction = VARIANTS[name]
-    # A normal cell has six outputs, and their filters double twice.
+    # A normal cell concatenates six states, and the filters double twice.
     filters //= 24
     total = 3 * cells + (2 if name in CIFAR else 4)
     rates = (drop_path_rate * i / total for i in range(1, total + 1))
@@ -153,7 +155,7 @@ def nasnet(
 def auxiliary_classifier(
     x: Any, classes: int, activation: Activation, norm: Callable[..., Any]
 ) -> Any:
-    """Average pooling of 5x5 pixels, a 1x1 convolution and one of the whole map: float32 logits."""
+    """5x5 average pooling, a 1x1 and a full-map convolution, and float32 logits."""
     x = activate(x, activation, "auxiliary_act1")
     x = keras.layers.AveragePooling2D(5, 3, name="auxiliary_pool")(x)
     x = norm(conv(x, 128, 1, "auxiliary_conv1"), "auxiliary_norm1")
@@ -166,7 +168,7 @@ def auxiliary_classifier(
 def unpadded_conv(
     x: Any, filters: int, kernel: int | tuple[int, int], name: str, *, strides: int = 1
 ) -> Any:
-    """Convolves without padding or a bias."""
+    """Applies a convolution without padding or bias."""
     return keras.layers.Conv2D(
         filters,
         kernel,
@@ -188,7 +190,7 @@ def cell(
     activation: Activation,
     norm: Callable[..., Any],
 ) -> Any:
-    """A cell on its input and the input of the cell before it; the first cell has x for both."""
+    """Applies a cell to its input x and the previous cell's input, which is x if None."""
     h = conv(activate(x, activation, f"{name}_act"), filters, 1, f"{name}_conv")
     h = norm(h, f"{name}_norm")
     if previous is None:
@@ -200,7 +202,7 @@ def cell(
         terms = []
         for side, operation in zip(("left", "right"), pair, strict=True):
             term = states[operation.state]
-            # The sums are reduced already.
+            # The sums (states 2 and above) are already reduced.
             strides = kind.strides if operation.state < 2 else 1
             part = f"{name}_{side}{i}"
             if operation.kind == "separable":
@@ -217,10 +219,10 @@ def cell(
 def fit(
     previous: Any, x: Any, filters: int, name: str, activation: Activation, norm: Callable[..., Any]
 ) -> Any:
-    """Gives the input of the cell before the height and width of x and the filters of the cell.
+    """Adapts the previous cell's input to the height and width of x and to `filters`.
 
-    To halve it, one half of the filters sees every other pixel, and the other half the pixels one
-    below and to the right of those.
+    To halve the size, half of the filters see every second pixel, and the other half see the pixels
+    one below and to the right of those.
     """
     if previous.shape[1:3] != x.shape[1:3]:
         h = activate(previous, activation, f"{name}_act")
@@ -247,7 +249,7 @@ def separable(
     activation: Activation,
     norm: Callable[..., Any],
 ) -> Any:
-    """Two separable convolutions, the first of them with the strides."""
+    """Two separable convolutions, the first of which has the strides."""
     for i, s in enumerate((strides, 1), start=1):
         x = depthwise(
             activate(x, activation, f"{name}_act{i}"), kernel, f"{name}_depthwise{i}", strides=s
@@ -257,21 +259,21 @@ def separable(
 
 
 def pool(x: Any, kind: str, strides: int, name: str) -> Any:
-    """Pools 3x3; with strides the padding counts, as zeros.
+    """Applies 3x3 pooling; with strides, the zero padding takes part.
 
-    That is how keras.applications has it. The authors' code leaves the padding out.
+    This follows keras.applications. The authors' code excludes the padding.
     """
     pooling = {"max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D}[kind]
     if strides == 1:
         return pooling(3, 1, "same", name=name)(x)
-    # As TensorFlow pads: an even size below and on the right only.
+    # TensorFlow's "same" padding: an even size is padded only at the bottom and right.
     padding = tuple((size % 2, 1) for size in x.shape[1:3])
     x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)
     return pooling(3, strides, name=name)(x)
 
 
 def smallest_input(name: str, options: dict[str, Any]) -> int:
-    """Returns the least image size in pixels; the auxiliary classifier pools 5x5 of stage 2."""
+    """Returns the smallest image size in pixels; the auxiliary classifier needs 5x5 at stage 2."""
     if options["auxiliary_weight"]:
         return 9 if name in CIFAR else 80
     return 4 if name in CIFAR else 32

@@ -1,4 +1,4 @@
-"""Registers networks, with what is known of each without building it."""
+"""Registration of networks, with the facts known about each without building it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def add_model(
     from_images: Callable[[Any, Any], None] | None = None,
     task: str = "classification",
 ) -> None:
-    """Registers a network with what is known of it without building it.
+    """Registers a network, with the facts known about it without building it.
 
     Args:
-        name: in recipes.
-        build: from (input_shape, classes) and options to a model.
-        counts: trainable weights, and multiply-accumulates of one native image.
-        family: the name of its file.
+        name: name in recipes.
+        build: function of (input_shape, classes) and options that returns a model.
+        counts: trainable parameters, and multiply-accumulates for one image of the native size.
+        family: name of the network's file.
         source: paper and table.
-        min_size: the least height and width in pixels, or a function of the options that tells.
-        native: (height, width, channels) of the images it was made for.
-        classes: of the data set it was made for.
-        from_images: sets the weights of a new network that come from normalised training images,
-            (images, height, width, channels) float32.
-        task: what it is made for.
+        min_size: smallest height and width in pixels, or a function of the options that returns it.
+        native: (height, width, channels) of the images that the network was designed for.
+        classes: number of classes that the network was designed for.
+        from_images: initializes weights of a new model from normalized training images, (images,
+            height, width, channels) float32.
+        task: name of the network's task.
     """
     params, macs = counts
     MODELS.add(

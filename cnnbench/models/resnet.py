@@ -26,8 +26,8 @@ class Bottlenecks(NamedTuple):
 
     Attributes:
         depths: blocks in each stage.
-        groups: of the 3x3 convolutions.
-        width: channels of a group in the first stage; they double with every stage.
+        groups: groups of the 3x3 convolutions.
+        width: channels per group in the first stage; doubles with every stage.
     """
 
     depths: tuple[int, ...]
@@ -42,9 +42,9 @@ BOTTLENECK = {
     "resnet101": Bottlenecks((3, 4, 23, 3)),
     "resnet152": Bottlenecks((3, 8, 36, 3)),
 }
-# Section 4.2: 6n + 2 layers in three stages of n blocks; the paper's n are those from 3 on.
+# Section 4.2: 6n + 2 layers in three stages of n blocks; the paper has those from n = 3.
 CIFAR = {f"resnet{6 * n + 2}": (n, n, n) for n in (1, 2, 3, 5, 7, 9, 18)}
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "resnet18": (11_689_512, 1_814_073_344),
     "resnet34": (21_797_672, 3_663_761_408),
@@ -75,9 +75,9 @@ def basic_resnet(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet for ImageNet, with two 3x3 convolutions in a block.
+    """ResNet for ImageNet, with two 3x3 convolutions per block.
 
-    Stems and squeeze-and-excitation are those of `bottleneck_resnet`.
+    Stems and squeeze-and-excite are those of `bottleneck_resnet`.
     """
     block = partial(basic_block, activation=activation, se_ratio=se_ratio, shortcut=_shortcut(stem))
     x = inputs = keras.Input(input_shape, name="images")
@@ -99,23 +99,23 @@ def bottleneck_resnet(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet for ImageNet, with 1x1, 3x3 and 1x1 convolutions in a block.
+    """ResNet for ImageNet, with 1x1, 3x3 and 1x1 convolutions per block.
 
     Args:
-        name: of the model.
+        name: name of the model.
         net: the column of the paper's table.
-        input_shape: of an image.
-        classes: how many logits.
+        input_shape: (height, width, channels) of the images.
+        classes: number of logits.
         stem: "deep" is ResNet-D (He et al. 2018, "Bag of Tricks", figure 2): three 3x3 convolutions
-            in the stem, and shortcuts that average before they project. "cifar" is one 3x3
-            convolution without stride or pooling, for images of 32 pixels.
-        stride: which convolution of a block halves the size: "first", a 1x1, is the paper's and
-            keras.applications'; "second", the 3x3, became usual and is called v1.5.
-        se_ratio: width of squeeze-and-excitation (Hu et al. 2018; there 1/16) as a share of the
-            block's output; 0 for none.
-        drop_path_rate: of the last block (Huang et al. 2016).
-        activation: after each normalisation.
-        dropout: before the logits.
+            in the stem, and average pooling before the projection in shortcuts. "cifar" is one 3x3
+            convolution without stride or pooling, for 32x32 images.
+        stride: which convolution of a block has the stride: "first", the 1x1, as in the paper and
+            keras.applications, or "second", the 3x3, which is common now and known as v1.5.
+        se_ratio: squeeze-and-excite width (Hu et al. 2018, who use 1/16) as a fraction of the
+            block's output channels; 0 disables it.
+        drop_path_rate: drop path rate of the last block (Huang et al. 2016).
+        activation: activation after each batch norm.
+        dropout: dropout rate before the logits.
     """
     block = partial(
         bottleneck_block,
@@ -142,7 +142,7 @@ def cifar_resnet(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet for 32-pixel images; its shortcuts have no parameters (option A)."""
+    """ResNet for 32x32 images, with parameter-free shortcuts (option A)."""
     block = partial(
         basic_block, activation=activation, se_ratio=se_ratio, shortcut=identity_shortcut
     )
@@ -161,8 +161,8 @@ def stages(
 ) -> Any:
     """Stacks blocks; each stage after the first halves the size and doubles the filters.
 
-    `block` is a function of (x, filters, strides, name, drop_rate). The rate at which a residual is
-    dropped grows linearly with depth (Huang et al. 2016, equation 4).
+    `block` is a function of (x, filters, strides, name, drop_rate). The drop path rate grows
+    linearly with depth (Huang et al. 2016, equation 4).
     """
     count = 0
     for stage, depth in enumerate(depths, start=1):
@@ -175,14 +175,14 @@ def stages(
 
 
 def imagenet_stem(x: Any, activation: Activation) -> Any:
-    """A 7x7 convolution and max pooling: a quarter of the size."""
+    """7x7 convolution and max pooling, which reduce the size to a quarter."""
     x = conv(x, 64, 7, "stem_conv", strides=2)
     x = activate(norm(x, "stem_norm"), activation, "stem_act")
     return stem_pool(x)
 
 
 def deep_stem(x: Any, activation: Activation) -> Any:
-    """Three 3x3 convolutions in place of the 7x7 (ResNet-C, in ResNet-D)."""
+    """Three 3x3 convolutions instead of the 7x7 (introduced by ResNet-C, used in ResNet-D)."""
     for i, (filters, strides) in enumerate(((32, 2), (32, 1), (64, 1)), start=1):
         x = conv(x, filters, 3, f"stem_conv{i}", strides=strides)
         x = activate(norm(x, f"stem_norm{i}"), activation, f"stem_act{i}")
@@ -190,13 +190,13 @@ def deep_stem(x: Any, activation: Activation) -> Any:
 
 
 def cifar_stem(x: Any, activation: Activation, filters: int = 64) -> Any:
-    """A 3x3 convolution that keeps the size."""
+    """3x3 convolution that keeps the size."""
     x = conv(x, filters, 3, "stem_conv")
     return activate(norm(x, "stem_norm"), activation, "stem_act")
 
 
 def stem_pool(x: Any) -> Any:
-    """Max pooling of 3x3 pixels to half the size."""
+    """3x3 max pooling, which halves the size."""
     x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
@@ -205,26 +205,26 @@ STEMS = {"imagenet": imagenet_stem, "deep": deep_stem, "cifar": cifar_stem}
 
 
 def projection_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
-    """Option B: a 1x1 convolution where the shape changes."""
+    """Option B: a 1x1 convolution if the shape changes."""
     if strides == 1 and x.shape[-1] == filters:
         return x
     return norm(conv(x, filters, 1, f"{name}_shortcut", strides=strides), f"{name}_shortcut_norm")
 
 
 def pooled_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
-    """Option B of ResNet-D: every pixel counts, by an average before the 1x1 convolution."""
+    """Option B of ResNet-D: average pooling before the 1x1 convolution, so no pixel is ignored."""
     if strides > 1:
         x = keras.layers.AveragePooling2D(2, strides, "same", name=f"{name}_pool")(x)
     return projection_shortcut(x, filters, 1, f"{name}_pool")
 
 
 def identity_shortcut(x: Any, filters: int, strides: int, name: str) -> Any:
-    """Option A: every other pixel, and zeros for the channels that are new."""
+    """Option A: every second pixel, and zeros for the additional channels."""
     if strides > 1:
         x = keras.layers.AveragePooling2D(1, strides, name=f"{name}_shortcut_pool")(x)
     new = filters - x.shape[-1]
     if new:
-        # "channels_first" pads the last two axes: the columns, by nothing, and the channels.
+        # "channels_first" pads the last two axes: the width (by 0) and the channels.
         padding = ((0, 0), (new // 2, new - new // 2))
         pad = keras.layers.ZeroPadding2D(padding, "channels_first", name=f"{name}_shortcut_pad")
         x = pad(x)
@@ -280,7 +280,7 @@ def bottleneck_block(
 
 
 def merge(shortcut: Any, residual: Any, name: str, se_ratio: float, drop_rate: float) -> Any:
-    """Adds the residual, its channels gated and itself now and then dropped, to the shortcut."""
+    """Adds the residual to the shortcut, after squeeze-and-excite and drop path."""
     if se_ratio:
         squeezed = max(1, round(residual.shape[-1] * se_ratio))
         residual = squeeze_excite(residual, squeezed, f"{name}_se")

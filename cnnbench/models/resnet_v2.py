@@ -27,7 +27,7 @@ DEPTHS = {
 }
 # Table 4: 9n + 2 layers in three stages of n bottlenecks.
 CIFAR = {f"resnet{9 * n + 2}v2": (n, n, n) for n in (18, 111)}
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "resnet50v2": (25_568_360, 3_482_255_360),
     "resnet101v2": (44_577_896, 7_194_476_544),
@@ -50,11 +50,11 @@ def resnet_v2(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet of pre-activation bottlenecks, as keras.applications has it.
+    """ResNet with pre-activation bottlenecks, as in keras.applications.
 
-    There the last block of a stage halves the size, where the paper's first block of the next does,
-    and a convolution has a bias unless a normalisation follows it in its block. `stem: cifar` is a
-    3x3 convolution without stride or pooling, for images of 32 pixels.
+    Deviations: the last block of a stage halves the size, not the first block of the next stage as
+    in the paper, and convolutions have a bias unless a batch norm follows in the same block.
+    `stem: cifar` is a 3x3 convolution without stride or pooling, for 32x32 images.
     """
     x = inputs = keras.Input(input_shape, name="images")
     if stem == "imagenet":
@@ -83,7 +83,7 @@ def cifar_resnet_v2(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNet of pre-activation bottlenecks for 32-pixel images, without biases."""
+    """ResNet with pre-activation bottlenecks for 32x32 images, without biases."""
     block = partial(preactivation_block, activation=activation, use_bias=False)
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, 16, 3, "stem_conv")
@@ -102,9 +102,9 @@ def preactivation_block(
     activation: Activation,
     use_bias: bool,
 ) -> Any:
-    """1x1, 3x3 and 1x1 convolutions, each after a normalisation and an activation.
+    """1x1, 3x3 and 1x1 convolutions, each after a batch norm and an activation.
 
-    `use_bias` is for the convolutions that no normalisation follows in the block.
+    `use_bias` applies to the convolutions that are not followed by a batch norm in the block.
     """
     active = activate(norm(x, f"{name}_norm1"), activation, f"{name}_act1")
     if x.shape[-1] != 4 * filters:

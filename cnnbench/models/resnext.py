@@ -10,13 +10,13 @@ from cnnbench.models.register import add_model
 from cnnbench.models.resnet import Bottlenecks, Stem, bottleneck_resnet
 from cnnbench.registry.limits import Fraction, Rate
 
-# 32x4d is a cardinality of 32: groups of 4 channels in the first stage.
+# 32x4d: a cardinality of 32 groups, each of 4 channels in the first stage.
 IMAGENET = {
     "resnext50_32x4d": Bottlenecks((3, 4, 6, 3), groups=32, width=4),
     "resnext101_32x8d": Bottlenecks((3, 4, 23, 3), groups=32, width=8),
     "resnext101_64x4d": Bottlenecks((3, 4, 23, 3), groups=64, width=4),
 }
-# Section 5.3; the paper has none with two blocks a stage, which trains on a processor too.
+# Section 5.3. resnext20 is not in the paper: two blocks per stage, small enough for a CPU.
 CIFAR = {
     "resnext20_8x4d": Bottlenecks((2, 2, 2), groups=8, width=4),
     "resnext29_8x64d": Bottlenecks((3, 3, 3), groups=8, width=64),
@@ -30,7 +30,7 @@ SOURCES = {
     "resnext29_8x64d": "Xie et al. 2017, table 7",
     "resnext29_16x64d": "Xie et al. 2017, table 7",
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "resnext50_32x4d": (25_028_904, 4_230_479_872),
     "resnext101_32x8d": (88_791_336, 16_414_015_488),
@@ -53,7 +53,7 @@ def resnext(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNeXt for ImageNet: a ResNet whose 3x3 convolutions are grouped (figure 3, c).
+    """ResNeXt for ImageNet: a ResNet with grouped 3x3 convolutions (figure 3, c).
 
     The options are those of ResNet.
     """
@@ -81,7 +81,7 @@ def cifar_resnext(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A ResNeXt of three stages for 32-pixel images."""
+    """ResNeXt with three stages for 32x32 images."""
     return resnext(
         name,
         net,

@@ -26,7 +26,7 @@ DEPTHS = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 FILTERS = (64, 128, 256, 512, 512)
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "vgg11": (132_863_336, 7_609_090_048),
     "vgg13": (133_047_848, 11_308_466_176),
@@ -52,10 +52,10 @@ def vgg(
 ) -> keras.Model:
     """Stages of 3x3 convolutions and max pooling, and three dense layers.
 
-    Images of another size than 224 pixels come to the dense layers averaged, or repeated, to 7x7,
-    as in torchvision, so the weights are the same at every size. `head: pool` is one dense layer
-    after global average pooling, usual for images of 32 pixels. Weights begin as in He et al. 2015
-    and not as in the paper, whose deeper nets grew from a trained vgg11.
+    For images other than 224 pixels, feature maps are averaged or repeated to 7x7 before the dense
+    layers, as in torchvision, so the weights fit every size. `head: pool` is one dense layer after
+    global average pooling, as is common for 32x32 images. Deviation: weights are initialized as in
+    He et al. 2015, while the paper initializes its deeper networks from a trained vgg11.
     """
     x = inputs = keras.Input(input_shape, name="images")
     for stage, (depth, filters) in enumerate(zip(depths, FILTERS, strict=True), start=1):

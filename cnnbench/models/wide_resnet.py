@@ -19,14 +19,14 @@ from cnnbench.models.register import add_model
 from cnnbench.models.resnet import Bottlenecks, bottleneck_resnet, stages
 from cnnbench.registry.limits import Rate
 
-# Table 1: layers (6n + 4 in three stages of n blocks), and how many times as wide.
+# Table 1: depth (6n + 4 layers in three stages of n blocks), and widening factor.
 CIFAR = {"wide_resnet16_8": (16, 8), "wide_resnet28_10": (28, 10), "wide_resnet40_2": (40, 2)}
-# Table 8: the 3x3 convolutions of ResNet-50 twice as wide; the deeper one is torchvision's.
+# Table 8: ResNet-50 with 3x3 convolutions twice as wide; the deeper variant is torchvision's.
 IMAGENET = {
     "wide_resnet50_2": Bottlenecks((3, 4, 6, 3), width=128),
     "wide_resnet101_2": Bottlenecks((3, 4, 23, 3), width=128),
 }
-# Trainable weights, and multiply-accumulates of one native image.
+# Trainable parameters, and multiply-accumulates for one image of the native size.
 COUNTS = {
     "wide_resnet16_8": (10_961_370, 1_548_145_664),
     "wide_resnet28_10": (36_479_194, 5_243_328_768),
@@ -48,10 +48,10 @@ def wide_resnet(
     activation: Activation = "relu",
     dropout: Rate = 0.0,
 ) -> keras.Model:
-    """A pre-activation ResNet for 32-pixel images, shallow and wide.
+    """Shallow and wide pre-activation ResNet for 32x32 images.
 
-    `block_dropout`, between the two convolutions of a block, is the paper's dropout, 0.3 where it
-    is used on CIFAR; `dropout` is before the logits, where the paper has none.
+    `block_dropout` is the paper's dropout, between the two convolutions of a block; the paper uses
+    0.3 on CIFAR, where at all. `dropout` is before the logits, where the paper has none.
     """
     block = partial(wide_block, activation=activation, dropout=block_dropout)
     x = inputs = keras.Input(input_shape, name="images")
@@ -71,7 +71,7 @@ def wide_block(
     activation: Activation,
     dropout: float,
 ) -> Any:
-    """Two 3x3 convolutions, each after a normalisation and an activation (figure 1, d)."""
+    """Two 3x3 convolutions, each after a batch norm and an activation (figure 1, d)."""
     active = activate(norm(x, f"{name}_norm1"), activation, f"{name}_act1")
     if x.shape[-1] != filters:
         x = conv(active, filters, 1, f"{name}_shortcut", strides=strides)

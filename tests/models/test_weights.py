@@ -206,7 +206,7 @@ def test_weights_for_another_stride_are_refused(tmp_path):
         group = file.create_group("conv1_conv")
         group.attrs["weight_names"] = [b"conv1_conv/kernel:0"]
         group["conv1_conv/kernel:0"] = np.zeros((7, 7, 3, 64), np.float32)
-    with pytest.raises(UsageError, match=r"model\.stride of 'second'"):
+    with pytest.raises(UsageError, match=r"model\.stride: 'second'"):
         load.load_published(ours, "resnet50", tmp_path / "resnet50.h5", spec.options())
 
 

@@ -77,7 +77,7 @@ def test_imported_weights_predict_and_export_under_the_names_of_the_classes(
 def test_other_classes_are_refused(recipe, published, tmp_path):
     _, setting = published(10)
     done = here("import", recipe, "--set", setting, "--run-dir", tmp_path / "run")
-    assert done.returncode == 2 and "weights are of 10 classes" in done.stderr
+    assert done.returncode == 2 and "weights have 10 classes" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

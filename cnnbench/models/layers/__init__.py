@@ -1,1 +1,1 @@
-"""Layers and blocks that several families share."""
+"""Layers and blocks shared by several families."""

@@ -1,4 +1,4 @@
-"""The few blocks that several families share."""
+"""Building blocks shared by several families."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Activation = Literal[
 ]
 Padding = Literal["same", "symmetric"]
 
-# He et al. 2015, "Delving Deep into Rectifiers", with the fan of the backward pass.
+# He et al. 2015, "Delving Deep into Rectifiers", in the fan-out (backward) form.
 HE_FAN_OUT = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
 
 
 def activate(x: Any, activation: Activation, name: str) -> Any:
-    """Applies an activation; PReLU learns one slope a channel (He et al. 2015, section 2.1)."""
+    """Applies an activation; PReLU learns one slope per channel (He et al. 2015, section 2.1)."""
     if activation == "prelu":
         slope = keras.initializers.Constant(0.25)
         axes = list(range(1, len(x.shape) - 1))
@@ -36,11 +36,10 @@ def conv(
     padding: Padding = "symmetric",
     use_bias: bool = False,
 ) -> Any:
-    """Convolves, by default without a bias for a normalisation follows; output is input / strides.
+    """Applies a padded convolution, by default without a bias because a batch norm follows.
 
-    A strided convolution is padded "symmetric", by kernel // 2 on all four sides, as in the code of
-    papers written in Caffe and Torch, or "same", as in TensorFlow's, which pads an even input below
-    and on the right only.
+    Padding of a strided convolution is "symmetric", kernel // 2 on all four sides, as in Caffe and
+    Torch, or "same", as in TensorFlow, which pads an even size only at the bottom and right.
     """
     if strides > 1 and kernel > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
@@ -61,7 +60,7 @@ def conv(
 def depthwise(
     x: Any, kernel: int, name: str, *, strides: int = 1, padding: Padding = "same"
 ) -> Any:
-    """Convolves every channel by itself, without a bias; padding as for `conv`."""
+    """Applies a depthwise convolution without a bias; see `conv` for the padding."""
     if strides > 1 and padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
     return keras.layers.DepthwiseConv2D(
@@ -75,9 +74,9 @@ def depthwise(
 
 
 def make_divisible(filters: float, divisor: int = 8) -> int:
-    """Rounds a scaled width to a multiple of the divisor, losing less than a tenth of it.
+    """Rounds a scaled width to a multiple of the divisor without losing more than 10 %.
 
-    The papers leave this out; it is in the code of MobileNetV2 and of the networks after it.
+    The papers do not mention it; it is in the code of MobileNetV2 and its successors.
     """
     rounded = max(divisor, int(filters + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * filters else rounded
@@ -91,9 +90,9 @@ def squeeze_excite(
     activation: Activation = "relu",
     gate: Literal["sigmoid", "hard_sigmoid"] = "sigmoid",
 ) -> Any:
-    """Scales every channel by a gate computed from the means of all (Hu et al. 2018).
+    """Scales each channel by a gate computed from the means of all channels (Hu et al. 2018).
 
-    `filters` is the width of the bottleneck between the means and the gates.
+    `filters` is the width of the bottleneck.
     """
     from cnnbench.models.layers.fast import FastConv2D
 
@@ -111,7 +110,7 @@ def squeeze_excite(
 
 
 def drop_path(x: Any, rate: float, name: str) -> Any:
-    """Drops the whole residual of an image at a rate in training (Huang et al. 2016)."""
+    """Stochastic depth: drops the whole residual of an image in training (Huang et al. 2016)."""
     if not rate:
         return x
     return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x)
@@ -120,7 +119,7 @@ def drop_path(x: Any, rate: float, name: str) -> Any:
 def norm(
     x: Any, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9, scale: bool = True
 ) -> Any:
-    """Normalises each channel over the batch (Ioffe & Szegedy 2015), of all replicas together."""
+    """Applies batch norm (Ioffe & Szegedy 2015), synchronized across replicas."""
     from cnnbench.models.layers.fast import FusedBatchNormalization
 
     return FusedBatchNormalization(
@@ -133,8 +132,8 @@ def norm(
 
 
 def resize_map(x: Any, size: int, name: str) -> Any:
-    """Averages or repeats pixels to size x size of them, as PyTorch's adaptive pooling does."""
-    # Keras's adaptive pooling fails on an axis of a single pixel, except eagerly.
+    """Averages or repeats pixels to size x size, like PyTorch's adaptive average pooling."""
+    # In graph mode, Keras's adaptive pooling fails on an axis of a single pixel.
     repeats = tuple(size if pixels == 1 else 1 for pixels in x.shape[1:3])
     if repeats != (1, 1):
         x = keras.layers.UpSampling2D(repeats, name=f"{name}_repeat")(x)
@@ -144,7 +143,7 @@ def resize_map(x: Any, size: int, name: str) -> Any:
 
 
 def stem_min_size(options: dict[str, Any]) -> int:
-    """Returns the least image size in pixels: the stages halve it thrice, most stems twice more."""
+    """Returns the smallest image size in pixels: stages halve it 3 times, most stems twice more."""
     return 8 if options["stem"] == "cifar" else 32
 
 
@@ -155,7 +154,7 @@ def classifier(x: Any, classes: int, dropout: float) -> Any:
 
 
 def logits(x: Any, classes: int, dropout: float) -> Any:
-    """Dropout and the last dense layer, in float32 under any precision policy."""
+    """Dropout and the last dense layer, which is float32 under any dtype policy."""
     if dropout:
         x = keras.layers.Dropout(dropout, name="head_dropout")(x)
     return keras.layers.Dense(classes, dtype="float32", name="logits")(x)

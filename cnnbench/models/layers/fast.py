@@ -1,4 +1,4 @@
-"""Layers of Keras that compute the same faster, with the same weights.
+"""Drop-in replacements of Keras layers: same weights and results, but faster.
 
 Importing this module imports Keras, so it is imported when the first layer is built.
 """
@@ -10,27 +10,27 @@ from typing import Any
 from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 
-# What a convolution should have of them at least; narrower groups are joined.
+# Groups with fewer input channels than this are joined into one dense convolution.
 JOINED_CHANNELS = 16
 
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's layer, with its weights and its numbers, computed by FusedBatchNormV3.
+    """BatchNormalization computed by FusedBatchNormV3, with the same weights and results.
 
-    Keras's own operations (Ioffe & Szegedy 2015, algorithm 1) each go through the whole batch
-    again. They still compute what the one operation cannot: inputs other than images with the
-    channels last, masks, renormalisation, float64 and statistics of several replicas.
+    Keras's own operations (Ioffe & Szegedy 2015, algorithm 1) each read the whole batch again. They
+    are still used where the fused operation does not apply: inputs that are not channels-last
+    images, masks, renormalization, float64, and statistics over several replicas.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Normalises the inputs; see keras.layers.BatchNormalization."""
-        # On a GPU, the gradient of the operation in inference mode is not deterministic.
+        """Normalizes the inputs; see keras.layers.BatchNormalization."""
+        # On a GPU, the gradient of the fused operation in inference mode is not deterministic.
         is_frozen = training and not self.trainable
         if is_frozen or mask is not None or not self._can_fuse(inputs):
             return super().call(inputs, training=training, mask=mask)
         channels = inputs.shape[-1]
-        # cuDNN before 7.5 refused an epsilon below 1e-5; now it may be anything.
+        # Any epsilon is allowed; cuDNN before 7.5 required at least 1e-5.
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=_float32(self.gamma) if self.scale else tf.ones(channels),
@@ -41,8 +41,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             is_training=bool(training),
         )
         if training:
-            # The operation divides by one less than the count, and Keras by the count. A single
-            # value varies by nothing, whatever 0 / 0 gave.
+            # The operation returns the variance over count - 1, and Keras uses the one over count.
+            # For a count of 1, this replaces the NaN of 0 / 0 by 0.
             count = tf.cast(tf.size(inputs, tf.int64) // channels, tf.float32)
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, tf.math.multiply_no_nan(variance, 1 - 1 / count))
@@ -56,8 +56,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and inputs.dtype in (tf.float16, tf.bfloat16, tf.float32)
             and not self.renorm
             and not (self.synchronized and replicas > 1)
-            # XLA expands the operation to E[x^2] - E[x]^2, which loses every digit where the mean
-            # is a hundred times the deviation; Keras's operations it fuses by itself.
+            # XLA expands the operation to E[x^2] - E[x]^2, which loses all precision if the mean is
+            # a hundred times the standard deviation. XLA fuses Keras's operations anyway.
             and not private.is_compiled_by_xla()
         )
 
@@ -67,17 +67,17 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FastConv2D(keras.layers.Conv2D):
-    """Keras's layer, computed on a CPU by products of matrices or in groups where that is faster.
+    """Conv2D with faster 1x1 and grouped convolutions on a CPU.
 
-    For a kernel of one pixel, a product of matrices needs none of a convolution's preparations.
-    TensorFlow has no gradient of grouped convolutions on a CPU, so Keras compiles each by XLA, and
-    its code is many times slower: here they are dense convolutions of one or a few groups. Narrow
-    groups are joined, with zeros between them, for a convolution of a few channels wastes more.
-    GPUs have kernels for all.
+    1x1 convolutions without strides are matrix products, which avoid the setup of a convolution.
+    Grouped convolutions have no CPU gradient in TensorFlow, so Keras compiles them with XLA, which
+    is many times slower; here they are dense convolutions, each of one or a few groups. Narrow
+    groups are joined into a block-diagonal kernel, because convolving a few channels at a time
+    wastes more than the zeros. GPUs have kernels for all cases, so Keras's operations are used.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolves; see keras.layers.Conv2D."""
+        """Applies the convolution; see keras.layers.Conv2D."""
         is_plain = self.data_format == "channels_last" and self.dilation_rate == (1, 1)
         if not is_plain or tf.config.list_physical_devices("GPU"):
             return super().convolution_op(inputs, kernel)
@@ -108,7 +108,7 @@ PLAIN = {
 
 
 def _block_diagonal(kernel: Any, groups: int) -> Any:
-    """Returns the kernel of one dense convolution that does what a grouped one does."""
+    """Returns the kernel of a dense convolution that is equivalent to a grouped one."""
     if groups == 1:
         return kernel
     height, width, channels, filters = kernel.shape
@@ -118,9 +118,9 @@ def _block_diagonal(kernel: Any, groups: int) -> Any:
 
 
 def plain(model: Any) -> Any:
-    """Returns a copy of a functional model with Keras's layers alone, for files that others read.
+    """Returns a copy of a functional model with only built-in Keras layers, for exported files.
 
-    Names, paths and values of the weights are the model's.
+    Names, paths and values of the weights are unchanged.
     """
 
     def clone(layer: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Published checkpoints into our networks: arrays only, every one of them, or none.
+"""Loading of published checkpoints: arrays only, and either all of them or none.
 
-The names that keras.applications, torchvision, timm and others give their weights are in
-`cnnbench.models.pretrained.names`, a module a family.
+The weight names of keras.applications, torchvision, timm and others are in
+`cnnbench.models.pretrained.names`, one module per family.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cnnbench.errors import UsageError
 from cnnbench.models.pretrained import presets
 from cnnbench.registry.kinds import MODELS, ModelSpec
 
-# A file may be so much larger than four times the network: with an optimizer, or float64.
+# A file may exceed four times the network's size by this much: it may hold an optimizer or float64.
 MARGIN_BYTES = 64 * 1024**2
-# What the first Keras files of a network call the weights of a layer.
+# Weight name suffixes in early Keras files, and their current names.
 OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 
@@ -37,17 +37,17 @@ def load_published(
 
     Args:
         model: a built network.
-        name: which registered network it is.
-        path: .h5 as keras.applications publishes, or .safetensors with the names of torchvision,
-            timm or, for EfficientNets, efficientnet_pytorch. A pickle (.pth, .pt, .bin) can run
-            code and is refused; scripts/torch_to_safetensors.py turns one into safetensors.
-        options: those the network was built with, for some do not show in its shapes.
-        whole: whether the classes must be as many; if not, and they differ, the last layer keeps
-            its initial weights.
+        name: the network's name in the registry.
+        path: a .h5 file from keras.applications, or a .safetensors file with the names of
+            torchvision, timm or, for EfficientNets, efficientnet_pytorch. Pickles (.pth, .pt, .bin)
+            can run code and are rejected; scripts/torch_to_safetensors.py converts them.
+        options: the options that the network was built with; some do not affect its shapes.
+        whole: whether the number of classes must match. If False and they differ, the last layer
+            keeps its initial weights.
 
     Raises:
-        UsageError: the file is none of these, is damaged, holds a NaN, or its tensors are not
-            those of the network; every wrong one is named, and nothing is loaded.
+        UsageError: the file has another format, is corrupt, contains a NaN, or its tensors do not
+            match the network. The message lists the mismatches, and nothing is loaded.
     """
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
         ".h5": read_keras_h5,
@@ -55,29 +55,29 @@ def load_published(
     }
     if path.suffix not in readers:
         raise UsageError(
-            f"weights of kind {path.suffix or 'unknown'!r}",
+            f"unsupported weights format {path.suffix or 'unknown'!r}",
             where=str(path),
             allowed=".h5 of keras.applications or .safetensors; scripts/torch_to_safetensors.py "
-            "turns a .pth into safetensors",
+            "converts a .pth to .safetensors",
         )
     if not path.is_file():
-        raise UsageError("there is no such file of weights", where=str(path))
+        raise UsageError("weights file not found", where=str(path))
     most = MARGIN_BYTES + 16 * sum(math.prod(weight.shape) for weight in model.weights)
     if (size := path.stat().st_size) > most:
         raise UsageError(
-            f"a file of {size:,} bytes", where=str(path), allowed=f"{name} takes at most {most:,}"
+            f"the file has {size:,} bytes", where=str(path), allowed=f"at most {most:,} for {name}"
         )
     try:
         tensors = readers[path.suffix](path)
-    except Exception as error:  # h5py and safetensors raise whatever they stumble on
+    except Exception as error:  # h5py and safetensors raise many types for corrupt files
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
     convert = from_keras if path.suffix == ".h5" else from_torch
     _check_options(name, options or {}, path)
     try:
         arrays = convert(model, name, tensors)
-    except LookupError:  # a layer that the others do not have, so neither a name for it
+    except LookupError:  # a layer without a counterpart in the other library
         raise UsageError(
-            f"no weights in {path.suffix} are published for {name!r} with these options",
+            f"there are no published {path.suffix} weights for {name!r} with these options",
             where=str(path),
         ) from None
     classes = model.output_shape[-1]
@@ -85,7 +85,7 @@ def load_published(
     same_head = found == classes
     if whole and not same_head:
         raise UsageError(
-            f"the weights are of {found} classes",
+            f"the weights have {found} classes",
             where=str(path),
             allowed=f"the data has {classes}",
         )
@@ -93,10 +93,15 @@ def load_published(
 
 
 def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
-    """Gives a network the weights that a recipe names, if it does: a preset's or a file's.
+    """Loads the preset or file named by a recipe's `model.weights`, if any.
+
+    Args:
+        model: a built network.
+        spec: a recipe's `model`.
+        whole: see `load_published`.
 
     Raises:
-        UsageError: as for `load_published`, which says what `whole` means.
+        UsageError: see `load_published`.
         DataError: the preset cannot be downloaded.
     """
     if spec.weights in presets.PRESETS:
@@ -109,10 +114,16 @@ def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
 
 
 def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:
-    """Assigns arrays, by the paths of the model's weights, all or none.
+    """Assigns arrays to a model's weights: either all of them or none.
+
+    Args:
+        model: a built network.
+        arrays: arrays by weight path.
+        where: source of the arrays, for error messages.
+        head: whether to load the last layer.
 
     Raises:
-        UsageError: arrays are missing, left over, of another shape, or not finite.
+        UsageError: an array is missing, unexpected, of the wrong shape, or not finite.
     """
     weights = {w.path: w for w in model.weights if head or not w.path.startswith("logits/")}
     given = {p: a for p, a in arrays.items() if head or not p.startswith("logits/")}
@@ -127,25 +138,25 @@ def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool
         shown = sorted(problems)[:12]
         more = f"\n… and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         listing = "\n".join(shown) + more
-        raise UsageError(f"the weights are not those of {model.name!r}:\n{listing}", where=where)
+        raise UsageError(f"the weights do not match {model.name!r}:\n{listing}", where=where)
     for path, weight in weights.items():
         weight.assign(given[path])
 
 
 def from_keras(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and shapes the weights of keras.applications as ours.
+    """Converts the weights of keras.applications to our names and shapes.
 
     Args:
         model: our network.
-        name: which registered network it is.
-        tensors: by "layer/weight".
+        name: the network's name in the registry.
+        tensors: tensors by "layer/weight".
 
     Returns:
-        Arrays by the paths of our weights; tensors that are not ours keep their own name.
+        Arrays by the paths of our weights; unused tensors keep their name, marked "(of the file)".
     """
     names = names_of(name)
     folds = getattr(names, "keras_folds", lambda *_: None)
-    # Keras's EfficientNets normalise the images inside, ours before.
+    # Keras's EfficientNets contain a normalization layer; ours expect normalized images.
     unused = {k: v for k, v in tensors.items() if not k.startswith("normalization")}
     unused = _with_new_names(model, name, unused)
     arrays: dict[str, np.ndarray] = {}
@@ -156,21 +167,19 @@ def from_keras(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
         array = np.asarray(unused.pop(theirs))
         if bias := folds(name, weight.path):
             array = array - np.asarray(unused.pop(bias, 0.0))
-        # A 1x1 convolution over pooled features is a dense layer.
-        arrays[weight.path] = (
-            array.reshape(array.shape[-len(weight.shape) :])
-            if (array.ndim == 4 and len(weight.shape) == 2 and array.shape[:2] == (1, 1))
-            else array
-        )
+        # A 1x1 convolution over pooled features is equivalent to a dense layer.
+        if array.ndim == 4 and len(weight.shape) == 2 and array.shape[:2] == (1, 1):
+            array = array.reshape(array.shape[2:])
+        arrays[weight.path] = array
     return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
 
 
 def _with_new_names(
     model: Any, name: str, tensors: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Gives tensors that older releases of Keras named otherwise today's names, by their order.
+    """Renames tensors of older Keras releases to the current names, by their order.
 
-    Keras itself goes by the order alone. Where kinds or sizes speak against it, the names stay.
+    Keras itself relies on the order alone. If kinds or sizes do not match, no tensor is renamed.
     """
     names = names_of(name)
     folds = getattr(names, "keras_folds", lambda *_: None)
@@ -178,23 +187,32 @@ def _with_new_names(
     head = {names.keras_name(name, f"logits/{kind}") for kind in ("kernel", "bias")}
     known = sizes.keys() | {folds(name, w.path) for w in model.weights}
     missing = [key for key in sizes if key not in tensors]
-    strange = [key for key in tensors if key not in known]
+    unknown = [key for key in tensors if key not in known]
 
     def fits(old: str, new: str) -> bool:
         same_kind = old.rpartition("/")[2] == new.rpartition("/")[2]
         return same_kind and (new in head or tensors[old].size == sizes[new])
 
-    pairs = dict(zip(strange, missing, strict=False))
-    if len(missing) != len(strange) or not all(fits(*pair) for pair in pairs.items()):
+    if len(missing) != len(unknown):
         return dict(tensors)
-    return {pairs.get(key, key): array for key, array in tensors.items()}
+    renamed = dict(zip(unknown, missing, strict=True))
+    if not all(fits(old, new) for old, new in renamed.items()):
+        return dict(tensors)
+    return {renamed.get(key, key): array for key, array in tensors.items()}
 
 
 def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and lays out the weights of a PyTorch library as ours.
+    """Converts the weights of a PyTorch library to our names and layout.
 
-    Args and Returns: as for `from_keras`; tensors by the names of the state dict. Where libraries
-    name the same network differently, the naming that most tensors have is taken.
+    If libraries name the same network differently, the naming with the most matches is used.
+
+    Args:
+        model: our network.
+        name: the network's name in the registry.
+        tensors: tensors by the names of the state dict.
+
+    Returns:
+        Arrays, see `from_keras`.
     """
     names = names_of(name)
     layout = getattr(names, "torch_layout", lambda *_: None)
@@ -213,36 +231,39 @@ def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
 
 
 def _check_options(name: str, options: Mapping[str, Any], path: Path) -> None:
-    """Refuses weights that would fit, but were trained in a network that computes otherwise."""
+    """Rejects weights that have the right shapes but belong to a network that differs otherwise."""
     keras_options = getattr(names_of(name), "KERAS_OPTIONS", {}).get(name, {})
+    is_keras = path.suffix == ".h5"
     for key, value in keras_options.items():
-        is_theirs = options.get(key, value) == value
-        if key in options and is_theirs != (path.suffix == ".h5"):
-            wanted = f"{value!r}" if path.suffix == ".h5" else f"anything but {value!r}"
+        if key in options and (options[key] == value) != is_keras:
             raise UsageError(
-                f"model.{key} of {options[key]!r} does not go with these weights",
+                f"model.{key}: {options[key]!r} does not match these weights",
                 where=str(path),
-                allowed=f"{wanted} does",
+                allowed=f"must be {value!r}" if is_keras else f"must not be {value!r}",
             )
 
 
 def names_of(name: str) -> ModuleType:
-    """Returns the module with the names of a network's family."""
+    """Returns the module with the weight names of a network's family.
+
+    Raises:
+        UsageError: there are no published weights for the family.
+    """
     family = MODELS.get(name).facts["family"]
     try:
         return importlib.import_module(f"cnnbench.models.pretrained.names.{family}")
     except ModuleNotFoundError:
-        raise UsageError(f"nobody publishes weights of {name!r} that can be read") from None
+        raise UsageError(f"there are no published weights for {name!r}") from None
 
 
 def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
-    """Reads the weights in a .h5 file of Keras 2 or of keras.applications, by "layer/weight"."""
+    """Reads the weights of a .h5 file of Keras 2 or keras.applications, by "layer/weight"."""
     import h5py
 
     tensors, left = {}, path.stat().st_size
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
-        # The names of layers may hold slashes, and their order is that of the network.
+        # Layer names may contain slashes; their order is that of the network.
         for layer in _texts(root.attrs.get("layer_names", list(root))):
             stored = _texts(root[layer].attrs.get("weight_names", ()))
             kinds = [full.rpartition("/")[2].partition(":")[0] for full in stored]
@@ -252,14 +273,15 @@ def read_keras_h5(path: Path) -> dict[str, np.ndarray]:
                 if kind == "depthwise_kernel" and "pointwise_kernel" not in kinds:
                     kind = "kernel"
                 found = root[layer][full]
-                # Keras stores arrays as they are, in the file itself, and each once.
+                # Keras stores each array once, uncompressed, in the file itself. Anything else may
+                # be a bomb or point to another file.
                 inside = found.file.id == file.id and not (found.external or found.is_virtual)
                 left -= found.nbytes
                 if not inside or left < 0:
                     raise ValueError(f"{layer}/{full} is not in the file as Keras stores arrays")
                 tensors[f"{layer}/{kind}"] = found[()]
     if not tensors:
-        raise ValueError("there are no weights of Keras layers in it")
+        raise ValueError("the file contains no weights of Keras layers")
     return tensors
 
 
@@ -268,7 +290,7 @@ def _texts(values: Iterable[str | bytes]) -> list[str]:
 
 
 def of_keras_model(reference: Any) -> dict[str, np.ndarray]:
-    """Returns the weights of a live Keras model by "layer/weight"."""
+    """Returns the weights of a Keras model in memory, by "layer/weight"."""
     return {
         f"{layer.name}/{weight.path.rpartition('/')[2]}": weight.numpy()
         for layer in reference.layers
@@ -279,7 +301,7 @@ def of_keras_model(reference: Any) -> dict[str, np.ndarray]:
 def _from_torch(
     array: np.ndarray, shape: tuple[int, ...], flattened: tuple[int, int, int] | None
 ) -> np.ndarray:
-    """Lays a PyTorch tensor out as Keras does: (out, in, …) becomes (…, in, out)."""
+    """Converts a PyTorch tensor to Keras's layout: (out, in, …) becomes (…, in, out)."""
     if flattened is not None:
         channels_last = array.reshape(-1, *flattened).transpose(2, 3, 1, 0)
         return channels_last.reshape(-1, array.shape[0])
@@ -287,7 +309,7 @@ def _from_torch(
         array = array[:, :, 0, 0]
     if array.ndim == 4:
         hwio = array.transpose(2, 3, 1, 0)
-        # Depthwise, (channels, 1, h, w) there, is (h, w, channels, 1) here.
+        # Depthwise kernels: (channels, 1, h, w) becomes (h, w, channels, 1).
         depthwise = array.shape[1] == 1 and shape[2:] == (array.shape[0], 1)
         return array.transpose(2, 3, 0, 1) if depthwise else hwio
     return array.T if array.ndim == 2 else array

@@ -1,4 +1,4 @@
-"""Published weights by name: where they lie, what they must be, and on which terms."""
+"""Published weights by name: URL, hash, license and normalization."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ HALF = (0.5, 0.5, 0.5)
 class Preset:
     """A file of published weights.
 
-    model: the network that they fit, with its default options.
-    address, sha256: of the file.
-    licence: of the weights, as their publishers state it.
-    mean, std: the normalisation they were trained with, of RGB values in 0-1.
-    classes: how many they know; those of ImageNet are 1000.
+    Attributes:
+        model: the network that the weights fit, with its default options.
+        address: URL of the file.
+        sha256: SHA-256 of the file.
+        licence: license of the weights, as stated by their publishers.
+        mean: channel means used in training to normalize RGB values in [0, 1].
+        std: channel standard deviations, likewise.
+        classes: number of classes; 1000 for ImageNet.
     """
 
     model: str
@@ -49,7 +52,7 @@ def _efficientnet(size: int) -> str:
     )
 
 
-# Of the AutoAugment weights of EfficientNet B0 to B7.
+# SHA-256 of the AutoAugment weights of EfficientNet B0 to B7.
 _EFFICIENTNETS = (
     "163292582f1c6eaca8e7dc7b51b01c615b0dbc0039699b4dcd0b975cc21533dc",
     "d0a71ddf51ef7a0ca425bab32b7fa7f16043ee598ecee73fc674d9560c8f09b0",
@@ -122,17 +125,17 @@ PRESETS = {
 
 
 def download(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
-    """Returns the file of a preset, fetched if it is not at hand, and verified either way.
+    """Returns the verified file of a preset, downloading it if necessary.
 
-    It is kept in $XDG_CACHE_HOME/cnnbench/weights, by default below ~/.cache.
+    The file is stored in $XDG_CACHE_HOME/cnnbench/weights, by default under ~/.cache.
 
     Args:
-        name: of a preset.
-        progress: told of the bytes so far and, where the server says, of all.
+        name: name of the preset.
+        progress: called with the bytes received so far and the total, None if it is not known.
 
     Raises:
-        MissingDataError: the file is not at hand and cannot be fetched.
-        DataError: what was fetched is not the file that was published; nothing is kept.
+        MissingDataError: the file is not on this machine and cannot be downloaded.
+        DataError: the download is not the published file; it is deleted.
     """
     preset = PRESETS[name]
     path = files.cache_folder("weights") / f"{name}{Path(preset.address).suffix}"
@@ -146,27 +149,27 @@ def download(name: str, progress: Callable[[int, int | None], None] | None = Non
             raise MissingDataError(
                 f"cannot download the weights {name!r}: {reason}",
                 where=preset.address,
-                allowed=f"a copy of that file may be put at {path}",
+                allowed=f"or place a copy of that file at {path}",
             ) from None
         if (found := files.sha256(partial)) != preset.sha256:
             raise DataError(
                 f"the download is not the published file: its SHA-256 is {found}",
                 where=preset.address,
-                allowed=preset.sha256,
+                allowed=f"must be {preset.sha256}",
             )
     return path
 
 
 def _fetch(address: str, path: Path, progress: Callable[[int, int | None], None] | None) -> None:
     with (
-        urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as answer,  # noqa: S310 - https of PRESETS
+        urllib.request.urlopen(address, timeout=CONNECT_SECONDS) as response,  # noqa: S310 - https of PRESETS
         path.open("wb") as file,
     ):
-        total, done = answer.length, 0
-        while chunk := answer.read(CHUNK):
+        total, done = response.length, 0
+        while chunk := response.read(CHUNK):
             file.write(chunk)
             done += len(chunk)
             if progress:
                 progress(done, total)
         if total is not None and done != total:
-            raise ConnectionError(f"the connection broke after {done} of {total} bytes")
+            raise ConnectionError(f"the connection closed after {done} of {total} bytes")

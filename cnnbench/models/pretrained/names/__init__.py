@@ -1,1 +1,1 @@
-"""Names of weights in published checkpoints, one module a family."""
+"""Weight names in published checkpoints, one module per family."""

@@ -1,4 +1,4 @@
-"""What PyTorch calls the weights of a layer."""
+"""PyTorch's names for the weights of a layer."""
 
 TORCH_WEIGHTS = {
     "kernel": "weight",

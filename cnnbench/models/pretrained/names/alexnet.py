@@ -20,12 +20,12 @@ _TORCH = {
 
 
 def keras_name(model_name: str, path: str) -> str:
-    """Raises LookupError, for KERAS_MODELS is empty."""
+    """Raises LookupError, because KERAS_MODELS is empty."""
     raise LookupError(f"keras.applications has no {model_name}")
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter of torchvision for one of our weights."""
+    """Returns torchvision's parameter name for one of our weights."""
     layer, weight = path.split("/")
     return f"{_TORCH[layer]}.{TORCH_WEIGHTS[weight]}"
 
@@ -33,6 +33,6 @@ def torch_name(model_name: str, path: str) -> str:
 def torch_layout(model_name: str, path: str) -> tuple[int, int, int] | None:
     """Returns the (channels, height, width) that torchvision flattens for a dense kernel, or None.
 
-    Ours is flattened from (height, width, channels), so the rows of the kernel are permuted.
+    We flatten (height, width, channels), so the rows of the kernel must be permuted.
     """
     return (256, 6, 6) if path == "head_dense1/kernel" else None

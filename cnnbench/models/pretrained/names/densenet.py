@@ -53,10 +53,9 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of torchvision for one of our weights.
+    """Returns torchvision's parameter or buffer name for one of our weights.
 
-    The names are those of a model; the files of torchvision's first years have "norm.1" for
-    "norm1" and so on.
+    These are the names in a model; torchvision's early files have "norm.1" for "norm1", and so on.
     """
     layer, weight = path.split("/")
     weight = TORCH_WEIGHTS[weight]

@@ -1,6 +1,6 @@
 """Names of EfficientNet's weights in keras.applications, timm and efficientnet_pytorch.
 
-Keras's networks begin by dividing by 255 and normalising the images; ours expect that done.
+Keras's networks first divide the images by 255 and normalize them; ours expect normalized images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cnnbench.models.efficientnet import scaled
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
 KERAS_MODELS = {f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}
-# Not torchvision's: it pads on all sides, and these as TensorFlow does.
+# Not torchvision's: it pads on all sides, while these pad as TensorFlow does.
 TORCH_MODELS = {
     name: f"timm:tf_{name}"
     for name in (
@@ -51,7 +51,7 @@ TIMM = {
     "head_norm": "bn2",
     "logits": "classifier",
 }
-# Blocks without an expansion are another class in timm.
+# Blocks without an expansion have their own class in timm.
 TIMM_FIRST = TIMM | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
 _EFFICIENTNET_PYTORCH = {
     "stem_conv": "_conv_stem",
@@ -71,7 +71,7 @@ _EFFICIENTNET_PYTORCH = {
 
 
 def split(path: str) -> tuple[tuple[int, int] | None, str, str]:
-    """Returns the (stage, block) that a weight is in, if any, its layer there, and its name."""
+    """Splits a weight path into (stage, block), None outside the stages, layer and weight name."""
     layer, weight = path.split("/")
     if match := re.fullmatch(r"stage(\d)_block(\d+)_(\w+)", layer):
         stage, block, part = match.groups()
@@ -85,7 +85,7 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def keras_name_by(names: Mapping[str, str], path: str) -> str:
-    """Returns the "layer/weight" of keras.applications, given its names of the layers."""
+    """Returns the "layer/weight" of keras.applications, given its layer names."""
     place, layer, weight = split(path)
     if place is None:
         return f"{names[layer]}/{weight}"
@@ -94,12 +94,12 @@ def keras_name_by(names: Mapping[str, str], path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of timm for one of our weights."""
+    """Returns timm's parameter or buffer name for one of our weights."""
     return timm_name_by({1: TIMM_FIRST}, path)
 
 
 def timm_name_by(names_of_stages: Mapping[int, Mapping[str, str]], path: str) -> str:
-    """Returns the parameter or buffer of timm, given the stages whose layers are not as in TIMM."""
+    """Returns timm's parameter or buffer name, given the stages whose layers differ from TIMM."""
     place, layer, weight = split(path)
     if place is None:
         return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
@@ -109,7 +109,7 @@ def timm_name_by(names_of_stages: Mapping[int, Mapping[str, str]], path: str) ->
 
 
 def efficientnet_pytorch_name(model_name: str, path: str) -> str:
-    """Returns that of efficientnet_pytorch, whose names efficientnet_lite_pytorch has too."""
+    """Returns the name in efficientnet_pytorch, which efficientnet_lite_pytorch shares."""
     place, layer, weight = split(path)
     name = f"{_EFFICIENTNET_PYTORCH[layer]}.{TORCH_WEIGHTS[weight]}"
     if place is None:

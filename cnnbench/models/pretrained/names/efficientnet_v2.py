@@ -1,7 +1,7 @@
 """Names of EfficientNetV2's weights in keras.applications and timm.
 
-Keras's networks begin by normalising the images, unless built with include_preprocessing=False;
-ours expect that done.
+Keras's networks first normalize the images, unless built with include_preprocessing=False; ours
+expect normalized images.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of timm for one of our weights."""
+    """Returns timm's parameter or buffer name for one of our weights."""
     return timm_name_by({1: _TIMM_FIRST, 2: _TIMM_FUSED, 3: _TIMM_FUSED}, path)

@@ -7,7 +7,7 @@ import re
 from cnnbench.models.mobilenet_v1 import STAGES
 
 KERAS_MODELS = {"mobilenet_v1": "MobileNet"}
-# timm's networks of this name are another one: padded on all sides, with an epsilon of 1e-5.
+# timm's networks of this name differ: padding on all sides, and an epsilon of 1e-5.
 TORCH_MODELS: dict[str, str] = {}
 
 _KERAS = {"stem_conv": "conv1", "stem_norm": "conv1_bn", "logits": "conv_preds"}
@@ -16,7 +16,7 @@ _KERAS = {"stem_conv": "conv1", "stem_norm": "conv1_bn", "logits": "conv_preds"}
 def keras_name(model_name: str, path: str) -> str:
     """Returns the "layer/weight" of keras.applications for one of ours.
 
-    There, the logits are a 1x1 convolution, with a kernel of (1, 1, inputs, outputs).
+    Its logits are a 1x1 convolution, with a kernel of (1, 1, inputs, outputs).
     """
     layer, weight = path.split("/")
     match = re.fullmatch(r"stage(\d)_block(\d)_(depth|point)wise(_norm)?", layer)
@@ -28,5 +28,5 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError: no published PyTorch network equals ours."""
+    """Raises LookupError, because no published PyTorch network matches ours."""
     raise LookupError(f"no PyTorch weights fit {model_name}")

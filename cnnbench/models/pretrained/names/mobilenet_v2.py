@@ -7,7 +7,7 @@ import re
 from cnnbench.models.mobilenet_v2 import STAGES
 
 KERAS_MODELS = {"mobilenet_v2": "MobileNetV2"}
-# torchvision's and timm's are another network: padded on all sides, with an epsilon of 1e-5.
+# torchvision's and timm's networks differ: padding on all sides, and an epsilon of 1e-5.
 TORCH_MODELS: dict[str, str] = {}
 
 _KERAS = {
@@ -32,5 +32,5 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError: no published PyTorch network equals ours."""
+    """Raises LookupError, because no published PyTorch network matches ours."""
     raise LookupError(f"no PyTorch weights fit {model_name}")

@@ -12,7 +12,7 @@ KERAS_MODELS = {
     "mobilenet_v3_large": "MobileNetV3Large",
     "mobilenet_v3_small": "MobileNetV3Small",
 }
-# Not torchvision's: it pads on all sides, and these as TensorFlow does.
+# Not torchvision's: it pads on all sides, while these pad as TensorFlow does.
 TORCH_MODELS = {
     "mobilenet_v3_large": "timm:tf_mobilenetv3_large_100",
     "mobilenet_v3_small": "timm:tf_mobilenetv3_small_100",
@@ -34,7 +34,7 @@ _TORCH = TIMM | {"head_dense": "conv_head"}
 def keras_name(model_name: str, path: str) -> str:
     """Returns the "layer/weight" of keras.applications for one of ours.
 
-    There, both dense layers are 1x1 convolutions, with kernels of (1, 1, inputs, outputs).
+    Its dense layers are both 1x1 convolutions, with kernels of (1, 1, inputs, outputs).
     """
     layer, weight = path.split("/")
     match = re.fullmatch(r"stage(\d)_block(\d)_(\w+)", layer)
@@ -47,9 +47,9 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of timm for one of our weights.
+    """Returns timm's parameter or buffer name for one of our weights.
 
-    There, `head_dense` is a 1x1 convolution, with a kernel of (outputs, inputs, 1, 1).
+    Its `head_dense` is a 1x1 convolution, with a kernel of (outputs, inputs, 1, 1).
     """
     layer, weight = path.split("/")
     weight = TORCH_WEIGHTS[weight]

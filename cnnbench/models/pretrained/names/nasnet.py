@@ -23,7 +23,7 @@ _KERAS = {
 def keras_name(model_name: str, path: str) -> str:
     """Returns the "layer/weight" of keras.applications for one of ours.
 
-    There, a separable convolution is one layer with a depthwise and a pointwise kernel.
+    Its separable convolutions are single layers with a depthwise and a pointwise kernel.
     """
     layer, weight = path.split("/")
     match = re.fullmatch(r"(?:stem_cell|stage(\d)_block)(\d+)_(\w+)", layer)
@@ -43,7 +43,7 @@ def keras_name(model_name: str, path: str) -> str:
     if not match:
         return f"{kind}_{'bn' if part == 'norm' else 'conv'}_1_{cell}/{weight}"
     place, part, i = match.groups()
-    # So named there, though its max pooling is right5.
+    # keras.applications uses this name, although it calls the max pooling right5.
     place = "left4" if kind == "reduction" and place == "left5" else place
     if part == "norm":
         return f"separable_conv_{i}_bn_{kind}_{place}_{cell}/{weight}"
@@ -51,5 +51,5 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError: no published PyTorch network equals ours."""
+    """Raises LookupError, because no published PyTorch network matches ours."""
     raise LookupError(f"no PyTorch weights fit {model_name}")

@@ -7,9 +7,10 @@ from typing import Any
 
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
 
-# Their epsilon is 1.001e-5, ours torchvision's 1e-5: it moves the logits by 1e-5 of the largest.
+# Their epsilon is 1.001e-5, ours 1e-5 as in torchvision, which changes the logits by 1e-5 of the
+# largest logit.
 KERAS_MODELS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
-# The options with which a model computes what that of keras.applications does.
+# The options with which our models match those of keras.applications.
 KERAS_OPTIONS = {name: {"stride": "first"} for name in KERAS_MODELS}
 TORCH_MODELS = {
     "resnet18": "torchvision:resnet18",
@@ -18,7 +19,7 @@ TORCH_MODELS = {
     "resnet101": "torchvision:resnet101",
     "resnet152": "torchvision:resnet152",
 }
-# Models of timm that are ours with options.
+# timm models that match ours with options.
 TORCH_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "timm:resnet18d": ("resnet18", {"stem": "deep"}),
     "timm:resnet34d": ("resnet34", {"stem": "deep"}),
@@ -37,7 +38,7 @@ _KERAS_PARTS |= {f"norm{i}": f"{i}_bn" for i in (1, 2, 3)}
 _TORCH = {
     "stem_conv": "conv1",
     "stem_norm": "bn1",
-    # timm: the last normalisation of a deep stem stands where the only one of the other does.
+    # timm: the last batch norm of a deep stem has the name of the plain stem's only one.
     "stem_conv1": "conv1.0",
     "stem_norm1": "conv1.1",
     "stem_conv2": "conv1.3",
@@ -70,9 +71,9 @@ def keras_name(model_name: str, path: str) -> str:
 def keras_folds(model_name: str, path: str) -> str | None:
     """Returns the bias of keras.applications to be subtracted from one of our weights, or None.
 
-    Convolutions have biases there, and none here. The normalisation after one takes a constant
-    away: in inference, (x + bias) - mean = x - (mean - bias), so a moving mean less the bias does
-    the same; in training, where the mean is the batch's own, the bias cancels.
+    Convolutions have biases there, and none here. The batch norm after a convolution can absorb
+    its bias: in inference, (x + bias) - mean = x - (mean - bias), so we subtract the bias from the
+    moving mean; in training, where the mean is that of the batch, the bias cancels.
     """
     if not path.endswith("/moving_mean"):
         return None
@@ -80,7 +81,7 @@ def keras_folds(model_name: str, path: str) -> str | None:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of torchvision, or of timm, for one of our weights."""
+    """Returns torchvision's or timm's parameter or buffer name for one of our weights."""
     layer, weight = path.split("/")
     weight = TORCH_WEIGHTS[weight]
     if match := re.fullmatch(r"stage(\d)_block(\d+)_(\w+)", layer):

@@ -9,7 +9,7 @@ KERAS_MODELS = {
     "resnet101v2": "ResNet101V2",
     "resnet152v2": "ResNet152V2",
 }
-# timm's and others' have the stride and the biases elsewhere.
+# Those of timm and others have strides and biases in other places.
 TORCH_MODELS: dict[str, str] = {}
 
 _KERAS = {
@@ -36,5 +36,5 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError, for TORCH_MODELS is empty."""
+    """Raises LookupError, because TORCH_MODELS is empty."""
     raise LookupError(f"no published PyTorch weights fit {model_name}")

@@ -21,14 +21,14 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Returns the parameter or buffer of torchvision for one of our weights."""
+    """Returns torchvision's parameter or buffer name for one of our weights."""
     layer, weight = path.split("/")
     weight = TORCH_WEIGHTS[weight]
     match = re.fullmatch(r"stage(\d)_(conv|norm)(\d)", layer)
     if not match:
         return f"{_TORCH[layer]}.{weight}"
     stage, part, i = match.groups()
-    # There, the modules have one count: convolution, normalisation, activation, …, pooling, ….
+    # torchvision numbers all modules in one sequence: convolution, batch norm, ReLU, …, pooling, ….
     depth, _, batch_norm = model_name.partition("_")
     before = DEPTHS[depth][: int(stage) - 1]
     index = (3 if batch_norm else 2) * (sum(before) + int(i) - 1) + len(before)
@@ -38,6 +38,6 @@ def torch_name(model_name: str, path: str) -> str:
 def torch_layout(model_name: str, path: str) -> tuple[int, int, int] | None:
     """Returns the (channels, height, width) that torchvision flattens for a dense kernel, or None.
 
-    Ours is flattened from (height, width, channels), so the rows of the kernel are permuted.
+    We flatten (height, width, channels), so the rows of the kernel must be permuted.
     """
     return (512, 7, 7) if path == "head_dense1/kernel" else None

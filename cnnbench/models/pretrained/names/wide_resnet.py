@@ -1,4 +1,4 @@
-"""Names of Wide ResNet's weights in torchvision, which are those of ResNet's."""
+"""Names of Wide ResNet's weights in torchvision, the same as ResNet's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cnnbench.models.pretrained.names.resnet import torch_name
 __all__ = ["KERAS_MODELS", "TORCH_MODELS", "keras_name", "torch_name"]
 
 KERAS_MODELS: dict[str, str] = {}
-# Those for CIFAR are in neither library.
+# The CIFAR variants are in neither library.
 TORCH_MODELS = {
     "wide_resnet50_2": "torchvision:wide_resnet50_2",
     "wide_resnet101_2": "torchvision:wide_resnet101_2",
@@ -15,5 +15,5 @@ TORCH_MODELS = {
 
 
 def keras_name(model_name: str, path: str) -> str:
-    """Raises LookupError, for KERAS_MODELS is empty."""
+    """Raises LookupError, because KERAS_MODELS is empty."""
     raise LookupError(f"keras.applications has no {model_name}")
