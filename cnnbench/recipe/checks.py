@@ -224,11 +224,11 @@ def _augmentations(recipe: Recipe) -> Iterator[Mismatch]:
 def _stages(recipe: Recipe) -> Iterator[Mismatch]:
     if recipe.init and recipe.model.weights:
         yield "init.run", "cannot be combined with model.weights", "set one of them"
-    begun = bool(recipe.init or recipe.model.weights)
+    has_weights = bool(recipe.init or recipe.model.weights)
     quantized, pruned, patterns = False, None, []
     for i, stage in enumerate(recipe.compress):
         path, facts = f"compress.{i}", COMPRESSIONS.get(stage.name).facts
-        if facts.get("needs_weights") and not (begun or i):
+        if facts.get("needs_weights") and not (has_weights or i):
             what = f"{stage.name} needs a trained network"
             yield path, what, "set init.run or model.weights, or put a stage before it"
         if quantized:
@@ -265,8 +265,8 @@ def _stages(recipe: Recipe) -> Iterator[Mismatch]:
             what = f"{stage.epochs} with schedule.warmup_epochs {warmup}"
             yield f"{path}.epochs", what, f"must be more than {warmup}"
     if quantized and recipe.data.color == "hsv":
-        what = "hsv with qat, whose file converts colours by a convolution"
-        yield "data.color", what, "use a linear colour space: rgb, grey or yuv"
+        what = "hsv with qat, whose file converts colors by a convolution"
+        yield "data.color", what, "use a linear color space: rgb, grey or yuv"
     if quantized and recipe.train.precision != "float32":
         yield "train.precision", f"{recipe.train.precision} with qat", "use float32"
 

@@ -136,7 +136,7 @@ class Loop:
         """Trains to the end, rolling back when training diverges if the recipe says so.
 
         Raises:
-            DivergedError: training diverged, and the recipe allows no (further) rollback.
+            DivergedError: training diverged, and no rollback is allowed or left.
             InterruptedRun: a signal came; everything is saved.
             RunError: the run directory cannot be written.
         """
