@@ -5,7 +5,7 @@ DEFAULT_TESTS := -n 2 --dist worksteal -m "not slow and not network and not gpu"
 export TF_CPP_MIN_LOG_LEVEL = 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test shuffle check smoke faults parity bench lint lock
+.PHONY: help setup demo test shuffle check wheel smoke faults parity bench lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
@@ -28,8 +28,12 @@ test: setup ## run the default tests, in less than 12 minutes
 shuffle: setup ## run the default tests in random order; prints the seed
 	$(BIN)/python -m pytest -p randomly $(DEFAULT_TESTS)
 
-check: setup ## run every test that this machine can; takes far longer
-	$(BIN)/python -m pytest -m "not network and not gpu"
+check: setup ## run every test that this machine can, with coverage; takes far longer
+	$(BIN)/python -m pytest -m "not network and not gpu" --cov=cnnbench --cov-branch \
+		--cov-report=term:skip-covered
+
+wheel: setup ## build the wheel, install it into an empty environment, and run the demo from it
+	$(BIN)/python scripts/check_wheel.py
 
 smoke: setup ## train every shipped recipe for a few steps, evaluate and export it
 	$(BIN)/python scripts/smoke_recipes.py

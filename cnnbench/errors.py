@@ -1,16 +1,16 @@
-"""The errors a user can meet: each says what, where and what was allowed, and has its exit code."""
+"""Errors shown to the user: each says what, where and what is allowed, and has an exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of a recipe, and the characters of each.
+# Limits on what a RecipeError prints: problems, and characters per problem.
 SHOWN_PROBLEMS, SHOWN_CHARACTERS = 50, 300
 
 
 class CnnbenchError(Exception):
-    """A problem that the user can mend; shown as one block of text, never as a traceback."""
+    """A problem that the user can fix; shown as a short message, never as a traceback."""
 
     exit_code = 1
 
@@ -20,9 +20,10 @@ class CnnbenchError(Exception):
 
 
 class UsageError(CnnbenchError):
-    """Wrong use of a command, a recipe that does not fit, or a part that is not installed.
+    """Wrong use of a command, an invalid recipe, or a package that is not installed.
 
-    key: of the recipe, as "data.batch_size", where the error is about one.
+    Attributes:
+        key: the recipe key that the error is about, such as "data.batch_size"; None if none.
     """
 
     exit_code = 2
@@ -40,13 +41,13 @@ class UsageError(CnnbenchError):
 
 
 class DataError(CnnbenchError):
-    """A data set or an image that is absent or cannot be read."""
+    """A data set or an image that is missing or cannot be read."""
 
     exit_code = 3
 
 
 class MissingDataError(DataError):
-    """A data set that is not at hand."""
+    """A file or data set that is not on this machine."""
 
 
 class DivergedError(CnnbenchError):
@@ -56,26 +57,26 @@ class DivergedError(CnnbenchError):
 
 
 class VerificationError(CnnbenchError):
-    """An artifact is not what the trained network is, or a run does not reach its target."""
+    """An exported file does not match the trained network, or a run misses its target."""
 
     exit_code = 5
 
 
 class RunError(CnnbenchError):
-    """A run directory that is locked, damaged or does not match."""
+    """A run directory that is locked, corrupt or does not match."""
 
     exit_code = 6
 
 
-class InterruptedRun(CnnbenchError):  # noqa: N818 - it is an outcome, not a fault
-    """Training stopped by a signal, with its state saved."""
+class InterruptedRun(CnnbenchError):  # noqa: N818 - an outcome, not an error
+    """Training was stopped by a signal, after saving its state."""
 
     exit_code = 75
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe."""
+    """One problem in a recipe: where it is, what it is, and what is allowed."""
 
     where: str
     what: str
@@ -89,7 +90,7 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """Everything that is wrong with a recipe, each problem with its place."""
+    """All problems found in a recipe."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems, self.key = tuple(problems), None
@@ -101,9 +102,10 @@ class RecipeError(UsageError):
 
 
 def printable(text: str) -> str:
-    """Returns text with control characters and the like spelled out, for names may hold any."""
+    """Escapes non-printable characters, which file and class names may contain."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _line(what: str, where: str | None, allowed: str | None) -> str:
-    return (f"{where}: " if where else "") + what + (f"; {allowed}" if allowed else "")
+    line = f"{where}: {what}" if where else what
+    return f"{line}; {allowed}" if allowed else line

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "lenet5_digits.yaml"
+RECIPE = "lenet5_digits"
 
 
 def cnnbench(*arguments: str) -> tuple[str, float]:
@@ -25,7 +25,7 @@ def cnnbench(*arguments: str) -> tuple[str, float]:
 
 def main() -> None:
     """Runs the three commands on scikit-learn's digits."""
-    stdout, train_seconds = cnnbench("train", str(RECIPE))
+    stdout, train_seconds = cnnbench("train", RECIPE)
     run = stdout.splitlines()[-1]
     stdout, eval_seconds = cnnbench("eval", run, "--json")
     measured = json.loads(stdout)
@@ -34,7 +34,7 @@ def main() -> None:
 
     table = Table("step", "result", "seconds", "path", title="cnnbench demo")
     epochs = len((Path(run) / "metrics.jsonl").read_text().splitlines())
-    table.add_row("trained", f"{epochs} epochs of {RECIPE.stem}", f"{train_seconds:.0f}", run)
+    table.add_row("trained", f"{epochs} epochs of {RECIPE}", f"{train_seconds:.0f}", run)
     table.add_row(
         "evaluated",
         f"top-1 {measured['top1']:.4f} on {measured['examples']} test images, "

@@ -1,8 +1,7 @@
-"""TensorFlow and Keras, imported when one of their attributes is first used.
+"""Lazy imports of TensorFlow and Keras, on first attribute access.
 
-Importing them takes seconds, and the threads, the log level and the kernels that TensorFlow uses
-are chosen by environment variables that it reads once. So the command line and the checks of a
-recipe run without them.
+Importing them takes seconds, and TensorFlow reads the environment variables that select threads,
+log level and kernels only once. So the command line and the recipe checks run without them.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ class _LazyModule(ModuleType):
 
 
 def load(name: str = "tensorflow") -> ModuleType:
-    """Imports TensorFlow or Keras without the messages that its libraries print as they load.
+    """Imports TensorFlow or Keras without the messages that their libraries print at import.
 
-    Where TensorFlow was not imported before, it and TFDS log errors alone from then on. The
-    variables TF_CPP_MIN_LOG_LEVEL and KERAS_BACKEND stay set, if they were not, for processes that
-    are started later.
+    If this is the first import of TensorFlow, TensorFlow and TFDS log only errors from then on.
+    TF_CPP_MIN_LOG_LEVEL and KERAS_BACKEND are set if unset, and stay set for child processes.
     """
     if name in sys.modules:
         return sys.modules[name]
@@ -51,16 +49,16 @@ def load(name: str = "tensorflow") -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps from stderr what libraries print there and no setting silences, unless they fail."""
+    """Hides library output on stderr that no setting silences; shows it if an error is raised."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as messages:
         os.dup2(messages.fileno(), 2)
         try:
             yield
-        except CnnbenchError:  # says by itself what went wrong
+        except CnnbenchError:  # its own message suffices
             raise
-        except BaseException:  # Ctrl-C too: cleaned up, and raised again
+        except BaseException:  # also Ctrl-C: show the output, then re-raise
             messages.seek(0)
             os.write(stderr, messages.read())
             raise
@@ -71,7 +69,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensorflow_errors(path: Path) -> Iterator[None]:
-    """Turns TensorFlow's failure to write into a RunError that names the path."""
+    """Converts a write error of TensorFlow into a RunError that names the path."""
     try:
         yield
     except tf.errors.OpError as error:

@@ -1,8 +1,8 @@
-"""Private names of TensorFlow and Keras, each behind a function that says why it is needed.
+"""Private APIs of TensorFlow and Keras, each behind a function that documents why it is needed.
 
-No other module may use such names. An upgrade that moves one of them breaks its test in
-tests/backend/test_private.py and is repaired here. Functions that may be the first to need
-TensorFlow or Keras load them as `lazy` does, without their messages.
+No other module may use private APIs. If an upgrade moves one, its test in
+tests/backend/test_private.py fails, and the fix goes here. Functions that may be the first to use
+TensorFlow or Keras import them through `lazy.load`, which hides their messages.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def uses_onednn() -> bool:
-    """Tells whether TensorFlow uses oneDNN's kernels on the CPU.
+    """Returns whether TensorFlow uses oneDNN kernels on the CPU.
 
-    TF_ENABLE_ONEDNN_OPTS is a wish: the default depends on the CPU and the build, and `tf.config`
-    and `tf.sysconfig` do not report what came of it.
+    TF_ENABLE_ONEDNN_OPTS is only a request: the default depends on the CPU and the build, and
+    `tf.config` and `tf.sysconfig` do not report the outcome.
     """
     load()
     from tensorflow.python.util import _pywrap_util_port
@@ -36,10 +36,10 @@ def uses_onednn() -> bool:
 
 
 def is_compiled_by_xla() -> bool:
-    """Tells whether the function that is being traced is for XLA.
+    """Returns whether the function being traced is compiled by XLA.
 
-    `jit_compile` belongs to the caller of the traced function; the public API does not pass it on
-    to the code inside.
+    `jit_compile` is set on an outer tf.function; the public API does not expose it to the code
+    that is traced.
     """
     from tensorflow.python.ops import control_flow_util
 
@@ -47,10 +47,10 @@ def is_compiled_by_xla() -> bool:
 
 
 def record_reader(file: str) -> Any:
-    """Returns a reader of a TFRecord file: `read(offset)` gives a record and the next offset.
+    """Returns a random-access reader of a TFRecord file.
 
-    The public readers, `tf.data.TFRecordDataset` and `tf.compat.v1.io.tf_record_iterator`, read
-    from the beginning.
+    Its `read(offset)` returns a record and the offset of the next one. The public readers,
+    `tf.data.TFRecordDataset` and `tf.compat.v1.io.tf_record_iterator`, only read from the start.
     """
     from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
@@ -58,9 +58,9 @@ def record_reader(file: str) -> Any:
 
 
 def read_trace(file: Path) -> Any:
-    """Returns the planes, lines and events of an .xplane.pb file of TensorFlow's profiler.
+    """Parses an .xplane.pb file of TensorFlow's profiler into its planes, lines and events.
 
-    `tf.profiler` writes the file; to read it, the package has the protocol buffer alone.
+    `tf.profiler` writes the file, but TensorFlow has no public API to read it.
     """
     load()
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -69,16 +69,16 @@ def read_trace(file: Path) -> Any:
 
 
 def disable_determinism() -> None:
-    """Undoes `tf.config.experimental.enable_op_determinism`, which has no public counterpart."""
+    """Reverts `tf.config.experimental.enable_op_determinism`, which has no public inverse."""
     from tensorflow.python.framework import config
 
     config.disable_op_determinism()
 
 
 def is_deterministic() -> bool:
-    """Tells whether `tf.config.experimental.enable_op_determinism` is in force.
+    """Returns whether `tf.config.experimental.enable_op_determinism` is in effect.
 
-    TensorFlow has a public name to switch it on and none to ask for it.
+    TensorFlow has no public getter for it.
     """
     from tensorflow.python.framework import config
 
@@ -86,10 +86,10 @@ def is_deterministic() -> bool:
 
 
 def clear_kernels() -> None:
-    """Forgets the kernels made for eager operations, so that the next call makes them anew.
+    """Clears the cache of eager kernels, so that the next call of each creates a new one.
 
-    The public `keras.utils.clear_session` does so too, but also replaces the default graph and
-    Keras's state in every thread.
+    The public `keras.utils.clear_session` also does this, but it replaces the default graph and
+    resets Keras's state in every thread, too.
     """
     from tensorflow.python.eager import context
 
@@ -97,30 +97,31 @@ def clear_kernels() -> None:
 
 
 def seed_tensorflow(seed: int) -> None:
-    """Does what `tf.random.set_seed` does, except that it keeps the kernels of eager operations.
+    """Does the same as `tf.random.set_seed`, but keeps the cache of eager kernels.
 
-    These hold the positions of random operations with a seed of their own, which would start over.
-    No operation of cnnbench draws from a kernel: all are stateless.
+    The kernels hold the counters of the caller's random operations with an op-level seed, which
+    clearing would restart. cnnbench itself does not depend on them: its random operations are all
+    stateless.
     """
     load()
     from tensorflow.python.eager import context
 
     context.context()._seed = seed
-    context.context()._rng = random.Random(seed)  # noqa: S311 - as TensorFlow does
+    context.context()._rng = random.Random(seed)  # noqa: S311 - same as TensorFlow
 
 
 # TensorFlow Lite
 
 
 def quantize(content: bytes, **options: Any) -> bytes:
-    """Returns a calibrated TFLite file in integers.
+    """Quantizes a calibrated TFLite file to integers.
 
-    `tf.lite.TFLiteConverter` does this as its last step and has no options to keep layers in
-    float, or to verify each layer.
+    `tf.lite.TFLiteConverter` does this as its last step, but has no options to keep layers in
+    float or to verify each layer.
 
     Args:
-        content: a float32 file whose tensors have their ranges.
-        **options: of TensorFlow's `mlir_quantize`.
+        content: a float32 file with calibrated tensor ranges.
+        **options: passed to TensorFlow's `mlir_quantize`.
     """
     from tensorflow.lite.python.convert import mlir_quantize
 
@@ -128,21 +129,22 @@ def quantize(content: bytes, **options: Any) -> bytes:
 
 
 def calibrate_only(converter: Any) -> None:
-    """Has a `tf.lite.TFLiteConverter` stop once the ranges are known, before it quantizes.
+    """Makes a `tf.lite.TFLiteConverter` stop after calibration, before it quantizes.
 
-    Publicly, a converter returns the quantized file alone.
+    The public API only returns the quantized file.
     """
     converter._experimental_calibrate_only = True
 
 
 def calibrate(content: bytes, images: Sequence[list[np.ndarray]]) -> bytes:
-    """Returns a float32 TFLite file with the ranges that its tensors have on some images.
+    """Returns a float32 TFLite file with the tensor ranges measured on the given images.
 
-    A public converter calibrates on all of its images at once, and so has no ranges by batch.
+    The public converter calibrates on all of its images at once, so it cannot give ranges per
+    batch.
 
     Args:
         content: a float32 file.
-        images: each as the list of the file's inputs.
+        images: for each image, the list of the file's inputs.
     """
     from tensorflow.lite.python.optimize.calibrator import Calibrator
 
@@ -150,7 +152,7 @@ def calibrate(content: bytes, images: Sequence[list[np.ndarray]]) -> bytes:
 
 
 def converter_error() -> type[Exception]:
-    """Returns the error that `tf.lite.TFLiteConverter.convert` raises, which `tf.lite` lacks."""
+    """Returns the error of `tf.lite.TFLiteConverter.convert`, which `tf.lite` does not export."""
     from tensorflow.lite.python.convert_phase import ConverterError
 
     return ConverterError
@@ -160,34 +162,34 @@ def converter_error() -> type[Exception]:
 
 
 def maker_of(tensor: Any) -> Any:
-    """Returns the layer or operation whose output a symbolic Keras tensor is.
+    """Returns the layer or operation that produced a symbolic Keras tensor.
 
-    Keras exports `keras.utils.get_source_inputs`, which goes back to the inputs of the model, and
-    nothing for one step.
+    The public `keras.utils.get_source_inputs` goes back to the model's inputs; nothing public goes
+    back a single step.
     """
     return tensor._keras_history.operation
 
 
 def variable_index(optimizer: Any, variable: Any) -> int:
-    """Returns the place of a variable among those an optimizer was built for.
+    """Returns the index of a variable among those that an optimizer was built for.
 
-    A subclass overrides `update_step`, which is told the variable and not its place.
+    Subclasses override `update_step`, which receives the variable but not its index.
     """
     return int(optimizer._get_variable_index(variable))
 
 
 def seed_keras(seed: int) -> None:
-    """Gives Keras in this thread the state of `clear_session` and then `set_random_seed`.
+    """Resets and seeds Keras in this thread, like `clear_session` and then `set_random_seed`.
 
-    Layers are numbered from the start, the dtype policy is the default, and the global generator
-    begins with the seed. The public functions also reset the other threads, the default graph and
-    the kernels of TensorFlow, all of which may be in use by whoever calls cnnbench.
+    This resets the layer name counters, the dtype policy and the global generator. The public
+    functions also reset other threads, the default graph and TensorFlow's kernels, all of which
+    the caller of cnnbench may be using.
     """
     load("keras")
     from keras.src.backend.common import global_state
     from keras.src.utils import rng_utils
 
-    vars(global_state.GLOBAL_STATE_TRACKER).clear()  # a threading.local: this thread's alone
+    vars(global_state.GLOBAL_STATE_TRACKER).clear()  # a threading.local
     global_state.set_global_attribute(rng_utils.GLOBAL_RANDOM_SEED, seed)
 
 
@@ -196,12 +198,13 @@ def seed_keras(seed: int) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """What a seed, building models and `enable_op_determinism` change; by default, as imported.
+    """State changed by seeding, model building and determinism; defaults are those at import.
 
-    keras: Keras's state of this thread: counters of names, dtype policy, seed, generator.
-    seed: TensorFlow's global seed; None: not set.
-    draws: what gives operations without a seed of their own their seeds.
-    deterministic: whether operations are deterministic.
+    Attributes:
+        keras: Keras's state in this thread: name counters, dtype policy, seed, generator.
+        seed: TensorFlow's global seed; None if not set.
+        draws: generator of the seeds of operations without an op-level seed.
+        deterministic: whether operations are deterministic.
     """
 
     keras: dict[str, Any] = field(default_factory=dict)
@@ -211,9 +214,9 @@ class State:
 
 
 def take_state() -> State:
-    """Returns the state of TensorFlow and Keras, and lets Keras begin with a fresh one.
+    """Returns the state of TensorFlow and Keras, and resets that of Keras.
 
-    Publicly, the seeds and counters can be set and not read. Neither package is imported.
+    The public API can set the seeds and counters but not read them. Imports neither package.
     """
     found, seed, draws, deterministic = {}, None, None, False
     if "keras" in sys.modules:
@@ -231,7 +234,7 @@ def take_state() -> State:
 
 
 def put_state_back(state: State) -> None:
-    """Restores what `take_state` returned, determinism aside, in the same thread."""
+    """Restores the state that `take_state` returned in the same thread, except determinism."""
     if "keras" in sys.modules:
         from keras.src.backend.common import global_state
 

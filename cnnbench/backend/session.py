@@ -23,15 +23,15 @@ _is_isolated: ContextVar[bool] = ContextVar("is_isolated", default=False)
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Restores afterwards what `prepare` and building models change in the caller's process.
+    """Restores, on exit, the caller's state that `prepare` and model building change.
 
-    That is the random state of Python, NumPy and TensorFlow, Keras's state (counters of names,
-    dtype policy, seed, generator), which is fresh within, and whether operations are deterministic.
-    Neither TensorFlow nor Keras is imported. One inside another does nothing, so a public function
-    may call others. Not for two threads at a time: all but Keras's state is the process's.
+    This covers the random state of Python, NumPy and TensorFlow, determinism, and Keras's state
+    (name counters, dtype policy, seed, generator), which is fresh inside the context. Imports
+    neither TensorFlow nor Keras. A nested context does nothing, so public functions can call each
+    other. Not thread-safe: everything except Keras's state belongs to the process.
 
-    On a GPU, switching determinism makes the kernels of eager operations anew, so random
-    operations with a seed of their own start over.
+    On a GPU, switching determinism clears the eager kernels, which restarts random operations that
+    have an op-level seed.
     """
     if _is_isolated.get():
         yield
@@ -49,14 +49,14 @@ def isolated() -> Iterator[None]:
 
 
 def prepare(*, seed: int, deterministic: bool) -> None:
-    """Sets seeds and determinism, as if no model had been built in the process before.
+    """Sets seeds and determinism, as in a process that has not built a model yet.
 
-    It changes the process: call it within `isolated`, or in a process of cnnbench's own.
+    This changes global state: call it inside `isolated`, or in a process that cnnbench owns.
 
     Args:
-        seed: of Python, NumPy, TensorFlow and Keras, for initial weights and dropout.
-        deterministic: whether operations give the same bits each time, at some cost; False leaves
-            that as it is.
+        seed: for Python, NumPy, TensorFlow and Keras; decides initial weights and dropout.
+        deterministic: True enables bit-exact operations, at some cost in speed; False leaves the
+            setting unchanged.
     """
     private.seed_keras(seed)
     random.seed(seed)
@@ -64,7 +64,7 @@ def prepare(*, seed: int, deterministic: bool) -> None:
     private.seed_tensorflow(seed)
     if deterministic:
         _set_determinism(True)
-    gc.collect()  # the models before this one, which are full of cycles
+    gc.collect()  # earlier models, which contain reference cycles
 
 
 def _set_determinism(wanted: bool) -> None:
@@ -74,13 +74,13 @@ def _set_determinism(wanted: bool) -> None:
         tf.config.experimental.enable_op_determinism()
     else:
         private.disable_determinism()
-    if tf.config.list_physical_devices("GPU"):  # whose kernels may have chosen an algorithm
+    if tf.config.list_physical_devices("GPU"):  # cached kernels may have chosen an algorithm
         private.clear_kernels()
 
 
 @contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Builds models under a Keras dtype policy, which they keep, and then restores the other."""
+    """Sets the Keras dtype policy for models built inside the context, then restores it."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -90,28 +90,34 @@ def precision(policy: str) -> Iterator[None]:
 
 
 def strategy(name: str) -> Any:
-    """Returns the tf.distribute strategy of that name.
+    """Returns a tf.distribute strategy by name.
 
     Args:
-        name: "auto" takes a TPU if TPU_NAME is set, else every GPU, else the one device there is.
+        name: "tpu", "mirrored" (all GPUs, or all logical CPUs) or "one_device"; "auto" uses a TPU
+            if TPU_NAME is set, else all GPUs if there are several, else the one device.
 
     Raises:
         UsageError: the machine has no such device.
     """
     if name == "auto":
-        several = len(tf.config.list_logical_devices("GPU")) > 1
-        name = "tpu" if os.environ.get("TPU_NAME") else "mirrored" if several else "one_device"
-    return _made_once(name)
+        gpus = tf.config.list_logical_devices("GPU")
+        if os.environ.get("TPU_NAME"):
+            name = "tpu"
+        elif len(gpus) > 1:
+            name = "mirrored"
+        else:
+            name = "one_device"
+    return _cached_strategy(name)
 
 
 @functools.cache
-def _made_once(name: str) -> Any:
-    """Makes a strategy, of which a second one of its kind in a process would fail."""
+def _cached_strategy(name: str) -> Any:
+    """Creates a strategy once; creating a second one of its kind in a process would fail."""
     if name == "tpu":
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
         except ValueError as error:
-            raise UsageError(f"train.strategy is tpu, and there is none: {error}") from None
+            raise UsageError(f"train.strategy: tpu; no TPU was found: {error}") from None
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)

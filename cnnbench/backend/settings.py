@@ -1,4 +1,4 @@
-"""How TensorFlow runs: chosen before it is imported, or before a model is built."""
+"""TensorFlow's runtime settings, applied before it is imported or before a model is built."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ THREADS = "TF_NUM_INTRAOP_THREADS"
 
 @dataclass(frozen=True)
 class Settings:
-    """How TensorFlow runs a training.
+    """TensorFlow's runtime settings for training.
 
-    onednn: whether oneDNN's kernels are used on a CPU; None: as TensorFlow decides.
-    xla: whether XLA compiles a training step.
-    threads: that one operation may use; None: one a core.
+    Attributes:
+        onednn: whether to use oneDNN kernels on a CPU; None for TensorFlow's default.
+        xla: whether XLA compiles the training step.
+        threads: maximum threads per operation; None for one per core.
     """
 
     onednn: bool | None = None
@@ -29,7 +30,7 @@ class Settings:
     threads: int | None = None
 
     def environment(self) -> dict[str, str | None]:
-        """Returns the variables that TensorFlow reads when it is imported; None is for unset."""
+        """Returns the variables that TensorFlow reads at import; None means unset."""
         return {
             ONEDNN: None if self.onednn is None else str(int(self.onednn)),
             THREADS: None if self.threads is None else str(self.threads),
@@ -37,7 +38,7 @@ class Settings:
 
     @classmethod
     def of(cls, given: Any) -> Settings:
-        """Returns what a recipe's `train.runtime` gives, which may be "auto"."""
+        """Returns the settings of a recipe's `train.runtime`, which may be "auto"."""
         if given == "auto":
             return cls()
         return cls(given.onednn, bool(given.xla), given.threads)
@@ -45,11 +46,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings, and why.
+    """The chosen settings and the reason for them.
 
-    reason: "recipe", "measured", "remembered", or why nothing was measured.
-    seconds_per_step: of each candidate, by its name; empty where nothing was measured.
-    notes: what a person should be told of how it was found.
+    Attributes:
+        reason: "recipe", "measured", "remembered", or why nothing was measured.
+        seconds_per_step: measured time by candidate name; empty if nothing was measured.
+        notes: messages for the user about how the settings were found.
     """
 
     settings: Settings
@@ -58,7 +60,7 @@ class Choice:
     notes: Sequence[str] = ()
 
     def about(self) -> dict[str, Any]:
-        """Returns what environment.json says, with what is so where TensorFlow decided."""
+        """Returns the entry for environment.json, with the actual value of `onednn`."""
         return asdict(self.settings) | {
             "onednn": uses_onednn(),
             "reason": self.reason,
@@ -67,13 +69,13 @@ class Choice:
 
 
 def apply(settings: Settings) -> None:
-    """Sets the environment variables that TensorFlow reads once, where it is not imported yet.
+    """Sets the environment variables that TensorFlow reads once, before it is imported.
 
-    They stay set, for TensorFlow reads some when it first computes. Settings that leave everything
-    to TensorFlow set none.
+    They stay set, because TensorFlow reads some at its first computation. Default settings set no
+    variable.
 
     Raises:
-        UsageError: it is imported already, with other settings.
+        UsageError: TensorFlow is already imported, with other settings.
     """
     wanted = {k: v for k, v in settings.environment().items() if v is not None}
     changed = {k: v for k, v in wanted.items() if os.environ.get(k) != v}
@@ -81,7 +83,7 @@ def apply(settings: Settings) -> None:
         del changed[ONEDNN]
     if changed and "tensorflow" in sys.modules:
         raise UsageError(
-            "train.runtime cannot be changed once TensorFlow is imported",
-            allowed="set " + " ".join(f"{k}={v}" for k, v in changed.items()) + " before",
+            "train.runtime cannot be changed after TensorFlow is imported",
+            allowed="set " + " ".join(f"{k}={v}" for k, v in changed.items()) + " first",
         )
     os.environ.update(changed)

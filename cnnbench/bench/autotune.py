@@ -1,8 +1,8 @@
-"""Tuning: the settings of TensorFlow with which a recipe trains fastest on the machine at hand.
+"""Tuning: finds the TensorFlow settings with which a recipe trains fastest on this machine.
 
-No setting is the best for all: on a CPU, oneDNN quickens large convolutions and slows depthwise
-ones, and XLA does either. So before a long training each is tried for a few steps, all of them in
-turn, in processes of their own. What won is remembered.
+No setting is best for all recipes: on a CPU, oneDNN speeds up large convolutions and slows down
+depthwise ones, and XLA can do either. So before a long training each setting runs a few steps in a
+separate process, all in turn, and the fastest is cached.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from cnnbench.system import files
 from cnnbench.system.environment import machine
 from cnnbench.system.processes import Worker, WorkerError, alternate
 
-# A training of less is not worth a probe, and XLA, which may compile for minutes, needs a longer.
+# Shorter trainings are not worth a measurement. XLA may compile for minutes, so it needs more.
 MIN_SECONDS = 300.0
 MIN_SECONDS_XLA = 1800.0
-# What a CPU of a few cores does of a training step's floating-point operations.
+# Rough throughput of training steps on a CPU with a few cores.
 NOMINAL_FLOPS_PER_S = 1e11
-# A probe of two settings takes less than 25 s on two cores; one that takes more is given up.
+# Measuring two settings takes less than 25 s on two cores; slower settings are dropped.
 TIMEOUT_S, TIMEOUT_XLA_S = 60.0, 120.0
 
 
@@ -46,13 +46,16 @@ def choose(
     seconds: float | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Choice:
-    """Chooses the settings of a training; TensorFlow need not be imported.
+    """Chooses the TensorFlow settings of a training, without importing TensorFlow.
 
     Args:
-        recipe: what is going to be trained. What its `train.runtime` gives is taken as it is.
-        tune: whether the rest may be measured.
-        seconds: that the training takes, which decides whether it is; None: as estimated.
-        tell: told before a measurement, which takes half a minute and more.
+        recipe: the recipe to train. Settings in its `train.runtime` are kept.
+        tune: whether the other settings may be measured.
+        seconds: how long training takes; short trainings are not tuned. None: estimated.
+        tell: called with a message before a measurement, which takes half a minute or more.
+
+    Returns:
+        The settings, and the reason for them.
     """
     given = recipe.train.runtime if isinstance(recipe.train.runtime, Runtime) else Runtime()
     plain = Settings.of(given)
@@ -66,13 +69,13 @@ def choose(
     if seconds is None or seconds < MIN_SECONDS:
         return Choice(plain, "too short to be tuned")
     path = cache_file(recipe, given)
-    remembered, notes = _recall(path)
-    if remembered is not None:
-        return Choice(remembered, "remembered")
+    cached, notes = _read_cache(path)
+    if cached is not None:
+        return Choice(cached, "remembered")
     candidates = _candidates(given, xla=seconds >= MIN_SECONDS_XLA)
     if tell:
         tried = ", ".join(map(name, candidates))
-        tell(f"looking for the fastest settings ({tried}); --no-tune leaves it out")
+        tell(f"measuring which settings are fastest ({tried}); --no-tune skips this")
     try:
         measured, failures = measure(recipe, candidates)
     except WorkerError as error:
@@ -81,7 +84,7 @@ def choose(
     if not measured:
         return Choice(plain, "the probe failed", notes=notes)
     best = min(measured, key=lambda settings: measured[settings])
-    with contextlib.suppress(CnnbenchError):  # a cache that cannot be written is none
+    with contextlib.suppress(CnnbenchError):  # tuning works without a cache
         files.write_json(path, asdict(best))
     by_name = {name(settings): round(value, 5) for settings, value in measured.items()}
     return Choice(best, "measured", by_name, notes)
@@ -90,14 +93,18 @@ def choose(
 def measure(
     recipe: Recipe, candidates: Sequence[Settings]
 ) -> tuple[dict[Settings, float], list[str]]:
-    """Measures settings against each other, in turn, in processes of their own.
+    """Measures settings in turn, each in a separate process.
+
+    Args:
+        recipe: the recipe to train.
+        candidates: the settings to compare.
 
     Returns:
-        The median seconds of a training step under each that worked, and what is to be said of the
-        others.
+        The median seconds of a training step for each setting that worked, and a message for each
+        that failed.
 
     Raises:
-        WorkerError: one that worked at first does so no more.
+        WorkerError: a setting that worked at first failed later.
     """
     notes, built = [], []
     with contextlib.ExitStack() as stack:
@@ -112,12 +119,12 @@ def measure(
                 worker.ready(TIMEOUT_XLA_S if settings.xla else TIMEOUT_S)
             except WorkerError as error:
                 worker.close()
-                notes.append(f"runtime {name(settings)} was tried and left: {error}")
+                notes.append(f"runtime {name(settings)} failed and was skipped: {error}")
             else:
                 built.append(settings)
-        # Not before all are built: that keeps the cores busy.
+        # Measured only after all are built, because building keeps the cores busy.
         firsts = {settings: workers[settings].round(TIMEOUT_S) for settings in built}
-        # One that is far behind need not be measured well.
+        # Settings that are far behind are measured only once.
         best = min(firsts.values(), default=0.0)
         close = [settings for settings, first in firsts.items() if first < 2 * best]
         rounds = alternate([workers[settings] for settings in close], ROUNDS, TIMEOUT_S)
@@ -126,9 +133,9 @@ def measure(
 
 
 def estimated_seconds(recipe: Recipe) -> float | None:
-    """Returns about how long a training takes, from its multiply-accumulates alone.
+    """Returns roughly how many seconds a training takes, from its multiply-accumulates.
 
-    None if the number of images or their size is not known without opening the data.
+    None if the number of images or their size is unknown without opening the data.
     """
     train, facts = recipe.train, DATASETS.get(recipe.data.name).facts
     examples = recipe.data.limit or facts.get("train_examples")
@@ -144,21 +151,25 @@ def estimated_seconds(recipe: Recipe) -> float | None:
     stored = recipe.data.options().get("shape") or facts.get("shape", (None, None, 3))
     if recipe.data.image_size is None and None in stored:
         return None
-    # Two operations a multiply-accumulate; the backward pass costs twice the forward one.
+    # Two operations per multiply-accumulate; the backward pass costs twice the forward pass.
     return 6 * macs(about, input_shape(recipe.data, stored)) * images / NOMINAL_FLOPS_PER_S
 
 
 def macs(facts: Mapping[str, Any], shape: Sequence[int]) -> float:
-    """Returns about the multiply-accumulates of a network for one image of that shape.
+    """Returns roughly the multiply-accumulates of a network per image.
 
-    They are taken in proportion to the pixels: too few for a stem that keeps the size.
+    They are scaled with the number of pixels, which is too low for a stem that keeps the size.
+
+    Args:
+        facts: the registered facts of the model.
+        shape: (height, width, channels) of the image.
     """
     height, width, _ = facts["native"]
     return facts["macs"] * shape[0] * shape[1] / (height * width)
 
 
 def cache_file(recipe: Recipe, given: Runtime) -> Path:
-    """Returns where the best settings for such a step on such a machine are remembered."""
+    """Returns the cache file of the fastest settings for a recipe's steps on this machine."""
     short = shortened(recipe)
     about = machine()
     key = json.dumps(
@@ -180,7 +191,7 @@ def cache_file(recipe: Recipe, given: Runtime) -> Path:
 
 
 def name(settings: Settings) -> str:
-    """Returns settings in words, such as "onednn" or "xla"."""
+    """Returns a name for settings, such as "onednn" or "xla"."""
     words = [word for word in ("onednn", "xla") if getattr(settings, word)]
     words += [f"{settings.threads} threads"] if settings.threads else []
     return " ".join(words) or "neither"
@@ -189,12 +200,13 @@ def name(settings: Settings) -> str:
 def _candidates(given: Runtime, *, xla: bool) -> list[Settings]:
     onednn = (True, False) if given.onednn is None else (given.onednn,)
     found = [Settings(use, bool(given.xla), given.threads) for use in onednn]
-    if xla and given.xla is None:  # XLA has kernels of its own
+    if xla and given.xla is None:  # once is enough, because XLA has its own kernels
         found.append(Settings(onednn[-1], True, given.threads))
     return found
 
 
-def _recall(path: Path) -> tuple[Settings | None, tuple[str, ...]]:
+def _read_cache(path: Path) -> tuple[Settings | None, tuple[str, ...]]:
+    """Returns the cached settings, if any, and a note if the file is damaged."""
     if not path.is_file():
         return None, ()
     try:

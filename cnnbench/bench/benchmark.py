@@ -1,7 +1,7 @@
-"""Benchmarks: how fast a recipe trains and its network answers here, and what holds it back.
+"""Benchmarks of training, inference and the input pipeline on this machine.
 
-Everything is measured in processes of their own, which take turns where there are several; the
-median of the rounds counts, and the spread of them is told.
+Each measurement runs in a separate process; processes that are compared take turns. Results are
+medians over the rounds, with their spread.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from cnnbench.bench.jobs import (
     MATRIX_SIDE,
     ROUNDS,
     TIMEOUT_S,
-    _shape,
     available_memory_mb,
     counting,
     inference,
     limited_training,
     matrix_products,
     reading,
+    stand_in_shape,
     stock_training,
 )
 from cnnbench.bench.profile import profile
@@ -49,24 +49,25 @@ def bench(
     compare_stock: bool = False,
     access: Access | None = None,
 ) -> dict[str, Any]:
-    """Measures recipes, one after the other.
+    """Benchmarks recipes, one after another.
 
     Args:
-        recipes: what to measure. Training and inference run on made-up images of their size.
-        mode: "train": training steps; "infer": the network's answers, by batch size; "data":
-            reading and augmenting the training images alone, and how long training waits for it.
-        rounds: of each measurement.
-        tune: whether the fastest settings are looked for first, where they are not known.
-        compare_stock: whether the same network in Keras's own `fit` takes turns with the training.
-        access: where data sets lie, for "data".
+        recipes: the recipes. Training and inference use synthetic images of the recipe's size.
+        mode: "train": training steps; "infer": inference by batch size; "data": reading and
+            augmenting training images, and how long training waits for them.
+        rounds: rounds per measurement.
+        tune: whether to measure the fastest settings first, unless they are cached.
+        compare_stock: whether to compare training with Keras's `fit` on the same network.
+        access: where data sets are stored, for "data".
 
     Returns:
-        "machine", "versions", "peak_gflops_per_s" of a matrix product, and "rows", a row each
-        measurement, with throughput and its spread in images/s, MB of 2**20 bytes, and shares of 1.
+        "machine", "versions", "peak_gflops_per_s" of a matrix product, and "rows", one per
+        measurement, with throughput and its spread in images/s, memory in MB of 2**20 bytes, and
+        shares in [0, 1].
 
     Raises:
-        UsageError: a recipe cannot be measured, as when its batch does not fit in memory.
-        DataError: the data set is not there.
+        UsageError: a recipe cannot be measured, for example because its batch exceeds memory.
+        DataError: the data set is missing.
     """
     with Worker(matrix_products) as worker:
         worker.ready(TIMEOUT_S)
@@ -146,7 +147,7 @@ def _bench_inference(recipe: Recipe, peak: float, rounds: int) -> list[dict[str,
 
 
 def _bench_data(recipe: Recipe, rounds: int, access: Access) -> dict[str, Any]:
-    """Measures the pipeline whole, without any augmentation, and without each one."""
+    """Measures the pipeline with all augmentations, without any, and without each of them."""
     crops = [spec for spec in recipe.augment if kind_of(spec) == "crop"]
     kept = {"all": recipe.augment, "none": crops}
     kept |= {
@@ -194,7 +195,7 @@ def _row(
         "model": recipe.model.name,
         "mode": mode,
         "batch_size": batch,
-        "input": list(_shape(recipe)),
+        "input": list(stand_in_shape(recipe)),
         "throughput_images_per_s": round(rate, 1),
         "spread": [round(rates[0], 1), round(rates[-1], 1)],
         "gflops_per_s": round(2 * macs * rate / 1e9, 2),
@@ -203,10 +204,10 @@ def _row(
 
 
 def largest_batch(recipe: Recipe, settings: Settings) -> int:
-    """Returns about how many images a training step can take in the memory that is free now.
+    """Returns roughly the largest batch whose training step fits in the available memory.
 
-    It is reckoned from the peaks of memory of two small batches, in processes of their own. Of a
-    batch that goes through the network in parts, one part at a time takes memory.
+    Extrapolated from the peak memory of two small batches, each in a separate process. With
+    gradient accumulation, only one part of the batch takes memory at a time.
     """
     parts, peaks = recipe.train.accumulate, {}
     for batch in (16, 48):
@@ -217,15 +218,12 @@ def largest_batch(recipe: Recipe, settings: Settings) -> int:
         ) as worker:
             worker.ready(TIMEOUT_S)
             peaks[batch] = worker.peak_memory_mb()
-    an_image = max((peaks[48] - peaks[16]) / 32, 1e-3)
-    return parts * max(1, int(16 + (available_memory_mb() - peaks[16]) / an_image))
-
-
-# What runs in the workers.
+    mb_per_image = max((peaks[48] - peaks[16]) / 32, 1e-3)
+    return parts * max(1, int(16 + (available_memory_mb() - peaks[16]) / mb_per_image))
 
 
 def _macs(recipe: Recipe) -> float:
-    """Counts the multiply-accumulates of an image in a process of its own."""
+    """Returns the multiply-accumulates per image, counted in a separate process."""
     with Worker(counting, recipe.dump()) as worker:
         worker.ready(TIMEOUT_S)
         return worker.round(TIMEOUT_S)

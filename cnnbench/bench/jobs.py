@@ -1,4 +1,7 @@
-"""What benchmark processes run: training steps, inference, reading, matrix products."""
+"""Jobs of the benchmark processes: training steps, inference, reading, matrix products.
+
+Each builds something and returns a function that runs one round of the measurement.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,11 @@ from cnnbench.system.processes import Round, keep_freed_memory
 
 TIMEOUT_S = 600.0
 MATRIX_SIDE = 2048
-# Rounds of each measurement, and about how long each takes.
-ROUNDS, ROUND_SECONDS = 5, 1.0
+ROUNDS, ROUND_SECONDS = 5, 1.0  # rounds per measurement and their approximate length
 
 
 def available_memory_mb() -> float:
-    """Returns the memory that new processes may use without swapping, in MB of 2**20 bytes."""
+    """Returns the memory available to new processes without swapping, in MB of 2**20 bytes."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -41,9 +43,12 @@ def available_memory_mb() -> float:
 
 
 def training_steps(dumped: str, settings: Settings) -> Round:
-    """Builds a dumped recipe's training on made-up images; a round returns the seconds of a step.
+    """Builds the training of a dumped recipe on synthetic images.
 
-    A round runs for about a second, and a step at least. Reading and augmenting images is left out.
+    A round takes about a second, but at least one step. Reading and augmenting images is excluded.
+
+    Returns:
+        A round, which returns the seconds per step.
     """
     from cnnbench.training.learner import Learner
 
@@ -58,8 +63,8 @@ def training_steps(dumped: str, settings: Settings) -> Round:
     def steps(count: int) -> float:
         start = time.perf_counter()
         for done in range(0, count, recipe.train.steps_per_call):
-            part = min(recipe.train.steps_per_call, count - done)
-            learner.train_steps(iterator, rates, zeros, ends, tf.constant(part))[0].numpy()
+            steps_now = min(recipe.train.steps_per_call, count - done)
+            learner.train_steps(iterator, rates, zeros, ends, tf.constant(steps_now))[0].numpy()
         return time.perf_counter() - start
 
     steps(1)
@@ -68,22 +73,24 @@ def training_steps(dumped: str, settings: Settings) -> Round:
 
 
 def limited_training(dumped: str, settings: Settings) -> Round:
-    """Builds a training as tuning does, with an error in place of the system's killing hand."""
+    """Like `training_steps`, but raises an error instead of being OOM-killed."""
     limit = int(available_memory_mb() * 1024**2)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     return training_steps(dumped, settings)
 
 
 def stock_training(dumped: str) -> Round:
-    """Builds the same network of Keras's own layers; a round returns the seconds of a step.
+    """Builds the same network from Keras's own layers, for `compile` and `fit`.
 
-    Everything else is what Keras does by itself: `compile` with the loss and the recipe's
-    optimizer, and `fit` on batches that are there already.
+    It is compiled with the loss and the recipe's optimizer, and fits on batches already in memory.
+
+    Returns:
+        A round, which returns the seconds per step.
     """
     from cnnbench.models.layers.fast import plain
 
     recipe = shortened(parse_recipe(dumped))
-    shape, batch = _shape(recipe), recipe.data.batch_size
+    shape, batch = stand_in_shape(recipe), recipe.data.batch_size
     with session.precision(recipe.train.precision):
         model = plain(build_model(recipe.model, shape, _head_size(recipe)))
     loss, metrics = recipe.task.keras_loss()
@@ -99,7 +106,7 @@ def stock_training(dumped: str) -> Round:
         return time.perf_counter() - start
 
     steps(1)
-    # Enough of them that what `fit` does once does not count.
+    # Enough steps to make the overhead of a call to `fit` negligible.
     count = max(1, round(2 * ROUND_SECONDS / max(steps(1), 1e-3)))
     return lambda: steps(count) / count
 
@@ -107,14 +114,14 @@ def stock_training(dumped: str) -> Round:
 def inference(dumped: str, batch: int) -> Round:
     """Builds a network in float32; a round returns the seconds of one call."""
     recipe = shortened(parse_recipe(dumped))
-    shape = _shape(recipe)
+    shape = stand_in_shape(recipe)
     model = build_model(recipe.model, shape, _head_size(recipe))
     images = tf.constant(np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32))
-    answer = tf.function(lambda x: model(x, training=False), autograph=False)
+    predict = tf.function(lambda x: model(x, training=False), autograph=False)
 
     def call() -> float:
         start = time.perf_counter()
-        answer(images).numpy()
+        predict(images).numpy()
         return time.perf_counter() - start
 
     for _ in range(3):
@@ -123,14 +130,14 @@ def inference(dumped: str, batch: int) -> Round:
 
 
 def counting(dumped: str) -> Round:
-    """Builds a network; a round returns its multiply-accumulates of one image."""
+    """Builds a network; a round returns its multiply-accumulates per image."""
     recipe = shortened(parse_recipe(dumped))
-    macs = count_macs(build_model(recipe.model, _shape(recipe), _head_size(recipe)))
+    macs = count_macs(build_model(recipe.model, stand_in_shape(recipe), _head_size(recipe)))
     return lambda: float(macs)
 
 
 def reading(dumped: str, access: Access) -> Round:
-    """Opens a recipe's training images; a round returns the seconds of reading a batch."""
+    """Opens a recipe's training images; a round returns the seconds to read a batch."""
     recipe = parse_recipe(dumped)
     dataset = open_dataset(recipe.data, access)
     examples = training_splits(dataset, recipe.data).train
@@ -146,13 +153,13 @@ def reading(dumped: str, access: Access) -> Round:
             next(batches)
         return time.perf_counter() - start
 
-    read(10)  # those that were prepared while nobody waited
+    read(10)  # skips the batches that were prefetched
     count = max(2, round(ROUND_SECONDS / max(read(5) / 5, 1e-4)))
     return lambda: read(count) / count
 
 
 def matrix_products() -> Round:
-    """A round returns the seconds of a product of two float32 matrices."""
+    """Returns a round, which returns the seconds of a product of two float32 matrices."""
     a = tf.random.stateless_normal((MATRIX_SIDE, MATRIX_SIDE), (0, 1))
 
     def products(count: int) -> float:
@@ -168,11 +175,12 @@ def matrix_products() -> Round:
 
 def _head_size(recipe: Recipe) -> int:
     size = recipe.task.expected_head_size(recipe.data, recipe.model)
-    assert size is not None  # the model has a native one
+    assert size is not None  # falls back to the model's native head
     return size
 
 
-def _shape(recipe: Recipe) -> tuple[int, int, int]:
+def stand_in_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the synthetic images that stand in for the data."""
     data = shortened(recipe).data
     height, width, channels = data.options()["shape"]
     return height, width, channels

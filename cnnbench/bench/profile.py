@@ -20,26 +20,27 @@ from cnnbench.errors import DataError
 from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.system.processes import Round, Worker, WorkerError, keep_freed_memory
-from cnnbench.training import start as beginning
+from cnnbench.training.start import referenced_runs
 
 PROFILED_STEPS = 20
-DEAREST = 10
+MAX_OPERATIONS = 10
 
 
 def profile(recipe: Recipe, folder: Path, access: Access) -> dict[str, Any]:
-    """Traces some training steps on the real data, for TensorBoard.
+    """Traces a few training steps on the real data.
 
     Args:
-        recipe: what to train.
-        folder: of the trace; `tensorboard --logdir` shows it.
-        access: where data sets lie.
+        recipe: the recipe to train.
+        folder: where to write the trace; `tensorboard --logdir` shows it.
+        access: where data sets are stored.
 
     Returns:
-        "operations": the dearest kinds of operations, with their ms and share of the time of all;
-        "waiting_for_data": the share of the steps' time.
+        "steps" and "seconds": of the trace; "operations": the slowest kinds of operations, with
+        time in ms and share of the time of all operations; "waiting_for_data": the share of the
+        time of the steps, in [0, 1].
 
     Raises:
-        DataError: the data set is not there.
+        DataError: the data set is missing.
     """
     settings = autotune.choose(recipe, tune=False).settings
     with Worker(
@@ -60,7 +61,7 @@ def profile(recipe: Recipe, folder: Path, access: Access) -> dict[str, Any]:
         "seconds": round(wall_s, 3),
         "operations": [
             {"operation": name, "ms": round(1000 * seconds, 1), "share": round(seconds / total, 4)}
-            for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:DEAREST]
+            for name, seconds in sorted(spent.items(), key=lambda item: -item[1])[:MAX_OPERATIONS]
         ],
         "waiting_for_data": round(min(1.0, waiting / wall_s), 4),
     }
@@ -72,7 +73,7 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     keep_freed_memory()  # as the command line does before it trains
     recipe = parse_recipe(dumped)
     train = recipe.train.model_copy(update={"steps_per_call": 1})
-    others = beginning.runs(recipe)
+    others = referenced_runs(recipe)
     learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
     iterator, numbers = learner.batches(0), itertools.count()
     rates = np.zeros(1, np.float32)
@@ -93,13 +94,13 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
 
 
 def _events(folder: Path) -> Iterator[tuple[str, float]]:
-    """Yields the kind and the seconds of every operation in the newest trace below a folder."""
+    """Yields the kind and seconds of each operation in the newest trace in a folder."""
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime_ns)
     space = private.read_trace(newest)
     for plane in space.planes:
         for line in plane.lines:
             for event in line.events:
-                # Operations are called "name:Kind"; "Class::Method" is something else.
+                # Operations are named "name:Kind"; "Class::Method" is not an operation.
                 name, colon, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
                 is_operation = colon and kind.isidentifier() and not name.endswith(":")
                 if is_operation and kind not in ("While", "PartitionedCall"):

@@ -1,4 +1,4 @@
-"""Compression: stages that make a trained network smaller; importing this registers them all."""
+"""Stages that compress a trained network; importing this package registers them."""
 
 from cnnbench.compression.stages import Record, Stage, build_stage, rebuild
 

@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from a teacher besides the targets."""
+"""Knowledge distillation: the loss of a student that learns from a teacher and the targets."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from cnnbench.tasks.task import Task
 
 
 class Lesson:
-    """A teacher, and the loss of a student that learns from it.
+    """A teacher network, and the distillation loss of its student.
 
     Args:
-        teacher: a model, normalised images to answers of the task.
-        prepare: uint8 pixels to what the teacher takes.
-        stage: what the recipe says.
-        task: of the student and the teacher.
+        teacher: a model from normalized images to outputs of the task.
+        prepare: converts uint8 pixels to the teacher's inputs.
+        stage: the recipe's `distill` stage.
+        task: of both the student and the teacher.
     """
 
     def __init__(self, teacher: Any, prepare: Any, stage: Distillation, task: Task):
         self._prepare, self._stage, self._task = prepare, stage, task
         self._maps = feature_maps(teacher) if stage.hints else {}
-        self._ask(teacher, [])
+        self._set_outputs(teacher, [])
 
-    def _ask(self, teacher: Any, sizes: list[str]) -> None:
-        """Has the teacher return its answers and its feature maps of some sizes."""
+    def _set_outputs(self, teacher: Any, sizes: list[str]) -> None:
+        """Makes the teacher return its outputs and its feature maps of the given sizes."""
         maps = [self._maps[size] for size in sizes]
         self._teacher = keras.Model(teacher.input, [teacher.outputs[0], *maps])
-        # Nothing of it is differentiated, and so nothing need be remembered for that.
+        # Frozen: no gradients are computed, so no activations need be kept for them.
         self._teacher.trainable = False
 
     @property
     def guesses(self) -> int:
-        """How many feature maps the student guesses."""
+        """Number of the teacher's feature maps that the student predicts."""
         return len(self._teacher.outputs) - 1
 
     def with_hints(self, student: Any) -> Any:
-        """Returns a model with guesses of the teacher's feature maps as last outputs, if wanted.
+        """Returns the student, with predictions of the teacher's feature maps appended if hinted.
 
         Raises:
-            UsageError: the two have no size of feature maps in common.
+            UsageError: teacher and student have no feature maps of the same size.
         """
         if not self._stage.hints:
             return student
         own = feature_maps(student)
         if not (sizes := [size for size in self._maps if size in own]):
-            raise UsageError("teacher and student have no feature maps of one size")
-        self._ask(self._teacher, sizes)
+            raise UsageError("teacher and student have no feature maps of the same size")
+        self._set_outputs(self._teacher, sizes)
         guesses = [
             keras.layers.Conv2D(self._maps[size].shape[-1], 1, name=f"{HINT}{size}")(own[size])
             for size in sizes
@@ -57,12 +57,12 @@ class Lesson:
         return keras.Model(student.input, [*student.outputs, *guesses], name=student.name)
 
     def losses(self, images: Any, outputs: list[Any], losses: Any) -> Any:
-        """Returns each image's loss.
+        """Returns the loss of each image, (batch,).
 
         Args:
-            images: (batch, height, width, channels) uint8 pixels, or floats in 0-255.
-            outputs: the student's for them: its answer and, as the last ones, its guesses.
-            losses: (batch,), those of the targets.
+            images: (batch, height, width, channels) uint8 pixels, or floats in [0, 255].
+            outputs: the student's outputs; predictions of feature maps, if any, come last.
+            losses: (batch,), the losses against the targets.
         """
         answer, *maps = tf.nest.flatten(self._teacher(self._prepare(images), training=False))
         stage = self._stage

@@ -1,6 +1,6 @@
-"""Layers that compute in floats what integers will: fake quantization (Jacob et al. 2018, 3).
+"""Fake quantization: float layers that simulate integer arithmetic (Jacob et al. 2018, section 3).
 
-Importing this module imports Keras, so it is imported when the first layer is built.
+Importing this module imports Keras, so it is imported only when the first layer is built.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Any
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.models.layers.fast import FastConv2D
 
-# Of the moving averages of ranges; the paper says "close to 1" (section 3.1).
+# Decay of the moving averages of ranges; the paper says "close to 1" (section 3.1).
 DECAY = 0.99
 
 
 def on_grid(kernel: Any, bits: int, axes: tuple[int, ...]) -> Any:
-    """Rounds a kernel to scale * q with integers |q| <= 2^(bits-1) - 1, the scale max |w| of them.
+    """Rounds a kernel to scale * q with integers |q| <= most = 2^(bits-1) - 1.
 
-    The range is symmetric and narrow, as TFLite's specification of int8 wants it. The gradient is
-    passed straight through; nothing is clipped.
+    The scale is max |w| / most. The range is symmetric and narrow, as TFLite's int8 specification
+    requires. The gradient is straight-through; nothing is clipped.
 
     Args:
         kernel: float32.
-        bits: of an integer.
-        axes: of the kernel, along which the scale is one; the others are channels.
+        bits: bits of the integers.
+        axes: axes that share a scale; the others are channels.
     """
     most = 2 ** (bits - 1) - 1
 
@@ -35,30 +35,30 @@ def on_grid(kernel: Any, bits: int, axes: tuple[int, ...]) -> Any:
 
 
 class _Quantizer(keras.layers.Layer):
-    """What knows how many bits its integers have."""
+    """Base class of layers that round to integers of `bits` bits."""
 
     def __init__(self, *args: Any, bits: int = 8, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.bits = bits
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what makes the layer again."""
+        """Returns the constructor's arguments."""
         return super().get_config() | {"bits": self.bits}
 
 
 class _FakeQuantKernel(_Quantizer):
-    """A layer with a kernel on a grid, whose `axes` have one scale."""
+    """Base class of layers with a rounded kernel, with one scale along `axes`."""
 
     axes: tuple[int, ...]
 
     def kernel_on_grid(self) -> Any:
-        """Returns the kernel that the layer computes with, float32."""
+        """Returns the rounded kernel that the layer computes with, float32."""
         return on_grid(keras.ops.convert_to_tensor(self.kernel), self.bits, self.axes)
 
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FakeQuantConv2D(_FakeQuantKernel, FastConv2D):
-    """A convolution, of groups too, whose kernel has one scale a filter."""
+    """A convolution, grouped or not, whose kernel has one scale per filter."""
 
     axes = (0, 1, 2)
 
@@ -69,7 +69,7 @@ class FakeQuantConv2D(_FakeQuantKernel, FastConv2D):
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FakeQuantDepthwiseConv2D(_FakeQuantKernel, keras.layers.DepthwiseConv2D):
-    """A depthwise convolution whose kernel has one scale a channel."""
+    """A depthwise convolution whose kernel has one scale per channel."""
 
     axes = (0, 1)
 
@@ -83,7 +83,7 @@ class FakeQuantDepthwiseConv2D(_FakeQuantKernel, keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FakeQuantDense(_FakeQuantKernel, keras.layers.Dense):
-    """A dense layer whose kernel has one scale a unit."""
+    """A dense layer whose kernel has one scale per unit."""
 
     axes = (0,)
 
@@ -95,10 +95,10 @@ class FakeQuantDense(_FakeQuantKernel, keras.layers.Dense):
 
 @keras.saving.register_keras_serializable("cnnbench")
 class FixedRange(_Quantizer):
-    """Rounds to 2^bits values from `minimum` to `maximum`, one of which is 0.
+    """Rounds to 2^bits values in [minimum, maximum], one of which is 0.
 
-    The ends are moved a little so that one is (section 3); what lies outside is clipped, and has no
-    gradient.
+    The range is shifted slightly so that 0 is one of the values (section 3). Values outside are
+    clipped and get no gradient.
     """
 
     def __init__(self, minimum: float, maximum: float, **kwargs: Any):
@@ -112,22 +112,22 @@ class FixedRange(_Quantizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what makes the layer again."""
+        """Returns the constructor's arguments."""
         return super().get_config() | {"minimum": self.minimum, "maximum": self.maximum}
 
 
 @keras.saving.register_keras_serializable("cnnbench")
 class MovingRange(_Quantizer):
-    """Rounds like FixedRange to a range that follows the inputs in training.
+    """Rounds like FixedRange, to a range that tracks the inputs during training.
 
-    Tensors that are to be on one grid, as those that are concatenated, share a layer, each as a
-    member; the range is the union of theirs. A member's is the moving average of the least and the
-    greatest value of a batch and 0, or of the replicas' mean of those. The first batch sets it;
-    before, the range is 0 alone, and so is every output.
+    Tensors that must share a range, such as those that are concatenated, share a layer, each as a
+    member; the range is the union of the members' ranges. A member's range is the moving average of
+    the minimum and maximum of each batch, extended to include 0, or of the replicas' mean of those.
+    The first batch sets the range; until then it is [0, 0], and all outputs are 0.
 
     Attributes:
-        share: by which a batch that is observed moves the range, at inference too; None: batches
-            are observed in training alone, at 1 - DECAY.
+        share: weight of an observed batch in the moving average, in training and inference; None:
+            batches are observed only in training, with weight 1 - DECAY.
     """
 
     def __init__(self, members: int = 1, **kwargs: Any):
@@ -136,7 +136,7 @@ class MovingRange(_Quantizer):
         self.share: float | None = None
 
     def build(self, _: Any) -> None:
-        """Makes the range of each member."""
+        """Creates the range of each member."""
         self.minimum, self.maximum = (
             self.add_weight(
                 (self.members,), "zeros", trainable=False, aggregation="mean", name=name
@@ -145,17 +145,23 @@ class MovingRange(_Quantizer):
         )
 
     def call(self, inputs: Any, training: bool = False, member: int | None = None) -> Any:
-        """Rounds inputs of any shape; observes them if they are a member's, and not only alike."""
+        """Rounds inputs of any shape, and observes them first if they belong to a member.
+
+        Args:
+            inputs: float32.
+            training: whether to observe the inputs even if `share` is None.
+            member: index of the member that the inputs belong to; None: round only.
+        """
         if member is not None and (training or self.share is not None):
             self._observe(inputs, member)
         return tf.quantization.fake_quant_with_min_max_vars(inputs, *self.range(), self.bits)
 
     def range(self) -> tuple[Any, Any]:
-        """Returns the ends, float32 scalars."""
+        """Returns the minimum and maximum, float32 scalars."""
         return tf.reduce_min(self.minimum.value), tf.reduce_max(self.maximum.value)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what makes the layer again."""
+        """Returns the constructor's arguments."""
         return super().get_config() | {"members": self.members}
 
     def _observe(self, inputs: Any, member: int) -> None:

@@ -1,7 +1,7 @@
-"""Filter pruning: whole filters are removed, and with them all that hangs on their channels.
+"""Filter pruning: removes whole filters, and everything that depends on their channels.
 
-Channels are followed through the graph of a network. Those that a layer ties to one another, as an
-addition does, make a unit, which is removed as one or not at all.
+Channels are tracked through the network's graph. Channels that a layer ties together, as an
+addition does, form a unit, which is removed as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
 from cnnbench.models.complexity import count_macs, layer_macs
 
-# By the name of a layer: its filters, or the zeros that it pads channels with, before and after.
+# By layer name: the number of filters, or the channels of zeros padded before and after.
 Widths = Mapping[str, int | Sequence[int]]
 
-# What stays at least of the filters that are removed alike.
+# Minimum fraction to keep of a bundle's filters.
 LEAST_SHARE = 1 / 8
 
 
 def thin(
     model: Any, macs_share: float, *, divisor: int = 16
 ) -> tuple[dict[str, int | list[int]], Any]:
-    """Removes the least important filters until a network has a share of its MACs.
+    """Removes the least important filters until a fraction of the network's MACs is left.
 
     A filter's importance is the L1 norm of its kernel (Li et al. 2017, "Pruning Filters for
-    Efficient ConvNets", section 3.1) over the root mean square of its layer's, so that layers
-    compare. Molchanov et al. 2017, "Pruning CNNs for Resource Efficient Inference", divide by the
-    root of the sum of squares, which makes the filters of wide layers unimportant. A unit's is the
-    mean of its filters'. Filters that are not trained and the logits are left whole.
+    Efficient ConvNets", section 3.1) divided by the root mean square of the norms in its layer,
+    which makes layers comparable. Molchanov et al. 2017, "Pruning CNNs for Resource Efficient
+    Inference", divide by the root of the sum of squares, which makes the filters of wide layers
+    unimportant. A unit's importance is the mean over its filters. Frozen filters and the logits are
+    not removed.
 
     Args:
-        model: a functional network of convolutions; it is not changed.
-        macs_share: 0-1, of the multiply-accumulates of the network.
-        divisor: a power of 2, of which the filters that remain in a layer are a multiple, or of
-            its half, quarter and so on in a layer that has less than twice so many. A device
-            computes several channels at once, and those that are missing cost it the same; TFLite
-            on a CPU with AVX is slower by 8 than by 16.
+        model: a functional convolutional network; it is not changed.
+        macs_share: fraction of the network's multiply-accumulates to keep, in [0, 1].
+        divisor: a power of 2. The number of filters left in a layer is a multiple of it; layers
+            with fewer than twice as many filters use half of it, a quarter, and so on. Devices
+            compute several channels at once, so that missing ones save nothing; TFLite on a CPU
+            with AVX is slower with multiples of 8 than of 16.
 
     Returns:
-        The widths that differ from the network's, for `rebuild`, and the thinner network with the
-        weights that are left. It computes what the network would with the removed channels zero.
+        The widths that differ from the network's, for `rebuild`, and the smaller network with the
+        remaining weights. It computes what the network would with the removed channels at zero.
 
     Raises:
-        UsageError: the network has a layer that is not understood, or cannot be so thin.
+        UsageError: the network has an unsupported layer, or cannot be reduced that far.
     """
     graph = _Graph(model)
     importance = _importance(model, graph)
@@ -70,8 +71,8 @@ def thin(
             f"{model.name} cannot be thinned to {macs_share:.3g} of its MACs",
             allowed=f"at least {math.ceil(1000 * macs / full) / 1000} with a divisor of {divisor}",
         )
-    # The last step may have gone far beyond what was wanted. A bundle gets back its last ones
-    # first, and so has one of the widths that it had on the way.
+    # The last steps may have removed more than needed. Undo steps in reverse order, which leaves
+    # each bundle with a width that it had on the way.
     narrowed = set()
     for number, step in reversed(taken):
         if number not in narrowed:
@@ -83,22 +84,22 @@ def thin(
 
 
 def rebuild(model: Any, widths: Widths) -> Any:
-    """Returns a network like another, of the same layers and names, with other widths.
+    """Returns a network with the same layers and names but other widths.
 
-    Its weights are new ones; those that are not trained in the other are not in it.
+    Its weights are newly initialized; weights that are frozen in `model` are frozen in it.
 
     Args:
-        model: functional, as `thin` had it.
+        model: functional, as it was given to `thin`.
         widths: from `thin`.
 
     Raises:
-        UsageError: the widths are not of such a network.
+        UsageError: the widths do not fit the network.
     """
     for name, width in widths.items():
         full = next((_width(layer) for layer in model.layers if layer.name == name), None)
         if full is None or not _fits(width, full):
             raise UsageError(
-                f"{name}: a width of {width} is not one of {model.name}",
+                f"{name}: a width of {width} does not fit {model.name}",
                 allowed=None if full is None else f"at most {full}",
             )
 
@@ -108,28 +109,28 @@ def rebuild(model: Any, widths: Widths) -> Any:
 
     try:
         thinner = keras.models.clone_model(model, clone_function=clone)
-    except (TypeError, ValueError) as error:  # as where tensors of different widths are added
+    except (TypeError, ValueError) as error:  # e.g. tensors of different widths are added
         reason = str(error).splitlines()[0]
-        raise UsageError(f"the widths do not go with one another: {reason}") from None
+        raise UsageError(f"the widths are inconsistent: {reason}") from None
     for old, new in zip(model.weights, thinner.weights, strict=True):
         new.trainable = old.trainable
     return thinner
 
 
 class _Flow(NamedTuple):
-    """The channels, or the units that they belong to, that go into a layer and come out of it."""
+    """The input and output channels of a layer, or the units that they belong to."""
 
     inputs: np.ndarray
     outputs: np.ndarray
 
 
 class _Bundle(NamedTuple):
-    """Units that go through the same layers.
+    """Units that pass through the same layers.
 
     Attributes:
-        units: their numbers.
-        channels: of a layer, that each of them is.
-        width: filters of the widest layer that makes them.
+        units: their indices.
+        channels: number of channels of a layer that each unit consists of.
+        width: filters of the widest layer that produces them.
     """
 
     units: np.ndarray
@@ -138,11 +139,11 @@ class _Bundle(NamedTuple):
 
 
 class _Graph:
-    """Which channels of a network go together, and what they cost.
+    """The units of a network, and their multiply-accumulates.
 
     Attributes:
-        units: how many there are; they are numbered from 0.
-        flows: units by the name of a layer.
+        units: number of units; their indices start at 0.
+        flows: units going into and out of each layer, by its name.
     """
 
     def __init__(self, model: Any):
@@ -175,7 +176,7 @@ class _Graph:
         ]
 
     def macs(self, keep: np.ndarray) -> int:
-        """Returns the multiply-accumulates of the network with the units that are kept."""
+        """Returns the multiply-accumulates of the network reduced to the units in `keep`."""
         total = 0
         for macs, (inputs, outputs), sees_all in self._costs:
             if sees_all:
@@ -184,7 +185,7 @@ class _Graph:
         return total
 
     def bundles(self) -> list[_Bundle]:
-        """Returns the units that may be removed, those together that differ in nothing."""
+        """Returns the removable units, grouped by the layers that they pass through."""
         paths: dict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, flow in self.flows.items():
             for unit, count in zip(*np.unique(flow.outputs, return_counts=True), strict=True):
@@ -207,7 +208,7 @@ class _Graph:
         return np.arange(self._count - count, self._count)
 
     def _follow(self, layer: Any, inputs: list[np.ndarray]) -> np.ndarray:
-        """Returns the channels that come out of a layer, and notes what it ties."""
+        """Returns the output channels of a layer, and records which channels it ties."""
         layers, first = keras.layers, inputs[0]
         if (filters := _filters(layer)) is not None:
             outputs = self._new(filters)
@@ -230,8 +231,8 @@ class _Graph:
         if isinstance(layer, _channelwise()):
             return first
         raise UsageError(
-            f"filters cannot be removed around {layer.name}: what a {type(layer).__name__} does to "
-            "single channels is not known"
+            f"filters cannot be removed around {layer.name}: how a {type(layer).__name__} maps "
+            "channels is not known"
         )
 
     def _tie(self, *channels: np.ndarray) -> None:
@@ -242,9 +243,9 @@ class _Graph:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        none = np.zeros(0, int)
-        pairs = [np.concatenate([none, *side]) for side in zip(*self._ties, strict=True)]
-        one, other = pairs or (none, none)
+        empty = np.zeros(0, int)
+        pairs = [np.concatenate([empty, *side]) for side in zip(*self._ties, strict=True)]
+        one, other = pairs or (empty, empty)
         ties = coo_array((np.ones(len(one)), (one, other)), (self._count, self._count))
         return connected_components(ties, directed=False)[1]
 
@@ -260,7 +261,7 @@ def _listed(tensors: Any) -> list[Any]:
 
 
 def _channelwise() -> tuple[type, ...]:
-    """Returns the layers that keep every channel, and for itself; 0 may become something else."""
+    """Returns the layer types that keep channels separate; they may map 0 to another value."""
     layers = keras.layers
     return (
         layers.Activation,
@@ -280,24 +281,24 @@ def _channelwise() -> tuple[type, ...]:
 
 
 def _filters(layer: Any) -> int | None:
-    """Returns how many filters a layer has that make new channels."""
+    """Returns the number of filters of a layer that produces new channels, else None."""
     if isinstance(layer, keras.layers.Conv2D):
         return layer.filters
     return layer.units if isinstance(layer, keras.layers.Dense) else None
 
 
 def _sees_all(layer: Any) -> bool:
-    """Tells whether each filter sees all channels of its input, and not those of a group alone."""
+    """Returns whether each filter reads all input channels, not just those of a group."""
     return _filters(layer) is not None and getattr(layer, "groups", 1) == 1
 
 
 def _pads_channels(layer: Any) -> bool:
-    """Tells whether a layer pads the last two axes, the columns and the channels."""
+    """Returns whether a layer pads the last two axes, columns and channels."""
     return isinstance(layer, keras.layers.ZeroPadding2D) and layer.data_format == "channels_first"
 
 
 def _importance(model: Any, graph: _Graph) -> np.ndarray:
-    """Returns the importance of each unit; that of zeros alone is 0."""
+    """Returns the importance of each unit, (units,); units without filters have 0."""
     total, count = np.zeros(graph.units), np.zeros(graph.units)
     for layer in model.layers:
         if _filters(layer) is not None:
@@ -313,7 +314,7 @@ def _rms(values: np.ndarray) -> float:
 
 
 def _steps(bundle: _Bundle, importance: np.ndarray, divisor: int) -> Iterator[np.ndarray]:
-    """Yields the units of a bundle that may be removed at once, the least important first."""
+    """Yields the groups of units to remove from a bundle step by step, least important first."""
     units = bundle.units[np.argsort(importance[bundle.units], kind="stable")]
     while divisor > max(1, bundle.width // 2):
         divisor //= 2
@@ -325,7 +326,7 @@ def _steps(bundle: _Bundle, importance: np.ndarray, divisor: int) -> Iterator[np
 
 
 def _cut(model: Any, graph: _Graph, keep: np.ndarray) -> tuple[dict[str, int | list[int]], Any]:
-    """Returns the widths, and the network of the units that are kept, with their weights."""
+    """Returns the changed widths, and the network reduced to the units in `keep`, with weights."""
     widths: dict[str, int | list[int]] = {}
     for layer in model.layers:
         full = _width(layer)
@@ -343,7 +344,7 @@ def _cut(model: Any, graph: _Graph, keep: np.ndarray) -> tuple[dict[str, int | l
 
 
 def _part(layer: Any, weight: Any, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Returns what is left of a weight for the channels that are kept."""
+    """Returns the slice of a weight for the input and output channels to keep."""
     values = keras.ops.convert_to_numpy(weight)
     is_kernel = weight is getattr(layer, "kernel", None)
     if is_kernel and isinstance(layer, keras.layers.DepthwiseConv2D):
@@ -354,12 +355,12 @@ def _part(layer: Any, weight: Any, inputs: np.ndarray, outputs: np.ndarray) -> n
 
 
 def _width(layer: Any) -> int | list[int] | None:
-    """Returns the width of a layer that makes new channels."""
+    """Returns the width of a layer that produces new channels, else None."""
     return list(layer.padding[1]) if _pads_channels(layer) else _filters(layer)
 
 
 def _left(layer: Any, keep: np.ndarray) -> int | list[int]:
-    """Returns the width of a layer with the outputs that are kept."""
+    """Returns the width of a layer reduced to the outputs in `keep`."""
     if not _pads_channels(layer):
         return int(keep.sum())
     before, behind = layer.padding[1]
@@ -367,14 +368,14 @@ def _left(layer: Any, keep: np.ndarray) -> int | list[int]:
 
 
 def _fits(width: int | Sequence[int], full: int | list[int]) -> bool:
-    """Tells whether a width is a layer's own or less."""
+    """Returns whether a width is at most a layer's full width."""
     if isinstance(width, int) or isinstance(full, int):
         return isinstance(width, int) and isinstance(full, int) and 0 <= width <= full
     return len(width) == len(full) and all(0 <= n <= m for n, m in zip(width, full, strict=True))
 
 
 def _narrowed(layer: Any, width: Any) -> dict[str, Any]:
-    """Returns what changes in the configuration of a layer that gets another width."""
+    """Returns the changes to a layer's configuration that give it another width."""
     if _pads_channels(layer):
         return {"padding": ((0, 0), tuple(width))}
     if isinstance(layer, keras.layers.Dense):

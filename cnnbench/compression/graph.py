@@ -1,4 +1,4 @@
-"""Functional models as graphs: who takes whose output, and copies with other layers."""
+"""Functional models as graphs: which layers are connected, and copies with changed layers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from cnnbench.backend.lazy import keras
 
 
 def inputs_of(layer: Any) -> list[str]:
-    """Returns the names of the layers whose outputs a layer of a model takes, in their order."""
+    """Returns the names of the layers whose outputs a layer takes, in order."""
     if isinstance(layer, keras.layers.InputLayer):
         return []
     return _makers(layer.input)
 
 
 def users(model: Any) -> dict[str, list[str | None]]:
-    """Returns, by the name of each layer, the names of those that take its output.
+    """Returns the names of the layers that take each layer's output, by its name.
 
-    None stands among them for the world outside, which takes the outputs of the model.
+    A layer whose output the model returns also has None among its users.
     """
     found: dict[str, list[str | None]] = {layer.name: [] for layer in model.layers}
     for layer in model.layers:
@@ -31,12 +31,12 @@ def users(model: Any) -> dict[str, list[str | None]]:
 
 
 def rebuilt(model: Any, make: Callable[[Any, Any], Any]) -> Any:
-    """Returns a model built anew, layer by layer.
+    """Rebuilds a model layer by layer.
 
     Args:
         model: functional, each layer called once.
-        make: from a layer, and the new tensor or list of tensors that it is to take, to its new
-            output. An input layer is given the new input.
+        make: takes a layer and its new input, a tensor or list of tensors, and returns the new
+            output. For an input layer, it is called with the new input tensor.
     """
     images: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
@@ -54,13 +54,13 @@ def rebuilt(model: Any, make: Callable[[Any, Any], Any]) -> Any:
 
 
 def copied(layer: Any, taken: Any, kind: Any = None, **changes: Any) -> Any:
-    """Returns the output of a copy of a layer with its weights, which train as its own do.
+    """Returns the output of a copy of a layer, with the same weights and the same ones trainable.
 
     Args:
-        layer: of a model.
-        taken: the new tensor or list of tensors.
-        kind: the class of the copy; None: the layer's.
-        changes: of its configuration, that leave its weights as they are.
+        layer: to copy.
+        taken: input of the copy, a tensor or list of tensors.
+        kind: class of the copy; None: the layer's.
+        **changes: changes of its configuration, which must not alter the shapes of its weights.
     """
     if isinstance(layer, keras.layers.InputLayer):
         return taken

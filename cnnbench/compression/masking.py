@@ -1,4 +1,4 @@
-"""Pruning while a network trains: masks that are chosen anew now and then, and always obeyed."""
+"""Pruning during training: masks that are updated periodically and applied at each step."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from cnnbench.backend.lazy import tf
 from cnnbench.compression import prune
 from cnnbench.compression.stages import Pruning
 
-# How often masks change on the way at least, where there are so many steps.
+# Minimum number of mask updates, if there are that many steps.
 LEAST_CHANGES = 10
 
 
 class Masking:
-    """The masks of a network's kernels, and what a step of training does by them.
+    """The pruning masks of a network's kernels, with their schedule.
 
     Args:
-        model: that is trained.
-        averaged: a model with the averages of its weights, or none.
-        stage: that prunes; None: what is zero at the beginning stays so.
-        initial: the sparsity that the stage begins with.
-        steps: that the stage trains.
+        model: the network in training.
+        averaged: a model with the averages of its weights, or None.
+        stage: the pruning stage; None: weights that are zero at the start stay zero.
+        initial: sparsity at the start of the stage, in [0, 1].
+        steps: training steps of the stage.
     """
 
     def __init__(
@@ -35,29 +35,30 @@ class Masking:
         self.variables: list[Any] = prune.masks_like(self._kernels)
 
     def initialize(self) -> None:
-        """Lets the masks keep what is not zero."""
+        """Sets the masks to keep the nonzero weights."""
         for mask, kernel in zip(self.variables, self._kernels, strict=True):
             mask.assign(tf.cast(tf.not_equal(kernel, 0), mask.dtype))
 
     def sparsity_after(self, step: int) -> float:
-        """Returns the sparsity that masks are to be chosen for after a step, NaN where they stay.
+        """Returns the target sparsity of the mask update after a step; NaN if there is none.
 
-        The first step is number 0.
+        Steps are counted from 0.
         """
         if self._stage is None:
             return math.nan
         begin, end, done = self._begin, self._end, step + 1
         every = min(self._stage.every, max(1, (end - begin) // LEAST_CHANGES))
-        if done != end and not (begin <= done < end and (done - begin) % every == 0):
+        is_due = begin <= done < end and (done - begin) % every == 0
+        if done != end and not is_due:
             return math.nan
         return prune.sparsity_at(done, begin, end, self._stage.sparsity, self._initial)
 
     def is_settled(self, steps: int) -> bool:
-        """Tells whether after so many steps nothing more is set to zero."""
+        """Returns whether no more weights are pruned after this number of steps."""
         return steps >= self._end
 
     def obey(self, sparsity: Any) -> None:
-        """Chooses masks for a sparsity, unless it is NaN, and sets to zero what they leave out."""
+        """Updates the masks to a sparsity, unless it is NaN, and applies them."""
         stage = self._stage
         if stage is not None:
 

@@ -1,7 +1,7 @@
-"""Magnitude pruning: the smallest weights become zeros, and stay so while the others learn on.
+"""Magnitude pruning: the smallest weights are set to zero and stay zero as training goes on.
 
-Kernels are multiplied by masks of zeros and ones after each update, wherever it moved them, so that
-a pruned weight is never seen (Zhu & Gupta 2017, "To Prune, or Not to Prune", section 3).
+Kernels are multiplied by binary masks after each update, so that pruned weights stay zero whatever
+the optimizer does (Zhu & Gupta 2017, "To Prune, or Not to Prune", section 3).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from cnnbench.backend.lazy import keras, tf
 
 Scope = Literal["layer", "global"]
 
-# Of every four weights in a row, 2:4 leaves two.
+# The 2:4 pattern keeps two of every four consecutive weights.
 BLOCK, KEPT = 4, 2
 
 
 def sparsity_at(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
-    """Returns the share of weights that are to be zero at a step (Zhu & Gupta 2017, equation 1).
+    """Returns the target sparsity at a step (Zhu & Gupta 2017, equation 1).
 
-    From begin to end it goes from initial to final, fast at first and ever slower; before and after
-    it stays. To prune every so many steps is to take it at those steps alone.
+    It rises from `initial` at `begin` to `final` at `end`, quickly at first and then more slowly,
+    and is constant before and after. Pruning at intervals samples this curve.
     """
     if step < begin:
         return initial
@@ -34,13 +34,13 @@ def sparsity_at(step: int, begin: int, end: int, final: float, initial: float = 
 
 
 def prunable(model: Any) -> list[Any]:
-    """Returns the kernels that pruning is for: those of convolutions and dense layers.
+    """Returns the kernels to prune: those of convolutions and dense layers.
 
-    The first convolution, which sees the images, and depthwise ones are left out: they hold few
-    weights, and each matters much (Zhu & Gupta 2017 on MobileNet; Gale et al. 2019, "The State of
-    Sparsity in Deep Neural Networks", on ResNet). The logits are pruned with the rest, as there,
-    for in ImageNet's networks they are too many weights to be left. Biases and norms are not
-    pruned, nor kernels that are not trained.
+    The first layer and depthwise convolutions are excluded: they have few weights, and each matters
+    (Zhu & Gupta 2017 on MobileNet; Gale et al. 2019, "The State of Sparsity in Deep Neural
+    Networks", on ResNet). As in those papers, the layer of the logits is pruned, because in
+    ImageNet networks it has too many weights to exclude. Biases, norms and frozen kernels are not
+    pruned.
     """
     kinds = keras.layers.Conv2D | keras.layers.Dense
     layers = [layer for layer in model.layers if isinstance(layer, kinds)]
@@ -48,7 +48,7 @@ def prunable(model: Any) -> list[Any]:
 
 
 def masks_like(kernels: Sequence[Any]) -> list[Any]:
-    """Returns a mask for each kernel, a variable of its shape that prunes nothing yet."""
+    """Returns a mask of ones for each kernel, a variable of its shape and dtype."""
     return [
         keras.Variable("ones", k.shape, k.dtype, trainable=False, name=k.path.replace("/", "_"))
         for k in kernels
@@ -56,19 +56,19 @@ def masks_like(kernels: Sequence[Any]) -> list[Any]:
 
 
 def update(kernels: Sequence[Any], masks: Sequence[Any], sparsity: Any, scope: Scope) -> None:
-    """Sets the masks to zero for the smallest magnitudes.
+    """Masks the weights of smallest magnitude; does not change the kernels.
 
-    Exactly round(sparsity * count) weights are masked, of equal ones those that come first, or as
-    many as there were if those are more. One that was masked stays so, whatever an optimizer has
-    done to it since. The kernels themselves are not changed.
+    Exactly round(sparsity * count) weights are masked, or as many as already were if that is more.
+    Ties mask the first weights. A masked weight stays masked, whatever the optimizer has done to it
+    since.
 
     Args:
         kernels: from `prunable`.
-        masks: one for each.
-        sparsity: scalar, 0-1.
-        scope: "layer" prunes the same share of each kernel, as Zhu & Gupta 2017 do; "global"
-            compares the weights of all kernels with one another (Han et al. 2015 do so within a
-            layer), which spares small layers but can at high sparsities prune one wholly.
+        masks: one per kernel.
+        sparsity: scalar in [0, 1].
+        scope: "layer" prunes the same fraction of each kernel, as in Zhu & Gupta 2017; "global"
+            ranks the weights of all kernels together (Han et al. 2015 rank within a layer), which
+            spares small layers but can remove a layer entirely at high sparsity.
     """
     flat = [tf.reshape(_ranked(*pair), (-1,)) for pair in zip(kernels, masks, strict=True)]
     if scope == "global":
@@ -80,12 +80,12 @@ def update(kernels: Sequence[Any], masks: Sequence[Any], sparsity: Any, scope: S
 
 
 def update_two_of_four(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
-    """Keeps the two largest of every four weights in a row along the input channels.
+    """Keeps the two largest of every four consecutive weights along the input channels.
 
-    This is the pattern that sparse tensor cores compute at twice the speed (Mishra et al. 2021,
-    "Accelerating Sparse Deep Neural Networks", section 3); there a trained network is pruned once,
-    and trained again. A kernel whose input channels are no multiple of four stays as it is. Of
-    equal weights the first are kept. One that was masked stays so, if that leaves less than two.
+    Sparse tensor cores compute this pattern at twice the speed (Mishra et al. 2021, "Accelerating
+    Sparse Deep Neural Networks", section 3; there, a trained network is pruned once and then
+    retrained). Kernels whose number of input channels is not a multiple of four are not pruned.
+    Ties keep the first weights. A masked weight stays masked, even if that leaves fewer than two.
     """
     for kernel, mask in zip(kernels, masks, strict=True):
         *window, channels, filters = kernel.shape
@@ -105,7 +105,7 @@ def apply(kernels: Sequence[Any], masks: Sequence[Any]) -> None:
 
 
 def sparsity_of(model: Any) -> tuple[float, dict[str, float]]:
-    """Returns the share of zeros in all prunable kernels together, and in each by its path."""
+    """Returns the fraction of zeros in all prunable kernels, and in each kernel by its path."""
     kernels = {kernel.path: keras.ops.convert_to_numpy(kernel) for kernel in prunable(model)}
     zeros = {path: int(np.sum(values == 0)) for path, values in kernels.items()}
     total = sum(values.size for values in kernels.values())
@@ -114,12 +114,12 @@ def sparsity_of(model: Any) -> tuple[float, dict[str, float]]:
 
 
 def _ranked(kernel: Any, mask: Any) -> Any:
-    """Returns magnitudes, and less than any for what is masked."""
+    """Returns magnitudes, with -1 for masked weights, which ranks them last."""
     return tf.where(mask.value > 0, tf.abs(kernel.value), -1.0)
 
 
 def _largest(magnitudes: Any, sparsity: Any) -> Any:
-    """Returns for each of (count,) magnitudes whether it is not among the smallest."""
+    """Returns whether each magnitude survives pruning to a sparsity, (count,) bool."""
     count = math.prod(magnitudes.shape)
     pruned = tf.cast(tf.round(tf.cast(sparsity, tf.float64) * count), tf.int32)
     order = tf.argsort(magnitudes, stable=True)

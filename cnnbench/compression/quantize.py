@@ -1,9 +1,9 @@
-"""Networks in 8-bit integers: trained or calibrated as such, and written for TFLite.
+"""Quantization to 8-bit integers, by training or calibration, for export to TFLite.
 
-Batch norms are folded, kernels and activations rounded as in Jacob et al. 2018, "Quantization and
-Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", and Krishnamoorthi
+Batch norms are folded, and kernels and activations rounded, as in Jacob et al. 2018, "Quantization
+and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", and Krishnamoorthi
 2018, "Quantizing deep convolutional networks for efficient inference". Which tensors have a range,
-and which must share one, is TFLite's 8-bit quantization specification.
+and which must share one, follows TFLite's 8-bit quantization specification.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cnnbench.backend.lazy import keras
 from cnnbench.compression.graph import copied, inputs_of, rebuilt, users
 from cnnbench.errors import UsageError
 
-# Layers by the name of their class. What has a kernel,
+# Class names of layers with a kernel.
 KERNELS = frozenset({"Conv2D", "FastConv2D", "DepthwiseConv2D", "Dense"})
-# what computes numbers that need a range of their own,
+# Class names of layers whose output needs a range of its own.
 COMPUTES = KERNELS | {"Add", "Multiply", "GlobalAveragePooling2D", "Rescaling"}
-# and what leaves them in the range of its input; of several inputs, in one range for all.
+# Class names of layers whose output keeps the range of the input; several inputs share one range.
 KEEPS_RANGE = frozenset(
     {
         "AveragePooling2D",
@@ -36,19 +36,20 @@ KEEPS_RANGE = frozenset(
         "ZeroPadding2D",
     }
 )
-# Activations by Keras's names: part of the operation before, if nothing else takes its output,
+# Activations fused into the preceding operation if nothing else takes its output.
 FUSED = frozenset({"relu", "relu6"})
-# with a range that is learned,
+# Activations whose output range is learned.
 LEARNED = FUSED | {"gelu", "hard_silu", "leaky_relu", "silu"}
-# and with a range that is known.
+# Activations whose output range is known.
 KNOWN = frozenset({"hard_sigmoid", "sigmoid", "tanh"})
 
 
 def fold_batch_norms(model: Any) -> Any:
-    """Returns a copy without batch norms, equal in inference.
+    """Returns a copy without batch norms that computes the same in inference.
 
-    One that alone takes the output of a convolution or a dense layer becomes part of its kernel and
-    bias (Jacob et al. 2018, equation 14); any other, of images, a depthwise 1x1 convolution.
+    A batch norm that is the only user of a convolution or dense layer is folded into its kernel and
+    bias (Jacob et al. 2018, equation 14). Any other one on feature maps becomes a 1x1 depthwise
+    convolution.
     """
     norms = _foldable(model)
     folded = {norm.name for norm in norms.values()}
@@ -72,7 +73,7 @@ def fold_batch_norms(model: Any) -> Any:
 
 
 def quantizable(model: Any) -> list[str]:
-    """Returns what of a model integers cannot compute, each layer by its name and kind."""
+    """Returns the layers that cannot be quantized, each as "name (kind)"; empty if all can."""
     problems = []
     after = {norm.name for norm in _foldable(model).values()}
     for layer in model.layers:
@@ -100,18 +101,18 @@ def quantizable(model: Any) -> list[str]:
 
 
 def fake_quantized(model: Any, *, bits: int = 8) -> Any:
-    """Returns a copy that computes in float32 what integers will, to be trained or calibrated.
+    """Returns a float32 copy that simulates integer arithmetic, to be trained or calibrated.
 
-    Batch norms are folded. Kernels are rounded in one symmetric range for each output channel.
-    Activations, and the images, are rounded in a range for each tensor that moves in training; see
-    cnnbench.compression.fake_quant. Gradients pass through the rounding.
+    Batch norms are folded. Kernels are rounded with one symmetric range per output channel.
+    Activations and images are rounded with one range per tensor, which moves during training; see
+    cnnbench.compression.fake_quant. Gradients pass straight through the rounding.
 
     Args:
-        model: normalised images to logits, functional; its values are taken over.
-        bits: of the integers; TFLite's have 8.
+        model: functional, from normalized images to logits; the copy has its weights.
+        bits: bits of the integers; 8 in TFLite.
 
     Raises:
-        UsageError: integers cannot compute a layer.
+        UsageError: a layer cannot be quantized.
     """
     from cnnbench.compression import fake_quant
 
@@ -131,11 +132,11 @@ def fake_quantized(model: Any, *, bits: int = 8) -> Any:
         kind, function, name = type(layer).__name__, _function(layer), layer.name
         if kind in KERNELS:
             y = copied(layer, x, kinds[kind], bits=bits, dtype="float32")
-        elif kind == "Activation" and function in _IN_PARTS:
-            y = _IN_PARTS[function](x, name, bits)
+        elif kind == "Activation" and function in _DECOMPOSED:
+            y = _DECOMPOSED[function](x, name, bits)
         else:
             y = copied(layer, x, dtype="float32")
-        if kind == "AveragePooling2D":  # a mean is between the values
+        if kind == "AveragePooling2D":  # a mean of grid values may be off the grid
             return ranges[source[name]](y)
         if name not in points:
             return y
@@ -152,16 +153,16 @@ def fake_quantized(model: Any, *, bits: int = 8) -> Any:
 
 
 def is_fake_quantized(model: Any) -> bool:
-    """Tells whether a model comes from `fake_quantized`."""
+    """Returns whether a model comes from `fake_quantized`."""
     return bool(_moving_ranges(model))
 
 
 def calibrate(model: Any, batches: Iterable[Any]) -> None:
-    """Sets the ranges to the mean of those of some batches, and leaves the weights as they are.
+    """Sets each range to its mean over some batches; the weights do not change.
 
     Args:
         model: from `fake_quantized`.
-        batches: of normalised images, (batch, height, width, channels) float32, one at least.
+        batches: at least one batch of normalized images, (batch, height, width, channels) float32.
     """
     moving = _moving_ranges(model)
     try:
@@ -175,7 +176,7 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
 
 
 def _foldable(model: Any) -> dict[str, Any]:
-    """Returns the batch norms that become part of the layer before, by the name of that layer."""
+    """Returns the batch norms to fold, by the name of the layer that each is folded into."""
     by_name, taken = {layer.name: layer for layer in model.layers}, users(model)
     found = {}
     for norm in model.layers:
@@ -188,7 +189,7 @@ def _foldable(model: Any) -> dict[str, Any]:
 
 
 def _scale_and_shift(norm: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a batch norm does in inference, (channels,) float64 each."""
+    """Returns a batch norm's scale and shift in inference, (channels,) float64 each."""
     mean, variance, gamma, beta = (
         np.asarray(weight, np.float64)
         for weight in (
@@ -203,7 +204,7 @@ def _scale_and_shift(norm: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folded(layer: Any, norm: Any) -> list[np.ndarray]:
-    """Returns the kernel and the bias of a layer together with the batch norm after it."""
+    """Returns a layer's kernel and bias with the following batch norm folded in."""
     kernel, *bias = layer.get_weights()
     scale, shift = _scale_and_shift(norm)
     is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
@@ -212,14 +213,14 @@ def _folded(layer: Any, norm: Any) -> list[np.ndarray]:
 
 
 def _with_weights(layer: Any, x: Any, weights: list[np.ndarray]) -> Any:
-    """Returns the output of a new layer, which is given weights."""
+    """Calls a new layer, sets its weights, and returns its output."""
     y = layer(x)
     layer.set_weights(weights)
     return y
 
 
 def _function(layer: Any) -> str:
-    """Returns Keras's name of the activation that a layer ends with."""
+    """Returns Keras's name of a layer's activation."""
     function = getattr(layer, "activation", keras.activations.linear)
     return str(keras.activations.serialize(function))
 
@@ -228,8 +229,8 @@ def _points(model: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Finds the layers whose outputs need a range.
 
     Returns:
-        By the name of each such layer, those that share its range, for their outputs come together
-        in a concatenation; and by the name of any layer, the one that its output has the range of.
+        For each such layer by name, the layers that share its range because their outputs are
+        concatenated; and for every layer by name, the layer that its output gets its range from.
     """
     by_name, taken = {layer.name: layer for layer in model.layers}, users(model)
     points: dict[str, list[str]] = {}
@@ -249,7 +250,7 @@ def _points(model: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 
 def _known_range(function: str, name: str, bits: int) -> Any:
-    """Returns the range of what an activation gives; TFLite prescribes the first two."""
+    """Returns the range of an activation's output; TFLite prescribes those of sigmoid and tanh."""
     from cnnbench.compression.fake_quant import FixedRange
 
     low, high = {
@@ -274,8 +275,8 @@ def _hard_sigmoid(x: Any, name: str, bits: int) -> Any:
     return keras.layers.Rescaling(1 / 6, name=name, dtype="float32")(x)
 
 
-# Activations that TFLite has no integer operation for.
-_IN_PARTS = {"silu": _silu, "hard_sigmoid": _hard_sigmoid}
+# Activations without an integer operation in TFLite.
+_DECOMPOSED = {"silu": _silu, "hard_sigmoid": _hard_sigmoid}
 
 
 def _moving_ranges(model: Any) -> list[Any]:

@@ -1,7 +1,7 @@
-"""The stages that a recipe's `compress` names, and what each does to a network and its training.
+"""Compression stages: the entries of a recipe's `compress`, and how each changes the network.
 
-What a stage does to the network itself is told in a record, plain JSON, from which the network is
-built again without the weights; a run keeps the records of all its stages.
+The change to the network is described by a record, plain JSON, from which the network can be
+rebuilt without weights. A run stores the records of all its stages.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from cnnbench.registry.kinds import COMPRESSIONS
 from cnnbench.registry.limits import Factor, Fraction, NonNegative, PositiveInt, Rate
 from cnnbench.registry.registry import Spec
 
-# Training images that the first ranges of activations are taken from.
+# Training images used to initialize the ranges of activations.
 CALIBRATED = 500
 
 Record = dict[str, Any]
 
 
 class Stage:
-    """A stage of compression; by default it leaves the network as it is."""
+    """A compression stage; by default it does not change the network."""
 
     def begin(self, model: Any) -> tuple[Any, Record]:
-        """Returns what becomes of a trained network, its values with it, and the record of that."""
+        """Returns the changed network with its weights, and the record of the change."""
         return model, {}
 
     def rebuild(self, model: Any, record: Record) -> Any:
-        """Does to a network without values what `begin` did when it made the record."""
+        """Makes the change that `begin` recorded, on a network without trained weights."""
         return model
 
     def initialize(self, model: Any, images: Callable[[int], Any]) -> None:
-        """Sets what is to be known of training images.
+        """Initializes state that depends on training images.
 
         Args:
-            model: that has the weights of the stage's beginning.
-            images: returns as many normalised images as it is given a number, or all if there are
+            model: with its weights at the start of the stage.
+            images: takes a number and returns that many normalized images, or all if there are
                 fewer, (examples, height, width, channels) float32.
         """
 
 
 @dataclass(frozen=True)
 class Distillation(Stage):
-    """What `distill` says."""
+    """Options of `distill`."""
 
     teacher: str
     temperature: float
@@ -55,7 +55,7 @@ class Distillation(Stage):
 
 @dataclass(frozen=True)
 class Pruning(Stage):
-    """What `prune` says."""
+    """Options of `prune`."""
 
     sparsity: float
     pattern: Literal["unstructured", "2:4"]
@@ -65,7 +65,7 @@ class Pruning(Stage):
     every: int
 
     def begin(self, model: Any) -> tuple[Any, Record]:
-        """Leaves the network as it is; the record has the sparsity that it begins with."""
+        """Returns the network unchanged, and records its initial sparsity."""
         from cnnbench.compression.prune import sparsity_of
 
         initial, _ = sparsity_of(model)
@@ -74,20 +74,20 @@ class Pruning(Stage):
 
 @dataclass(frozen=True)
 class FilterPruning(Stage):
-    """What `prune_filters` says."""
+    """Options of `prune_filters`."""
 
     macs: float
     divisor: int
 
     def begin(self, model: Any) -> tuple[Any, Record]:
-        """Removes filters until so many of the multiply-accumulates are left."""
+        """Removes filters until the fraction `macs` of the multiply-accumulates is left."""
         from cnnbench.compression.filters import thin
 
         widths, thinner = thin(model, self.macs, divisor=self.divisor)
         return thinner, {"widths": widths}
 
     def rebuild(self, model: Any, record: Record) -> Any:
-        """Returns a network with as many filters."""
+        """Returns a network with the recorded numbers of filters."""
         from cnnbench.compression import filters
 
         return filters.rebuild(model, record["widths"])
@@ -95,22 +95,22 @@ class FilterPruning(Stage):
 
 @dataclass(frozen=True)
 class Quantization(Stage):
-    """What `qat` says."""
+    """Options of `qat`."""
 
     bits: int
 
     def begin(self, model: Any) -> tuple[Any, Record]:
-        """Folds batch norms and puts fake quantization after each operation."""
+        """Folds batch norms and inserts fake quantization after each operation."""
         return self.rebuild(model, {}), {}
 
     def rebuild(self, model: Any, record: Record) -> Any:
-        """Does the same: folding and quantizing need no record."""
+        """Does the same as `begin`; folding and quantizing need no record."""
         from cnnbench.compression.quantize import fake_quantized
 
         return fake_quantized(model, bits=self.bits)
 
     def initialize(self, model: Any, images: Callable[[int], Any]) -> None:
-        """Sets the ranges of activations by some images."""
+        """Initializes the ranges of activations from CALIBRATED images."""
         from cnnbench.compression.quantize import calibrate
 
         some = images(CALIBRATED)
@@ -125,14 +125,14 @@ def distill(
     share: Fraction = 0.9,
     hints: NonNegative = 0.0,
 ) -> Distillation:
-    """Learns from a teacher's answers to the images that the network sees (Hinton et al. 2015).
+    """Trains with a teacher's outputs as soft targets: distillation (Hinton et al. 2015).
 
     Args:
         teacher: a run directory, the name of a recipe (its newest finished run), or a preset.
-        temperature: that both networks' logits are divided by.
-        share: of the teacher's answers in the loss, temperature**2 * KL(teacher, student); the
-            labels have the rest.
-        hints: weight of the mean squared difference between the last feature maps of each size, the
+        temperature: divides the logits of both networks.
+        share: weight of the distillation loss, temperature**2 * KL(teacher, student); the loss of
+            the labels has weight 1 - share.
+        hints: weight of the mean squared error between the last feature maps of each size, the
             student's after a learned 1x1 convolution (Romero et al. 2015, equation 3).
     """
     return Distillation(teacher, temperature, share, hints)
@@ -148,16 +148,16 @@ def prune(
     end: Fraction = 0.75,
     every: PositiveInt = 50,
 ) -> Pruning:
-    """Sets the smallest weights to zero, more and more of them (Zhu & Gupta 2017, equation 1).
+    """Gradually sets the smallest weights to zero (Zhu & Gupta 2017, equation 1).
 
     Args:
-        sparsity: share of the weights of kernels that are zero at the end.
-        pattern: "2:4" leaves two of every four input channels, for a sparsity of 0.5; kernels whose
-            number of them is no multiple of four stay as they are.
-        scope: whether each kernel has that share of zeros, or all together.
-        begin: share of the stage's steps after which it begins.
-        end: share of the stage's steps after which nothing more is set to zero.
-        every: steps after which weights are chosen anew; a tenth of the way where that is less.
+        sparsity: fraction of the kernels' weights that are zero at the end.
+        pattern: "2:4" keeps two weights of every four input channels, for a sparsity of 0.5;
+            kernels whose number of input channels is not a multiple of four are not pruned.
+        scope: whether each kernel has that sparsity ("layer"), or all together ("global").
+        begin: fraction of the stage's steps after which pruning begins.
+        end: fraction of the stage's steps after which no more weights are pruned.
+        every: steps between updates of the masks; at most a tenth of the steps from begin to end.
     """
     return Pruning(sparsity, pattern, scope, begin, end, every)
 
@@ -168,11 +168,11 @@ def prune_filters(
     macs: Factor,
     divisor: Annotated[int, Field(ge=1, le=256)] = 16,
 ) -> FilterPruning:
-    """Removes whole filters, the smallest first, and trains what is left (Li et al. 2017).
+    """Removes whole filters, the smallest first, and trains the rest (Li et al. 2017).
 
     Args:
-        macs: share of the multiply-accumulates that may be left.
-        divisor: of the number of filters that are left in a layer that loses some.
+        macs: largest fraction of the multiply-accumulates to keep.
+        divisor: a layer that loses filters keeps a multiple of this number.
     """
     return FilterPruning(macs, divisor)
 
@@ -187,16 +187,16 @@ def qat(*, bits: Literal[8] = 8) -> Quantization:
 
 
 def build_stage(spec: Spec) -> Any:
-    """Returns the stage that a recipe names, of the class that its kind of stage has."""
+    """Returns the stage that a recipe's spec describes."""
     return COMPRESSIONS.build(spec)
 
 
 def rebuild(model: Any, records: Sequence[Record]) -> Any:
-    """Does to a new network what the stages of a run did to its own, but for the values.
+    """Applies the recorded changes of a run's stages to a new network, without their weights.
 
     Args:
-        model: as `build_model` returns it.
-        records: the run's, each with the stage's spec as "stage".
+        model: from `build_model`.
+        records: of the run's stages, each with the stage's spec as "stage".
     """
     for record in records:
         spec = COMPRESSIONS.spec_type(record["stage"]["name"]).model_validate(record["stage"])

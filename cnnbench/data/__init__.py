@@ -1,1 +1,1 @@
-"""Data: from files and archives to augmented batches."""
+"""Data sets, preprocessing, augmentation and batching."""

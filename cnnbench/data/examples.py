@@ -1,4 +1,4 @@
-"""Examples by index: where images and targets come from, whatever a data set is made of."""
+"""Indexed access to the images and targets of a data set, however it is stored."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ import numpy as np
 
 from cnnbench.data import images
 
-# Of the fixed order that limits and validation splits are cut from; no recipe's seed equals it.
+# Key of the fixed shuffle from which limits and validation splits are cut; never a recipe's seed.
 ORDER_KEY = 2**40
 
 
 class Source(Protocol):
-    """Something that has an image and its target at each index."""
+    """An indexed collection of images with their targets."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[np.ndarray, Any]:
-        """Returns the image, (height, width, channels) uint8, and its target.
+        """Reads one example.
 
-        Targets are NumPy values of one dtype and shape, as the task of the data set says.
+        Returns:
+            The image, (height, width, channels) uint8, and its target, a NumPy value whose dtype
+            and shape are the same for all examples and given by the task of the data set.
 
         Raises:
             BadImageError: the image cannot be decoded.
@@ -32,16 +34,17 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Returns what the example is called in an error: its file or record."""
+        """Returns the example's name in error messages: its file or record."""
         ...
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images of one size that lie in memory.
+    """Images of one size, held in memory.
 
-    images: (examples, height, width, channels) uint8; targets: (examples, …), as (examples,) int32
-        labels.
+    Attributes:
+        images: (examples, height, width, channels) uint8.
+        targets: (examples, …), e.g. (examples,) int32 labels.
     """
 
     images: np.ndarray
@@ -61,7 +64,7 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files, each decoded when it is read."""
+    """Image files, decoded when they are read."""
 
     paths: Sequence[Path]
     targets: np.ndarray
@@ -81,38 +84,40 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Examples:
-    """A choice of a source's examples, in a fixed order."""
+    """A selection of a source's examples, in a fixed order."""
 
     source: Source
     indices: np.ndarray
 
     @classmethod
     def all_of(cls, source: Source) -> Examples:
-        """Returns every example of a source, in its own order."""
+        """Returns all examples of a source, in its own order."""
         return cls(source, np.arange(len(source)))
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, positions: np.ndarray | slice) -> Examples:
-        """Returns the examples at these positions."""
+        """Returns the examples at `positions`."""
         return Examples(self.source, self.indices[positions])
 
     def shuffled(self) -> Examples:
-        """Returns the examples in an order that is random but always the same."""
-        return self.take(
-            np.random.Generator(np.random.Philox(key=ORDER_KEY)).permutation(len(self))
-        )
+        """Returns the examples in a random order that is always the same."""
+        random = np.random.Generator(np.random.Philox(key=ORDER_KEY))
+        return self.take(random.permutation(len(self)))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its classes, and its splits, each loaded when first asked for.
+    """A data set: its classes, and its splits, each loaded on first use.
 
-    shape: (height, width, channels) as stored; height and width are None where images differ.
-    identity: names, versions, counts, sizes and checksums, as far as a look at the data set tells
-        them cheaply; None of one that is not at hand.
-    mean, std: published statistics per channel of values in 0-1, if there are any.
+    Attributes:
+        shape: (height, width, channels) as stored; height and width are None if images differ in
+            size.
+        identity: names, versions, counts, sizes and checksums, as far as they can be read cheaply;
+            None if the data set is not available.
+        mean: published mean per channel, of values in [0, 1], or None.
+        std: published standard deviation, likewise.
     """
 
     name: str
@@ -125,14 +130,14 @@ class Dataset:
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     def split(self, name: str) -> Examples:
-        """Returns every example of the split "train", "validation" or "test"."""
+        """Returns all examples of the split "train", "validation" or "test"."""
         if name not in self._loaded:
             self._loaded[name] = self.sources[name]()
         return Examples.all_of(self._loaded[name])
 
     @property
     def fingerprint(self) -> str | None:
-        """A SHA-256 of the identity."""
+        """The SHA-256 of the identity; None without one."""
         if self.identity is None:
             return None
         return hashlib.sha256(self.identity.encode(errors="surrogateescape")).hexdigest()

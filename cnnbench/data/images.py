@@ -1,4 +1,4 @@
-"""Image files to arrays: decoding, and the geometry that brings images to one size."""
+"""Decoding, resizing and cropping of images."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ SUFFIXES = frozenset(
 
 
 class BadImageError(DataError):
-    """An image that cannot be decoded, named by its file or record."""
+    """An image that cannot be decoded; the message names its file or record."""
 
 
 def decode(data: bytes, channels: int, name: str) -> np.ndarray:
-    """Decodes an image of any common format, turned upright as its EXIF data says.
+    """Decodes an image in any common format and applies its EXIF orientation.
 
     Args:
-        data: the file's bytes; the first frame of an animation is taken.
-        channels: 1 for grey, 3 for RGB; transparent pixels become white.
-        name: what the image is called in an error.
+        data: the file's bytes; of an animation, only the first frame is used.
+        channels: 1 for grayscale, 3 for RGB; transparent pixels become white.
+        name: the image's name in error messages.
 
     Returns:
         (height, width, channels) uint8.
 
     Raises:
-        BadImageError: not an image, truncated, or of more than MAX_PIXELS pixels.
+        BadImageError: not an image, truncated, or larger than MAX_PIXELS pixels.
     """
     if not data:
         raise BadImageError("the image file is empty", where=name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels"
@@ -53,7 +53,7 @@ def decode(data: bytes, channels: int, name: str) -> np.ndarray:
 
 
 def read(path: Path, channels: int) -> np.ndarray:
-    """Reads and decodes an image file, as `decode` does."""
+    """Reads an image file and decodes it with `decode`."""
     try:
         return decode(path.read_bytes(), channels, str(path))
     except OSError as error:
@@ -61,7 +61,7 @@ def read(path: Path, channels: int) -> np.ndarray:
 
 
 def _array(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel
         values = np.asarray(image, np.float64)
         top = 65535.0 if image.mode.startswith("I") else max(values.max(), 1.0)
         image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
@@ -76,9 +76,16 @@ def _array(image: Image.Image, channels: int) -> np.ndarray:
 def resize(
     image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    """Resizes (height, width, channels) uint8, or a box (left, top, right, bottom) of it.
+    """Resizes an image, bilinearly with antialiasing, as Pillow and torchvision do.
 
-    Bilinear with antialiasing, as Pillow and torchvision do it.
+    Args:
+        image: (height, width, channels) uint8.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        box: (left, top, right, bottom) of the region to resize, in pixels; None: the whole image.
+
+    Returns:
+        (height, width, channels) uint8.
     """
     if image.shape[:2] == (height, width) and box is None:
         return image
@@ -88,7 +95,7 @@ def resize(
 
 
 def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndarray:
-    """Scales the short side to `short` pixels and cuts out the central (height, width)."""
+    """Scales the short side to `short` pixels and crops the central `size`, (height, width)."""
     scale = short / min(image.shape[:2])
     height, width = (max(w, round(h * scale)) for h, w in zip(image.shape[:2], size, strict=True))
     image = resize(image, height, width)

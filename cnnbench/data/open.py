@@ -12,7 +12,7 @@ from cnnbench.tasks.task import task_of_data
 
 @dataclass(frozen=True)
 class Access:
-    """Where data sets lie, and whether a missing one may be downloaded."""
+    """Where data sets are stored, and whether a missing one may be downloaded."""
 
     data_dir: Path | None = None
     download: bool = True
@@ -22,7 +22,7 @@ def open_dataset(data: DataSpec, access: Access) -> Dataset:
     """Opens the data set that a recipe names.
 
     Raises:
-        DataError: it is not there, damaged, or not what the recipe says.
+        DataError: it is missing, damaged, or does not match the recipe.
     """
     dataset: Dataset = DATASETS.get(data.name).build(data, access, **data.options())
     task_of_data(data).check_data(data, dataset)
@@ -30,7 +30,7 @@ def open_dataset(data: DataSpec, access: Access) -> Dataset:
 
 
 def describe_dataset(data: DataSpec) -> Dataset | None:
-    """Returns a data set without its examples, if the names of its classes are known without it."""
+    """Returns a data set without its examples; None if its class names are not known in advance."""
     facts = DATASETS.get(data.name).facts
     if "class_names" not in facts:
         return None

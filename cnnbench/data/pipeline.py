@@ -1,8 +1,8 @@
-"""Batches: a training stream that starts at any step, and an evaluation pass that counts exactly.
+"""The training stream: augmented batches, from any step on.
 
-What training sees at a step is a function of (seed, step) alone: the order of an epoch is a
-permutation drawn from (seed, epoch), and every augmentation draws from (seed, its place in the
-recipe, step, and place in the batch). So resuming is starting the stream at a later step.
+The batch of a step depends only on (seed, step): the order of an epoch is a permutation drawn from
+(seed, epoch), and every augmentation draws from (seed, its index in the recipe, step, position in
+the batch). To resume training is to start the stream at a later step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from cnnbench.backend.lazy import tf
 from cnnbench.data.augment.batch import Draw
 from cnnbench.data.examples import Examples
-from cnnbench.data.reader import AHEAD, Batch, _random, _reader
+from cnnbench.data.reader import AHEAD, Batch, batch_reader, random_at
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.registry.kinds import AUGMENTATIONS, DataSpec, excess, kind_of
 from cnnbench.registry.registry import Spec
@@ -26,10 +26,20 @@ from cnnbench.registry.registry import Spec
 class TrainingStream:
     """Endless batches of augmented training examples, from any step on.
 
-    An epoch is as many whole batches as there are; the rest waits for another permutation.
+    An epoch consists of whole batches; each epoch leaves out the last examples of its permutation
+    that do not fill a batch.
+
+    Args:
+        examples: to train on.
+        data: the recipe's `data`.
+        size: height and width of the images, in pixels.
+        augment: the recipe's `augment`.
+        seed: of the permutations and augmentations.
+        mixable: converts targets to ones that can be mixed, e.g. labels to one-hot vectors.
 
     Raises:
-        UsageError: the batch is larger than the data set, or an augmentation than the images.
+        UsageError: the batch is larger than the data set, or an augmentation does not fit the
+            image size.
     """
 
     def __init__(
@@ -53,7 +63,7 @@ class TrainingStream:
             raise UsageError(
                 f"{data.batch_size}",
                 key="data.batch_size",
-                allowed=f"at most the {len(examples)} examples there are to train on",
+                allowed=f"at most {len(examples)}, the number of training examples",
             )
         self.steps_per_epoch = len(examples) // data.batch_size
         self.failure: CnnbenchError | None = None
@@ -61,24 +71,23 @@ class TrainingStream:
         crops = [spec for spec in augment if kind_of(spec) == "crop"]
         self._augment = [spec for spec in augment if spec not in crops]
         self._mixes = any(kind_of(spec) == "mix" for spec in augment)
-        self._read = _reader(examples, data, size, crops, seed)
+        self._read = batch_reader(examples, data, size, crops, seed)
         images, targets = self.batch(np.zeros(1, int), 0)
         self._shape = (data.batch_size, *images.shape[1:])
         self._target_shape = (data.batch_size, *targets.shape[1:])
         self._target_type = tf.as_dtype(targets.dtype)
         self._permutation = lru_cache(maxsize=2)(
-            lambda epoch: _random(seed, epoch).permutation(len(examples))
+            lambda epoch: random_at(seed, epoch).permutation(len(examples))
         )
 
     def dataset(self, first_step: int) -> tf.data.Dataset:
-        """Returns (images uint8, targets) of every step from `first_step` on.
+        """Returns the batches of all steps from `first_step` on, (images uint8, targets).
 
-        Targets are those of the data set or, where the recipe mixes images, what `mixable` made of
-        them.
+        Targets are the data set's own, or the output of `mixable` if the recipe mixes images.
         """
-        # No data set of a generator: TensorFlow then has the C library give back every freed block
-        # of memory at once, and each training step asks for all of them again.
-        read, types = self._reading(), (tf.uint8, self._target_type, tf.int64)
+        # Not from_generator: with it, the C library returns every freed block of memory to the
+        # system at once, and each training step has to allocate them again.
+        read, types = self._prefetching_reader(), (tf.uint8, self._target_type, tf.int64)
 
         def batch(step: Any) -> tuple[Any, ...]:
             images, targets, positions = tf.numpy_function(read, [step], types)
@@ -92,17 +101,17 @@ class TrainingStream:
         return batches.prefetch(AHEAD)
 
     def positions(self, step: int) -> tuple[int, np.ndarray]:
-        """Returns the epoch of a step, and which of the training examples its batch has."""
+        """Returns the epoch of a step, and the positions of its batch in the training examples."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         start = batch * self._batch_size
         return epoch, self._permutation(epoch)[start : start + self._batch_size]
 
     def batch(self, positions: np.ndarray, epoch: int) -> Batch:
-        """Reads some training examples, cropped as in an epoch but not augmented."""
+        """Reads training examples, cropped as in the given epoch but not augmented otherwise."""
         return self._read(positions, epoch)()
 
     def augmented(self, images: Any, targets: Any, positions: Any, step: Any) -> tuple[Any, Any]:
-        """Augments a batch as at a step, after any crop; see `dataset`."""
+        """Applies a step's augmentations, except crops, to a batch; see `dataset`."""
         if self._mixes:
             targets = self._mixable(targets)
         for place, spec in enumerate(self._augment):
@@ -113,7 +122,7 @@ class TrainingStream:
                     tf.numpy_function(work, [images, step], tf.uint8), self._shape
                 )
                 continue
-            key = int(_random(self._seed, 2**32 + place).integers(2**62))
+            key = int(random_at(self._seed, 2**32 + place).integers(2**62))
             seed = tf.stack([tf.constant(key, tf.int64), step])
             draw = Draw(seed, key, positions, step // self.steps_per_epoch)
             if kind == "mix":
@@ -123,8 +132,8 @@ class TrainingStream:
         return images, targets
 
     def _one_by_one(self, spec: Spec, place: int, images: np.ndarray, step: int) -> np.ndarray:
-        """Augments each image of a batch by itself."""
-        randoms = (_random(self._seed, 2**34 + place, int(step), i) for i in range(len(images)))
+        """Augments the images of a batch one by one."""
+        randoms = (random_at(self._seed, 2**34 + place, int(step), i) for i in range(len(images)))
         entry, options = AUGMENTATIONS.get(spec.name), spec.options()
         changed = (
             entry.build(image, random, **options)
@@ -132,16 +141,16 @@ class TrainingStream:
         )
         return np.stack(list(changed))
 
-    def _reading(self) -> Callable[[int], tuple[np.ndarray, ...]]:
-        """Returns a function that reads the batch of a step, and starts with those after it.
+    def _prefetching_reader(self) -> Callable[[int], tuple[np.ndarray, ...]]:
+        """Returns a function that reads the batch of a step and prefetches the next ones.
 
-        It returns the images, targets and positions of the examples, int64.
+        It returns images, targets and the int64 positions of the examples.
         """
         pending: collections.deque[tuple[int, np.ndarray, Callable[[], Batch]]]
         pending = collections.deque()
 
         def read(step: int) -> tuple[np.ndarray, ...]:
-            if pending and pending[0][0] != step:  # the data set is gone through once more
+            if pending and pending[0][0] != step:  # a new iteration of the data set
                 pending.clear()
             for following in range(step + len(pending), step + AHEAD):
                 epoch, positions = self.positions(following)
@@ -149,7 +158,7 @@ class TrainingStream:
             _, positions, wait = pending.popleft()
             try:
                 return *wait(), positions.astype(np.int64)
-            except CnnbenchError as error:  # TensorFlow would pass on its text alone
+            except CnnbenchError as error:  # TensorFlow keeps only its message
                 self.failure = error
                 raise
 

@@ -1,4 +1,4 @@
-"""uint8 pixels to what the network sees; the same TensorFlow code in training and in exports."""
+"""Preprocessing of uint8 pixels; training and exports run the same TensorFlow code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cnnbench.data.examples import Dataset
 from cnnbench.errors import UsageError
 from cnnbench.registry.kinds import DataSpec
 
-# Mean and standard deviation of a colour space whose statistics nobody published for the data set.
+# Mean and standard deviation per color space, for data sets without published statistics.
 COLOR_STATISTICS = {
     "grey": ((0.5,), (0.25,)),
     "rgb": ((0.5,) * 3, (0.25,) * 3),
     "hsv": ((0.5,) * 3, (0.25,) * 3),
     "yuv": ((0.5, 0.0, 0.0), (0.25, 0.25, 0.25)),
 }
-# ITU-R BT.601: luma of RGB, and blue and red differences scaled to +-0.436 and +-0.615.
+# ITU-R BT.601: luma, and blue and red differences scaled to +-0.436 and +-0.615.
 LUMA = (0.299, 0.587, 0.114)
 RGB_TO_GREY = tuple((weight,) for weight in LUMA)
 RGB_TO_YUV = (
@@ -32,14 +32,18 @@ RGB_TO_YUV = (
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Colour conversion and normalisation: (value / 255 in `color` - mean) / std."""
+    """Color conversion and normalization: (value / 255 in `color` - mean) / std."""
 
     color: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, images: Any) -> Any:
-        """Converts (batch, height, width, channels) uint8 or float 0-255 to normalised float32."""
+        """Returns the preprocessed images, float32.
+
+        Args:
+            images: (batch, height, width, channels) uint8, or floats in [0, 255].
+        """
         x = convert_color(tf.cast(images, tf.float32) * (1 / 255), self.color)
         scale = [1 / std for std in self.std]
         shift = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
@@ -47,9 +51,16 @@ class Preprocess:
 
 
 def convert_color(x: Any, color: str) -> Any:
-    """Converts float images in 0-1 from grey or RGB, by their channels, to a colour space.
+    """Converts float images in [0, 1] to a color space.
 
-    HSV is made of elementary operations, for TFLite has none of its own; hue is in 0-1.
+    HSV is computed with elementary operations because TFLite has no operation for it.
+
+    Args:
+        x: (…, channels): grayscale if there is 1 channel, RGB if there are 3.
+        color: "grey", "rgb", "yuv" or "hsv".
+
+    Returns:
+        (…, channels of `color`); hue is in [0, 1].
     """
     channels = x.shape[-1]
     if color == "grey":
@@ -81,22 +92,23 @@ def _hsv(rgb: Any) -> Any:
 
 
 def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
-    """Returns the colour conversion and normalisation of a recipe's data.
+    """Returns the color conversion and normalization of a recipe's data.
 
     Raises:
-        UsageError: the recipe's mean or std is not one value per channel.
+        UsageError: the recipe's mean or std does not have one value per channel.
     """
     stored = "grey" if dataset.shape[2] == 1 else "rgb"
     color = data.color or stored
     mean, std = COLOR_STATISTICS[color]
+    channels = len(mean)
     if dataset.mean and dataset.std and color in (stored, "rgb"):
-        channels = len(mean)
-        mean, std = ((published * channels)[:channels] for published in (dataset.mean, dataset.std))
+        # Statistics of grayscale images hold for each channel of RGB.
+        mean = (dataset.mean * channels)[:channels]
+        std = (dataset.std * channels)[:channels]
     mean, std = tuple(data.mean or mean), tuple(data.std or std)
-    channels = len(COLOR_STATISTICS[color][0])
     if len(mean) != channels or len(std) != channels:
         raise UsageError(
-            f"{len(mean)} values, and data.std {len(std)}",
+            f"mean has {len(mean)} values, std has {len(std)}",
             key="data.mean" if data.mean else "data.std",
             allowed=f"one per channel: {channels}",
         )
@@ -104,7 +116,7 @@ def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
 
 
 def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
-    """Brings an image of any size to the network's: scales its short side and crops the centre."""
+    """Fits an image to the network's input: scales its short side and crops the center."""
     short = short_side(data, size)
     if image.shape[:2] == size and short == max(size):
         return image
@@ -112,5 +124,5 @@ def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
 
 
 def short_side(data: DataSpec, size: tuple[int, int]) -> int:
-    """Returns the pixels that the short side of an image is scaled to before the centre crop."""
+    """Returns the length of an image's short side, in pixels, before the center crop."""
     return max(data.resize_short or 0, *size)

@@ -1,4 +1,4 @@
-"""Reads examples by position, in threads, and yields evaluation batches."""
+"""Multi-threaded reading of examples by position, and evaluation batches."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from cnnbench.data.preprocess import fit, short_side
 from cnnbench.registry.kinds import AUGMENTATIONS, DataSpec
 from cnnbench.registry.registry import Spec
 
-# Batches that are read ahead while the network works.
+# Batches prefetched while the network computes.
 AHEAD = 3
-Batch = tuple[
-    np.ndarray, np.ndarray
-]  # images (batch, height, width, channels) uint8; targets (batch, …)
+# Images, (batch, height, width, channels) uint8, and targets, (batch, …).
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 def evaluation_batches(
     examples: Examples, data: DataSpec, size: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields (images, targets, count) of every example once, in order.
+    """Yields (images, targets, count), with every example once, in order.
 
-    The last batch is filled up with copies of its first example, so that all have one shape; only
-    the first `count` examples of a batch are to be counted.
+    The last batch is padded with copies of its first example so that all batches have one shape;
+    only the first `count` examples of a batch are real.
     """
-    read = _reader(examples, data, size, (), 0)
+    read = batch_reader(examples, data, size, (), 0)
     starts = iter(range(0, len(examples), batch_size))
     pending: collections.deque[Callable[[], Batch]] = collections.deque()
     while True:
@@ -51,10 +50,10 @@ def first_images(
     """Returns the images of the first examples, not augmented.
 
     Args:
-        examples: of which there is one at least.
-        data: how images are brought to `size`.
+        examples: at least one.
+        data: how images are fitted to `size`.
         size: height and width in pixels.
-        count: how many; fewer where there are not so many.
+        count: number of images; if there are fewer examples, all are returned.
 
     Returns:
         (count, height, width, channels) uint8.
@@ -64,16 +63,16 @@ def first_images(
     return images
 
 
-def _reader(
+def batch_reader(
     examples: Examples, data: DataSpec, size: tuple[int, int], crops: Iterable[Spec], seed: int
 ) -> Callable[[np.ndarray, int], Callable[[], Batch]]:
-    """Returns a function that starts to read the examples at some positions of an epoch.
+    """Returns a function that starts reading the examples at given positions, for an epoch.
 
-    What it returns waits for them.
+    It returns at once; calling its result waits for the batch.
     """
     source, crops = examples.source, tuple(crops)
-    as_they_are = not crops and short_side(data, size) == max(size)
-    if isinstance(source, ArraySource) and as_they_are and source.images.shape[1:3] == size:
+    keeps_size = not crops and short_side(data, size) == max(size)
+    if isinstance(source, ArraySource) and keeps_size and source.images.shape[1:3] == size:
 
         def gather(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
             rows = examples.indices[positions]
@@ -81,17 +80,17 @@ def _reader(
 
         return gather
 
-    def one(position: int, epoch: int) -> tuple[np.ndarray, Any]:
+    def read_one(position: int, epoch: int) -> tuple[np.ndarray, Any]:
         image, target = source.read(int(examples.indices[position]))
         for place, crop in enumerate(crops):
-            random = _random(seed, 2**33 + place, position, epoch)
+            random = random_at(seed, 2**33 + place, position, epoch)
             image = AUGMENTATIONS.build(crop, image, size, random)
         return (image if crops else fit(image, data, size)), target
 
     pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "cnnbench-read")
 
     def submit(positions: np.ndarray, epoch: int) -> Callable[[], Batch]:
-        futures = [pool.submit(one, int(position), epoch) for position in positions]
+        futures = [pool.submit(read_one, int(position), epoch) for position in positions]
 
         def wait() -> Batch:
             pixels, targets = zip(*(future.result() for future in futures), strict=True)
@@ -102,7 +101,8 @@ def _reader(
     return submit
 
 
-def _random(seed: int, *counter: int) -> np.random.Generator:
-    # The first word of the counter is the one that drawing advances.
+def random_at(seed: int, *counter: int) -> np.random.Generator:
+    """Returns the random generator of a seed and up to three numbers, independent of any other."""
+    # Drawing advances the first word of the counter.
     words = (0, *counter, 0, 0)[:4]
     return np.random.Generator(np.random.Philox(key=seed, counter=words))

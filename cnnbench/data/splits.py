@@ -1,4 +1,4 @@
-"""Training, validation and test examples of a data set."""
+"""Training, validation and test splits of a data set."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cnnbench.registry.kinds import DataSpec
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains and validates on, after the recipe's limit, validation and bad images.
+    """The examples that a run trains and validates on, with the recipe's options applied.
 
-    skipped, skipped_in_validation: the names of images that cannot be decoded, where the recipe
-    says to skip them.
+    Attributes:
+        skipped: names of the training images that cannot be decoded, if the recipe skips those.
+        skipped_in_validation: names of such validation images.
     """
 
     train: Examples
@@ -29,13 +30,13 @@ class Splits:
 
 
 def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
-    """Returns the training examples and those carved out, or given, for validation.
+    """Returns the training and validation examples of a recipe.
 
-    A data set's own validation split goes before the recipe's share of the training split. Which
-    examples are carved out does not depend on the recipe's seed, so that runs compare.
+    The data set's own validation split takes precedence over one cut from the training split. The
+    cut does not depend on the recipe's seed, so that runs are comparable.
 
     Raises:
-        UsageError: the validation split leaves nothing to train on.
+        UsageError: the validation split is empty or leaves nothing to train on.
     """
     train = dataset.split("train").shuffled()
     if data.limit:
@@ -44,11 +45,13 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
     if "validation" in dataset.sources:
         validation = dataset.split("validation").shuffled().take(slice(data.limit))
     elif data.validation:
-        share = isinstance(data.validation, float)
-        count = round(data.validation * len(train)) if share else int(data.validation)
+        if isinstance(data.validation, float):
+            count = round(data.validation * len(train))
+        else:
+            count = data.validation
         if not 0 < count < len(train):
             raise UsageError(
-                f"keeps {count} of {len(train)} examples",
+                f"takes {count} of {len(train)} examples",
                 key="data.validation",
                 allowed=f"1 to {len(train) - 1}",
             )
@@ -63,25 +66,28 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
 def evaluation_examples(
     dataset: Dataset, data: DataSpec, split: str
 ) -> tuple[Examples, tuple[str, ...]]:
-    """Returns the examples of "test" or "validation" to measure on, and the names of bad images.
+    """Returns the examples of the "test" or "validation" split, and the names of skipped images.
 
     Raises:
-        UsageError: the recipe keeps no validation examples.
+        UsageError: the recipe has no validation split.
     """
     if split == "test":
         return _readable(dataset.split("test").shuffled().take(slice(data.limit)), data)
     splits = training_splits(dataset, data)
     if splits.validation is None:
-        raise UsageError("the recipe keeps no validation split", allowed="evaluate on --split test")
+        raise UsageError("the recipe has no validation split", allowed="use --split test")
     return splits.validation, splits.skipped_in_validation
 
 
 def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, ...]]:
-    """Leaves out the images that cannot be decoded, where the recipe says so, and names them."""
+    """Returns the examples to use, and the names of those skipped because they cannot be decoded.
+
+    Unless the recipe skips bad images, all examples are returned without decoding them.
+    """
     if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
         return examples, ()
 
-    def is_good(index: int) -> bool:
+    def is_readable(index: int) -> bool:
         try:
             examples.source.read(int(index))
         except BadImageError:
@@ -89,7 +95,7 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
         return True
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        good = np.fromiter(pool.map(is_good, examples.indices), bool, len(examples))
+        good = np.fromiter(pool.map(is_readable, examples.indices), bool, len(examples))
     bad = examples.indices[~good]
     if not good.any():
         raise DataError(

@@ -30,14 +30,14 @@ class Artifact(Child):
     """
 
     takes_pixels: bool
-    _noun = "runtime"
+    noun = "runtime"
 
     def __init__(self, form: str, path: Path):
         super().__init__()
         package = Path(__file__).parents[2]
         searched = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        handle = self._theirs.fileno()
+        handle = self.theirs.fileno()
         command = ["-P", "-m", "cnnbench.exports.serve", form, str(path), str(handle)]
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, *command],
@@ -45,11 +45,11 @@ class Artifact(Child):
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=os.environ | {"PYTHONPATH": searched, "TMPDIR": self._temporary.name},
+            env=os.environ | {"PYTHONPATH": searched, "TMPDIR": self.temporary.name},
         )
-        self._theirs.close()
+        self.theirs.close()
         try:
-            self.takes_pixels = self._answer("open")
+            self.takes_pixels = self.receive("open")
         except BaseException:  # also on Ctrl-C
             self.close()
             raise
@@ -64,12 +64,12 @@ class Artifact(Child):
             WorkerError: the runtime failed; every later call fails too.
         """
         starts = range(0, len(images), BATCH)
-        rows = [self._ask("outputs", images[i : i + BATCH]) for i in starts]
+        rows = [self.ask("outputs", images[i : i + BATCH]) for i in starts]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def speed(self, images: np.ndarray) -> dict[str, Any]:
         """Returns "latency_ms" of one image, and "peak_memory_mb" of the process so far."""
-        return self._ask("speed", images[:1])
+        return self.ask("speed", images[:1])
 
     def best_batch(self, images: np.ndarray) -> dict[str, Any] | None:
         """Returns the "batch_size" with the highest throughput, and its "images_per_s".
@@ -77,7 +77,7 @@ class Artifact(Child):
         Returns None if the runtime fails on larger batches; its process has then ended.
         """
         try:
-            return self._ask("best_batch", images[:1])
+            return self.ask("best_batch", images[:1])
         except WorkerError:  # speed is not part of verification
             return None
 
@@ -92,8 +92,9 @@ class Artifact(Child):
         except subprocess.TimeoutExpired:
             return None
 
-    def _end(self) -> str:
-        end = super()._end()
+    def how_it_ended(self) -> str:
+        """Returns how the process ended, with the last line that it printed."""
+        end = super().how_it_ended()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
         last_line = [line for line in lines if line.strip()][-1:]

@@ -1,4 +1,4 @@
-"""Which weights are kernels, and the penalties on them."""
+"""Kernel weights, and the L1 and L2 penalties on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnnbench.backend.lazy import tf
 
 
 def penalty(variables: Sequence[Any], l1: float, l2: float) -> Any:
-    """Returns l1 * sum |w| + l2 / 2 * sum w^2 over kernels, a float32 scalar."""
+    """Returns l1 * sum |w| + l2 / 2 * sum w^2 over the kernels, a float32 scalar."""
     kernels = [v.value for v in variables if is_kernel(v)]
     total = tf.constant(0.0)
     if l1:
@@ -20,5 +20,8 @@ def penalty(variables: Sequence[Any], l1: float, l2: float) -> Any:
 
 
 def is_kernel(variable: Any) -> bool:
-    """Tells a kernel from biases, norm scales and activation slopes, which are not decayed."""
+    """Returns whether a variable is a kernel.
+
+    Biases, norm scales and activation slopes are not kernels, and are not decayed.
+    """
     return variable.name == "kernel" or variable.name.endswith("_kernel")

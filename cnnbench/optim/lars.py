@@ -1,6 +1,6 @@
-"""LARS, an optimizer that Keras lacks.
+"""The LARS optimizer, which Keras does not provide.
 
-Importing this module imports Keras, so it is imported when the optimizer is built.
+Importing this module imports Keras, so it is imported only when the optimizer is built.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Lars(keras.optimizers.SGD):
         v <- momentum * v + lr * ratio * (g + decay * w)
         w <- w - v
 
-    with ratio 1 where |w| or |g| is 0, which the paper leaves open. Biases and norms have ratio 1
-    and decay 0: SGD with momentum.
+    The ratio is 1 where |w| or |g| is 0, a case the paper leaves open. Biases and norms use ratio 1
+    and decay 0, which is SGD with momentum.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class Lars(keras.optimizers.SGD):
         self.trust, self.decay = trust, decay
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the momenta, and notes which variables are kernels."""
+        """Creates the momentum buffers and records which variables are kernels."""
         super().build(variables)
         self._kernels = [is_kernel(variable) for variable in variables]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable."""
         if self._kernels[private.variable_index(self, variable)]:
-            gradient = self._adapted(gradient, variable)
+            gradient = self._rescaled(gradient, variable)
         super().update_step(gradient, variable, learning_rate)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return super().get_config() | {"trust": self.trust, "decay": self.decay}
 
-    def _adapted(self, gradient: Any, kernel: Any) -> Any:
+    def _rescaled(self, gradient: Any, kernel: Any) -> Any:
         """Returns ratio * (g + decay * w)."""
         g, w = tf.norm(gradient), tf.norm(kernel)
         ratio = tf.math.divide_no_nan(self.trust * w, g + self.decay * w)

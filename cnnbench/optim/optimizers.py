@@ -1,4 +1,4 @@
-"""Optimizers, and what they do to which weights."""
+"""Optimizers, by the names that recipes use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnbench.registry.limits import Factor, NonNegative, Positive, Rate
 def sgd(
     *, lr: Positive, momentum: Rate = 0.0, nesterov: bool = False, weight_decay: NonNegative = 0.0
 ) -> Any:
-    """Stochastic gradient descent; plain unless momentum is set."""
+    """Stochastic gradient descent, by default without momentum."""
     return keras.optimizers.SGD(lr, momentum, nesterov, weight_decay=weight_decay or None)
 
 
@@ -25,7 +25,7 @@ def momentum(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 
 
 @OPTIMIZERS.register("nesterov")
 def nesterov(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Any:
-    """SGD with Nesterov's momentum (Sutskever et al. 2013)."""
+    """SGD with Nesterov momentum (Sutskever et al. 2013)."""
     return sgd(lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
 
 
@@ -79,7 +79,7 @@ def lion(
     beta_1: Factor = 0.9,
     beta_2: Rate = 0.99,
 ) -> Any:
-    """Lion, steps of one size (Chen et al. 2023); a third to a tenth of AdamW's rate."""
+    """Lion, sign-based updates (Chen et al. 2023); needs 1/3 to 1/10 of AdamW's learning rate."""
     return keras.optimizers.Lion(lr, beta_1, beta_2, weight_decay=weight_decay or None)
 
 
@@ -92,7 +92,7 @@ def lamb(
     beta_2: Rate = 0.999,
     epsilon: Positive = 1e-6,
 ) -> Any:
-    """LAMB for large batches (You et al. 2020), the weight decay outside of its trust ratio."""
+    """LAMB for large batches (You et al. 2020), with weight decay outside the trust ratio."""
     return keras.optimizers.Lamb(lr, beta_1, beta_2, epsilon, weight_decay=weight_decay or None)
 
 
@@ -104,7 +104,7 @@ def lars(
     weight_decay: NonNegative = 0.0,
     trust: Positive = 0.001,
 ) -> Any:
-    """LARS for large batches (You et al. 2017); the weight decay is in the trust ratio."""
+    """LARS for large batches (You et al. 2017), with weight decay inside the trust ratio."""
     from cnnbench.optim.lars import Lars
 
     return Lars(lr, momentum, trust=trust, decay=weight_decay)

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: functions from a step to a factor of the recipe's learning rate.
+"""Learning-rate schedules: curves that map a step to a multiplier of the base learning rate.
 
-A builder takes `total`, the steps that it has after warm-up, and `per_epoch`, steps in an epoch.
+A builder takes `total`, the number of steps after warm-up, and `per_epoch`, the steps per epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Curve = Callable[[int], float]
 
 @SCHEDULES.register("constant")
 def constant(total: int, per_epoch: int) -> Curve:
-    """The learning rate as it is."""
+    """Keeps the learning rate constant."""
     return lambda step: 1.0
 
 
@@ -32,7 +32,7 @@ def step(
     epochs: Annotated[list[Positive], Field(min_length=1)],
     factor: Factor = 0.1,
 ) -> Curve:
-    """Times `factor` at each of these epochs, counted after warm-up."""
+    """Multiplies by `factor` at each of `epochs`, counted after warm-up."""
     return lambda step: factor ** sum(step >= round(epoch * per_epoch) for epoch in epochs)
 
 
@@ -45,7 +45,7 @@ def exponential(
     epochs: Positive = 1.0,
     staircase: bool = False,
 ) -> Curve:
-    """Times `factor` every so many epochs, smoothly or in stairs."""
+    """Multiplies by `factor` every `epochs` epochs, continuously or at once (`staircase`)."""
     steps = epochs * per_epoch
 
     def curve(step: int) -> float:
@@ -56,7 +56,7 @@ def exponential(
 
 @SCHEDULES.register("cosine")
 def cosine(total: int, per_epoch: int, *, final: Fraction = 0.0) -> Curve:
-    """Half a cosine from 1 to `final` (Loshchilov & Hutter 2017, equation 5)."""
+    """Half-cosine decay from 1 to `final` (Loshchilov & Hutter 2017, equation 5)."""
     return lambda step: final + (1 - final) * _half_cosine(step / max(1, total))
 
 
@@ -69,11 +69,12 @@ def cosine_restarts(
     multiply: Annotated[float, Field(ge=1)] = 2.0,
     final: Fraction = 0.0,
 ) -> Curve:
-    """Cosines that start again, each `multiply` times as long (SGDR, Loshchilov & Hutter 2017)."""
+    """SGDR: cosine cycles, each `multiply` times as long as the last (Loshchilov & Hutter 2017)."""
     first = max(1.0, epochs * per_epoch)
 
     def curve(step: int) -> float:
-        period, position = first, step % first if multiply == 1 else float(step)
+        period = first
+        position = step % first if multiply == 1 else float(step)
         while position >= period:
             position -= period
             period *= multiply
@@ -92,9 +93,9 @@ def one_cycle(
     final: Fraction = 4e-6,
     anneal: Literal["cosine", "linear"] = "cosine",
 ) -> Curve:
-    """Up from `start` to 1 over the share `rise` of training, then down to `final`.
+    """Rises from `start` to 1 over the fraction `rise` of training, then falls to `final`.
 
-    Smith & Topin 2018; the defaults are PyTorch's. Deviation: the momentum stays as it is.
+    Smith & Topin 2018; the defaults are PyTorch's. Deviation: the momentum stays constant.
     """
     top = rise * total
     shape = _half_cosine if anneal == "cosine" else lambda x: 1 - x
@@ -109,7 +110,7 @@ def one_cycle(
 
 @dataclass
 class Plateau:
-    """A curve that falls when the validation loss has stopped falling."""
+    """A curve that drops when the validation loss stops falling."""
 
     factor: float
     patience: int
@@ -120,11 +121,11 @@ class Plateau:
     epochs_without: int = 0
 
     def __call__(self, step: int) -> float:
-        """Returns the factor, which no step changes."""
+        """Returns the current factor, whatever the step."""
         return self.scale
 
     def observe(self, loss: float) -> None:
-        """Takes the validation loss of an epoch that has ended."""
+        """Updates the factor from the validation loss of an epoch."""
         if self.best is None or loss < self.best - self.min_delta:
             self.best, self.epochs_without = loss, 0
             return
@@ -141,27 +142,27 @@ def plateau(
     *,
     factor: Factor = 0.1,
     patience: Annotated[
-        PositiveInt, Field(description="epochs, counted from the first that ends after the warm-up")
+        PositiveInt, Field(description="epochs without improvement, counted after warm-up")
     ] = 5,
     min_delta: NonNegative = 1e-4,
     min_factor: Fraction = 0.0,
 ) -> Plateau:
-    """Times `factor` when the validation loss has not fallen for `patience` epochs after warm-up.
+    """Multiplies by `factor` when the validation loss has not fallen for `patience` epochs.
 
-    Epochs that end within the warm-up do not count, and their losses are not compared with later
-    ones: a loss measured at a small learning rate is not one to reach at the full rate.
+    Epochs that end during warm-up do not count, and their losses are not compared with later ones:
+    a loss reached at a small learning rate may be out of reach at the full rate.
     """
     return Plateau(factor, patience, min_delta, min_factor)
 
 
 class LearningRate:
-    """The learning rate at each step: a linear warm-up, then the schedule's curve.
+    """The learning rate at each step: linear warm-up, then the schedule's curve.
 
     Args:
-        spec: a recipe's `schedule`.
-        lr: the rate that the curve is a factor of.
-        total: all steps of the training.
-        per_epoch: steps in an epoch.
+        spec: the recipe's `schedule`.
+        lr: base learning rate, which the curve multiplies.
+        total: training steps, warm-up included.
+        per_epoch: steps per epoch.
     """
 
     def __init__(self, spec: ScheduleSpec, lr: float, total: int, per_epoch: int):
@@ -176,21 +177,21 @@ class LearningRate:
         return self._lr * self._curve(step - self._warmup)
 
     def observe(self, validation_loss: float, step: int) -> None:
-        """Takes the validation loss of an epoch, which only `plateau` uses, after the warm-up.
+        """Reports the validation loss of an epoch; only `plateau` uses it, after warm-up.
 
         Args:
             validation_loss: mean over the validation split.
-            step: training steps done at the end of the epoch.
+            step: training steps completed at the end of the epoch.
         """
         if isinstance(self._curve, Plateau) and step > self._warmup:
             self._curve.observe(validation_loss)
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint must keep."""
+        """Returns the state to save in a checkpoint."""
         return asdict(self._curve) if isinstance(self._curve, Plateau) else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` returned."""
+        """Restores the state that `state` returned."""
         for key, value in state.items():
             setattr(self._curve, key, value)
 

@@ -1,1 +1,1 @@
-"""Recipes: sections, YAML with line numbers, and the checks before anything runs."""
+"""Recipes: sections, YAML with line numbers, and checks before anything runs."""

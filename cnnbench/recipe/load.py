@@ -1,20 +1,18 @@
-"""Reads recipes: from YAML to a checked recipe, or an error with every problem."""
+"""Loads recipes from YAML, and reports all problems of an invalid recipe at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from cnnbench.errors import Problem, RecipeError
 from cnnbench.recipe import checks, yaml_tree
-from cnnbench.recipe.problems import _merged, _problem
+from cnnbench.recipe.problems import as_problem, merged
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.yaml_tree import Located
 
-# Put into words; a recipe that has more is none.
+# Further problems are only counted.
 MAX_PROBLEMS = 200
 
 
@@ -23,10 +21,10 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
     Args:
         path: a YAML file.
-        overrides: assignments such as `train.epochs=3`, checked as the file is.
+        overrides: assignments such as `train.epochs=3`, checked like the file.
 
     Raises:
-        RecipeError: with every problem found, each with its file:line and what was allowed.
+        RecipeError: the recipe is invalid; lists all problems with file:line and what is allowed.
     """
     tree = yaml_tree.read(Path(path))
     for assignment in overrides:
@@ -35,39 +33,43 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Reads back what `Recipe.dump` wrote."""
+    """Parses the text that `Recipe.dump` returned.
+
+    Raises:
+        RecipeError: the text is not a valid recipe.
+    """
     return _validated(yaml_tree.parse(text, "recipe"))
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads back a file that has what `Recipe.dump` wrote.
+    """Reads a file that contains the text from `Recipe.dump`.
 
-    That its sections fit each other was seen to before; a smoke run may begin with a stage that
-    otherwise needs a trained network.
+    The checks across sections are not repeated: a smoke run may start with a compression stage
+    that otherwise needs a trained network.
 
     Raises:
-        RecipeError: it has something else.
+        RecipeError: the file is not a valid recipe.
     """
     return _validated(yaml_tree.read(path))
 
 
 def check(tree: Located) -> Recipe:
-    """Turns a located tree into a recipe, or raises RecipeError with every problem in it."""
+    """Returns the recipe in a tree, or raises RecipeError with all its problems."""
     recipe = _validated(tree)
-    if problems := list(checks.mismatches(recipe, tree)):
+    if problems := checks.problems(recipe):
         raise RecipeError(problems)
     return recipe
 
 
 def _validated(tree: Located) -> Recipe:
-    """Turns a located tree into a recipe whose sections are each right by themselves."""
+    """Returns the recipe in a tree, with each section checked by itself."""
     if not isinstance(tree.value, dict):
         raise RecipeError([Problem(tree.where, "not a mapping", "a recipe has keys and values")])
     try:
         return Recipe.model_validate(tree.plain()).read_from(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        problems = [_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
+        problems = [as_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
         if more := len(found) - len(problems):
             problems.append(Problem(tree.where, f"{more} more problems"))
-        raise RecipeError(_merged(problems)) from None
+        raise RecipeError(merged(problems)) from None

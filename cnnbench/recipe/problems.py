@@ -1,13 +1,11 @@
-"""Turns pydantic's errors into problems with a file, a line and what was allowed."""
+"""Converts pydantic's errors to problems with file, line and what is allowed."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from cnnbench.errors import Problem
 from cnnbench.recipe.recipe import Recipe
@@ -25,8 +23,8 @@ from cnnbench.registry.kinds import (
 from cnnbench.registry.registry import did_you_mean
 
 
-def _problem(detail: Any, tree: Located) -> Problem:
-    """Turns one of pydantic's errors into words a user of YAML understands."""
+def as_problem(detail: Any, tree: Located) -> Problem:
+    """Converts one of pydantic's errors to a problem in terms of the YAML file."""
     loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
     path, section = _resolve(loc, tree)
     node = tree.at(tuple(path))
@@ -50,8 +48,8 @@ def _problem(detail: Any, tree: Located) -> Problem:
     return Problem(node.where, f"{dotted}: {given}", message)
 
 
-def _merged(problems: list[Problem]) -> list[Problem]:
-    """Joins what the members of a union say of one value, each once."""
+def merged(problems: list[Problem]) -> list[Problem]:
+    """Merges the problems that the members of a union report for the same value."""
     allowed: dict[tuple[str, str], dict[str | None, None]] = {}
     for problem in problems:
         allowed.setdefault((problem.where, problem.what), {})[problem.allowed] = None
@@ -62,9 +60,17 @@ def _merged(problems: list[Problem]) -> list[Problem]:
 
 
 def _resolve(loc: tuple[Any, ...], tree: Located) -> tuple[list[Any], type[BaseModel] | None]:
-    """Returns the path in the YAML of pydantic's location, and the section that its parent is.
+    """Converts pydantic's location of an error to a path in the YAML.
 
-    A location has steps that no key stands for: the name of a part, the member of a union.
+    A location also has steps without a key in the YAML: the name of a registry entry or the member
+    of a union.
+
+    Args:
+        loc: the location in pydantic's error.
+        tree: the recipe.
+
+    Returns:
+        The path, and the section that contains its last key, if it is one with fixed keys.
     """
     path: list[Any] = []
     section: type[BaseModel] | None = Recipe

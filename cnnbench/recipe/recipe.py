@@ -1,4 +1,4 @@
-"""The recipe: what to train, on what and how, checked as a whole before anything is imported."""
+"""The recipe of an experiment: model, data and training, checked before anything is imported."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ else:
     AnyModel, AnyData, AnyLoss = MODELS.any_spec(), DATASETS.any_spec(), LOSSES.any_spec()
     AnyAugmentation, AnyOptimizer = AUGMENTATIONS.any_spec(), OPTIMIZERS.any_spec()
     AnySchedule, AnyCompression = SCHEDULES.any_spec(), COMPRESSIONS.any_spec()
-    AnyTarget = Union[  # noqa: UP007 - of a tuple
+    AnyTarget = Union[  # noqa: UP007 - built from a tuple
         tuple(task_named(name).score.target_type() for name in TASKS.names())
     ]
 
 
-# Characters of a recipe's name.
+# Most characters of a recipe's name.
 MAX_NAME = 64
 
 
 class _Origin:
-    """Where a recipe was read from; two recipes of different origins may well be equal."""
+    """Where a recipe was read from; it does not count when recipes are compared."""
 
     def __init__(self, tree: yaml_tree.Located | None = None):
         self.tree = tree
@@ -67,7 +67,7 @@ class _Origin:
 
 
 class Recipe(Section):
-    """One experiment, whole: everything that decides its result."""
+    """One experiment: everything that determines its result."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_NAME)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -75,14 +75,14 @@ class Recipe(Section):
     init: Init | None = None
     data: AnyData
     augment: list[AnyAugmentation] = Field([])
-    # Filled in before validation by the default of the task.
+    # The task's default is filled in before validation.
     loss: AnyLoss = Field(default_factory=lambda: None)  # type: ignore[assignment]
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
-    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # is one
+    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
     train: Train
     compress: list[AnyCompression] = Field(
-        [], description="stages, each a training of its own that starts from the one before it"
+        [], description="compression stages; each is a run that starts from the previous one"
     )
     evaluation: Evaluation = Field(default_factory=Evaluation)
     target: AnyTarget | None = None
@@ -92,12 +92,12 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults_of_task(cls, values: Any) -> Any:
-        """Fills in the loss, and what stops training early, where the recipe does not say."""
+        """Fills in the task's default loss and its default metric for early stopping."""
         model = values.get("model") if isinstance(values, dict) else None
         name = model.get("name") if isinstance(model, dict) else getattr(model, "name", None)
         if not isinstance(name, str) or name not in MODELS.names():
             return values
-        task = task_named(MODELS.get(name).facts["task"])
+        task = task_of(name)
         values = {"loss": {"name": task.default_loss}} | values
         train = values.get("train")
         if isinstance(train, dict) and isinstance(early := train.get("early_stopping"), dict):
@@ -107,16 +107,16 @@ class Recipe(Section):
 
     @property
     def task(self) -> Task:
-        """What the network is trained for."""
+        """The task that the network is trained for."""
         return task_of(self.model)
 
     def read_from(self, tree: yaml_tree.Located) -> Recipe:
-        """Remembers the YAML that the recipe was read from, for errors; returns the recipe."""
+        """Stores the YAML tree that the recipe was read from, for errors; returns the recipe."""
         self._origin = _Origin(tree)
         return self
 
     def where(self, key: str) -> str:
-        """Returns the file:line of a key such as "data.batch_size", or of the section above it."""
+        """Returns the file:line of a key such as "data.batch_size", or of its nearest parent."""
         if self._origin.tree is None:
             return f"recipe {self.name}"
         path = tuple(int(step) if step.isdecimal() else step for step in key.split("."))
@@ -124,10 +124,10 @@ class Recipe(Section):
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Turns errors about a key of the recipe into errors with its file:line.
+        """Converts errors that name a key of the recipe to errors with its file:line.
 
         Raises:
-            RecipeError: a UsageError with a key was raised within.
+            RecipeError: a UsageError with a key was raised inside the context.
         """
         try:
             yield
@@ -138,7 +138,7 @@ class Recipe(Section):
             raise RecipeError([problem]) from None
 
     def absolute(self) -> Recipe:
-        """Returns the recipe with the paths in it made absolute, to be read from anywhere."""
+        """Returns the recipe with absolute paths, so that it can be used from any folder."""
         update: dict[str, Any] = {}
         for section, key in (("data", "path"), ("model", "weights")):
             part = getattr(self, section)
@@ -155,9 +155,9 @@ class Recipe(Section):
         return self.model_copy(update=update)
 
     def of_last_stage(self) -> Recipe:
-        """Returns the recipe with the duration and the learning rate of its last stage.
+        """Returns the recipe with the duration and learning rate of its last compression stage.
 
-        Small images are for the first one alone: what comes after is to keep what was learned.
+        Only the first stage trains on smaller images: later ones should keep what was learned.
         """
         if not self.compress:
             return self
@@ -174,7 +174,7 @@ class Recipe(Section):
         return self.model_copy(update=update)
 
     def dump(self) -> str:
-        """Returns the recipe as YAML, every default written out; reading it back gives the same."""
+        """Returns the recipe as YAML with all defaults; `parse_recipe` returns an equal recipe."""
         return yaml_tree.dump(self.model_dump())
 
 

@@ -1,28 +1,22 @@
-"""The sections of a recipe that have fixed keys."""
+"""The sections of a recipe with fixed keys."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cnnbench.registry.kinds import TASKS
 from cnnbench.registry.limits import Factor, NonNegative, Positive, PositiveInt, Share, Side
 from cnnbench.tasks.task import task_named
 
-# The keys of the scores of all tasks.
+# The score key of every task.
 SCORES = tuple(task_named(name).score.key for name in TASKS.names())
 
 
 class Section(BaseModel):
-    """A part of the recipe with fixed keys."""
+    """A section of the recipe with fixed keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -32,41 +26,37 @@ class Regularization(Section):
 
     l1: NonNegative = Field(default=0.0, description="l1 * sum |w|")
     l2: NonNegative = Field(
-        default=0.0, description="l2 / 2 * sum w^2: the papers' weight decay of SGD"
+        default=0.0, description="l2 / 2 * sum w^2, the usual weight decay of SGD in papers"
     )
 
 
 class EarlyStopping(Section):
-    """Stops when the validation metric has not improved for `patience` epochs."""
+    """Stops when a validation metric has not improved for `patience` epochs."""
 
     patience: PositiveInt = 10
-    metric: Literal["loss", *SCORES] = Field(  # type: ignore[valid-type]  # of the tasks there are
-        "loss", description="loss, or the score of the task, as top1; by default the score"
+    metric: Literal["loss", *SCORES] = Field(  # type: ignore[valid-type]  # unpacks a tuple
+        "loss", description="loss or the score of the task, such as top1; default: the score"
     )
     min_delta: NonNegative = 0.0
 
 
 class Runtime(Section):
-    """How TensorFlow runs the training; what is not given is chosen as under `auto`."""
+    """TensorFlow settings of the training; values that are not set are chosen as by `auto`."""
 
-    onednn: bool | None = Field(
-        default=None, description="oneDNN's kernels for convolutions on a CPU"
-    )
-    xla: bool | None = Field(default=None, description="compile each training step by XLA")
+    onednn: bool | None = Field(default=None, description="oneDNN kernels for convolutions on CPUs")
+    xla: bool | None = Field(default=None, description="compile training steps with XLA")
     threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="that one operation may use; null: one a core"
+        default=None, description="threads per operation; null: one per core"
     )
 
 
 class GradientClip(Section):
-    """Bounds the gradient of the whole batch before the update; exactly one of norm and value."""
+    """Clips the gradient of the whole batch; exactly one of norm and value is set."""
 
     norm: Positive | None = Field(
-        None, description="of all gradients together (Pascanu et al. 2013, algorithm 1)"
+        None, description="largest global norm of all gradients (Pascanu et al. 2013, algorithm 1)"
     )
-    value: Positive | None = Field(
-        None, description="of each element, which stays between -value and value"
-    )
+    value: Positive | None = Field(None, description="clips each element to [-value, value]")
 
     @model_validator(mode="after")
     def _one_bound(self) -> GradientClip:
@@ -76,10 +66,10 @@ class GradientClip(Section):
 
 
 class Sam(Section):
-    """Sharpness-aware minimisation (Foret et al. 2021): two passes over each batch."""
+    """Sharpness-aware minimization (Foret et al. 2021): two passes over each batch."""
 
     rho: Positive = Field(
-        0.05, description="how far up the gradient the weights go before the second pass"
+        0.05, description="distance that weights move along the gradient before the second pass"
     )
 
 
@@ -87,9 +77,9 @@ class Lookahead(Section):
     """Slow weights that follow the fast ones (Zhang et al. 2019, algorithm 1)."""
 
     every: Annotated[int, Field(ge=1, le=10**6)] = Field(
-        5, description="updates after which the slow weights move, the paper's k"
+        5, description="updates between moves of the slow weights (k in the paper)"
     )
-    share: Share = Field(0.5, description="of the way that they move, the paper's alpha")
+    share: Share = Field(0.5, description="fraction of the way that they move (alpha in the paper)")
 
 
 def _regular_expression(text: str) -> str:
@@ -101,28 +91,28 @@ def _regular_expression(text: str) -> str:
 
 
 class Group(Section):
-    """Weights with a learning rate and a weight decay of their own."""
+    """Weights with their own learning rate and weight decay."""
 
     match: Annotated[str, Field(min_length=1), AfterValidator(_regular_expression)] = Field(
-        description="regular expression, searched in a weight's path such as stem_norm/beta"
+        description="regular expression to search in a weight's path, such as stem_norm/beta"
     )
-    lr_scale: NonNegative = Field(1.0, description="times optimizer.lr")
+    lr_scale: NonNegative = Field(1.0, description="multiplies optimizer.lr")
     weight_decay_scale: NonNegative = Field(
-        1.0, description="times optimizer.weight_decay, which the learning rate multiplies too"
+        1.0, description="multiplies optimizer.weight_decay, in addition to lr_scale"
     )
 
 
 class ImageSize(Section):
-    """What training images are scaled to in its first epochs (Tan & Le 2021, section 4)."""
+    """Smaller training images in the first epochs (Tan & Le 2021, section 4)."""
 
-    until: PositiveInt = Field(description="the epoch that ends it")
+    until: PositiveInt = Field(description="last epoch with this size")
     size: Side = Field(description="height and width in pixels")
 
 
 class Train(Section):
-    """How long to train, in which arithmetic, and what goes on around the optimizer.
+    """How long to train, with which precision, and options around the optimizer.
 
-    Exactly one of epochs, steps and examples is given.
+    Exactly one of epochs, steps and examples is set.
     """
 
     epochs: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
@@ -131,41 +121,43 @@ class Train(Section):
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
     strategy: Literal["auto", "one_device", "mirrored", "tpu"] = "auto"
     runtime: Literal["auto"] | Runtime = Field(
-        "auto", description="auto: the fastest on this machine, measured before a long training"
+        "auto", description="auto: the fastest on this machine, measured before long trainings"
     )
     steps_per_call: Annotated[int, Field(ge=1, le=1000)] = Field(
-        10, description="training steps that one call into TensorFlow runs"
+        10, description="training steps per call into TensorFlow"
     )
-    deterministic: bool = Field(True, description="the same bits from the same seed, on a CPU")
+    deterministic: bool = Field(
+        True, description="bit-identical results from the same seed on CPUs"
+    )
     checkpoint_every: PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}m$")] = Field(
-        "10m", description="steps as an integer, or minutes as in 10m; besides each epoch"
+        "10m", description="steps, or minutes such as 10m; also saved at the end of each epoch"
     )
     ema: Factor | None = Field(
         None,
-        description="decay of the moving average of all weights, which is then what is validated, "
-        "kept and exported; less in the first steps: (1 + step) / (10 + step)",
+        description="decay of the moving average of all weights, which is then validated, saved "
+        "and exported; at most (1 + step) / (10 + step), so lower in the first steps",
     )
     gradient_clip: GradientClip | None = None
     accumulate: Annotated[int, Field(ge=1, le=256)] = Field(
         1,
-        description="parts in which a batch goes through the network, for less memory; their "
-        "gradients make one update, their statistics for batch norm as many moves",
+        description="gradient accumulation: parts that a batch is split into to save memory; one "
+        "update per batch, but batch norm's statistics are updated by each part",
     )
     sam: Sam | None = None
     lookahead: Lookahead | None = None
-    groups: list[Group] = Field([], description="the first that matches a weight counts for it")
+    groups: list[Group] = Field([], description="each weight uses the first group that matches")
     layer_decay: Share = Field(
         1.0,
-        description="of the learning rate from each stage to the one before it (Bao et al. 2022); "
-        "the head has the whole",
+        description="factor of the learning rate from each stage of the network to the one below "
+        "(Bao et al. 2022); 1 for the head",
     )
     image_sizes: list[ImageSize] = Field(
-        [], description="smaller images at first, each entry up to its epoch; then the whole size"
+        [], description="smaller images for the first epochs; afterwards full-size images"
     )
     on_nan: Literal["stop", "rollback"] = Field(
         "stop",
-        description="where a loss or weight is not finite: stop, or go back to the last "
-        "checkpoint and halve the learning rate, three times at most",
+        description="if a loss or weight is not finite: stop, or restore the last checkpoint and "
+        "halve the learning rate, at most three times",
     )
     early_stopping: EarlyStopping | None = None
 
@@ -179,25 +171,31 @@ class Train(Section):
 
 
 class Init(Section):
-    """What training starts from in place of random weights."""
+    """The run that training starts from instead of random weights."""
 
     run: Annotated[str, Field(min_length=1)] = Field(
-        description="a run directory, or the name of a recipe: its newest finished run below runs/"
+        description="run directory, or name of a recipe: its newest finished run below runs/"
     )
 
 
 class Evaluation(Section):
-    """How `cnnbench eval` asks the network; training, exports and `predict` do without."""
+    """Options of `cnnbench eval`; training, exports and `predict` ignore them."""
 
     tta: Literal["none", "flip", "flip_shift"] = Field(
         default="none",
-        description="test-time augmentation, the mean answer over an image and its mirror; "
-        "flip_shift: half the weight on both of them moved by one pixel either way",
+        description="test-time augmentation: flip averages the outputs for an image and its "
+        "mirror image; flip_shift gives half the weight to both shifted by one pixel either way",
     )
 
 
 def total_steps(train: Train, steps_per_epoch: int, batch_size: int) -> int:
-    """Returns how many steps a recipe trains, whichever unit it counts in; at least 1."""
+    """Returns the number of training steps, at least 1.
+
+    Args:
+        train: a recipe's `train`, with a duration in epochs, steps or examples.
+        steps_per_epoch: training steps in an epoch.
+        batch_size: images per step.
+    """
     if train.steps is not None:
         return train.steps
     if train.examples is not None:

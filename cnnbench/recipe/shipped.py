@@ -1,4 +1,4 @@
-"""The recipes that ship with cnnbench, and finding one by its name."""
+"""Finds the recipes that ship with cnnbench by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def find_recipe(path: Path) -> Path:
-    """Returns the recipe at a path; one that ships with cnnbench is found by its name too."""
+    """Returns the path of a recipe file, or of the shipped recipe with that name."""
     shipped = recipes_folder() / path.name
     if not path.exists() and str(path.parent) in (".", "recipes"):
         for candidate in (shipped, shipped.with_suffix(".yaml")):
@@ -16,7 +16,7 @@ def find_recipe(path: Path) -> Path:
 
 
 def recipes_folder() -> Path:
-    """Returns the folder of the recipes that ship: in the package, or beside it in a checkout."""
+    """Returns the folder of the shipped recipes: in the package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"

@@ -1,4 +1,4 @@
-"""Recipes on made-up images, to measure speed without the data."""
+"""Recipes with synthetic images, to measure speed without the data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cnnbench.registry.kinds import DATASETS, MODELS, input_shape
 
 
 def shortened(recipe: Recipe) -> Recipe:
-    """Returns the recipe on one batch of made-up images of the same size, for one step."""
+    """Returns the recipe with one batch of synthetic images of the same size, for one step."""
     facts = DATASETS.get(recipe.data.name).facts
     native = MODELS.get(recipe.model.name).facts["native"]
     stored = recipe.data.options().get("shape") or facts.get("shape") or native
@@ -30,6 +30,6 @@ def shortened(recipe: Recipe) -> Recipe:
     )
     schedule = recipe.schedule.model_copy(update={"warmup_epochs": 0})
     update = {"data": data, "model": model, "train": train, "schedule": schedule, "augment": []}
-    # What its stages of compression cost besides is not in the measure.
+    # The extra cost of compression stages is not measured.
     update |= {"init": None, "compress": []}
     return recipe.model_copy(update=update)

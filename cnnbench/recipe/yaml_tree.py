@@ -1,7 +1,7 @@
-"""YAML text to a tree of values that know their line, and back.
+"""Parses YAML to a tree of values with line numbers, and dumps values to YAML.
 
-Scalars follow the YAML 1.2 core schema: `no` is a word, `1e-3` is a number. Anchors, aliases, tags,
-duplicate keys, deep nesting and large files are refused, so that a recipe is plain data.
+Scalars follow the YAML 1.2 core schema: `no` is a string, `1e-3` is a number. A recipe is plain
+data: anchors, aliases, tags, duplicate keys, deep nesting and large files are errors.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_DEPTH = 12
 
 @dataclass
 class Located:
-    """A value (a scalar, a list or a dict of Located) and the file:line it stands at."""
+    """A value (a scalar, or a list or dict of Located) and its file:line."""
 
     value: Any
     where: str
 
     def plain(self) -> Any:
-        """Returns the value without places."""
+        """Returns the value without line numbers."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -37,7 +37,7 @@ class Located:
         return self.value
 
     def at(self, path: tuple[Any, ...]) -> Located:
-        """Returns the deepest node along a path; steps that lead nowhere are passed over."""
+        """Returns the deepest node along a path; steps that do not exist are skipped."""
         node = self
         for step in path:
             value: Any = node.value
@@ -52,7 +52,7 @@ def read(path: Path) -> Located:
     """Reads a recipe file.
 
     Raises:
-        RecipeError: the file cannot be read, is too large, or is not the YAML described above.
+        RecipeError: the file cannot be read, is too large, or is not YAML as described above.
     """
     try:
         if path.exists() and not path.is_file():
@@ -62,27 +62,35 @@ def read(path: Path) -> Located:
     except OSError as error:
         _refuse(str(path), f"cannot read the recipe: {error.strerror}")
     if len(data) > MAX_BYTES:
-        _refuse(str(path), "too large", f"a recipe has at most {MAX_BYTES} bytes")
+        _refuse(str(path), "too large", f"must be at most {MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        _refuse(f"{path}:{line}", f"byte {error.start} is not UTF-8 text")
+        _refuse(f"{path}:{line}", f"byte {error.start} is not valid UTF-8")
     return parse(text, str(path))
 
 
 def parse(text: str, source: str) -> Located:
-    """Parses YAML text; `source` is what places are called, as `source:line`."""
+    """Parses YAML text.
+
+    Args:
+        text: the YAML.
+        source: the name of the source in line numbers, as in `source:line`.
+
+    Raises:
+        RecipeError: the text is not YAML as described above.
+    """
     problems: list[Problem] = []
     try:
         events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         next(events)  # the start of the stream
         if isinstance(next(events), yaml.StreamEndEvent):
-            _refuse(source, "there is nothing in it")
+            _refuse(source, "empty")
         tree = _node(next(events), events, source, problems, 0)
         next(events)  # the end of the document
         if not isinstance(end := next(events), yaml.StreamEndEvent):
-            _refuse(_place(source, end), "a second document", "a recipe is one document")
+            _refuse(_place(source, end), "a second document", "must be one document")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -93,13 +101,19 @@ def parse(text: str, source: str) -> Located:
 
 
 def override(tree: Located, assignment: str) -> None:
-    """Sets one value in the tree, as `--set train.epochs=3` says; a list takes its index."""
+    """Sets one value in the tree, as in `--set train.epochs=3`; list items have an index as key.
+
+    Raises:
+        RecipeError: the assignment is malformed, or its parent is neither a section nor a list.
+    """
     place = f"--set {assignment}"
     dotted, equals, text = assignment.partition("=")
     if not equals or not all(dotted.split(".")):
         _refuse(place, "not an assignment", "write it as --set key.key=value")
     if dotted.count(".") >= MAX_DEPTH:
-        _refuse(f"--set {assignment[:80]}…", "nested too deeply", f"at most {MAX_DEPTH} levels")
+        _refuse(
+            f"--set {assignment[:80]}…", "nested too deeply", f"must be at most {MAX_DEPTH} levels"
+        )
     *parents, last = (
         int(key) if re.fullmatch("[0-9]{1,9}", key) else key for key in dotted.split(".")
     )
@@ -122,7 +136,7 @@ def override(tree: Located, assignment: str) -> None:
 
 
 def dump(plain: Mapping[str, Any]) -> str:
-    """Returns YAML text that `parse` reads back to the same values, and always the same bytes."""
+    """Returns YAML text, always the same for the same values, that `parse` reads back."""
     return yaml.dump(
         dict(plain),
         Dumper=_Dumper,
@@ -134,7 +148,7 @@ def dump(plain: Mapping[str, Any]) -> str:
 
 
 class _CoreResolver(yaml.resolver.BaseResolver):
-    """The scalars of YAML 1.2 (section 10.3), where PyYAML has those of YAML 1.1."""
+    """Resolves scalars as YAML 1.2 does (section 10.3); PyYAML follows YAML 1.1."""
 
 
 for _tag, _pattern, _first in (
@@ -184,15 +198,15 @@ def _node(
 ) -> Located:
     where = _place(source, event)
     if depth > MAX_DEPTH:
-        _refuse(where, "nested too deeply", f"at most {MAX_DEPTH} levels")
+        _refuse(where, "nested too deeply", f"must be at most {MAX_DEPTH} levels")
     if isinstance(event, yaml.AliasEvent) or event.anchor:
         name = event.anchor
-        _refuse(where, f"anchor or alias {name!r}", "a recipe is written out whole")
+        _refuse(where, f"anchor or alias {name!r}", "anchors and aliases are not allowed")
     if event.tag:
-        _refuse(where, f"tag {event.tag!r}", "values have no tags in a recipe")
+        _refuse(where, f"tag {event.tag!r}", "tags are not allowed")
     if isinstance(event, yaml.ScalarEvent):
         if any("\ud800" <= character <= "\udfff" for character in event.value):
-            _refuse(where, "half of a surrogate pair", "text is Unicode")
+            _refuse(where, "half of a surrogate pair", "must be valid Unicode")
         return Located(_scalar(event), where)
     if isinstance(event, yaml.SequenceStartEvent):
         items = itertools.takewhile(lambda e: not isinstance(e, yaml.SequenceEndEvent), events)
@@ -204,7 +218,7 @@ def _node(
         key = _node(key_event, events, source, problems, depth + 1)
         value = _node(next(events), events, source, problems, depth + 1)
         if not isinstance(key.value, str):
-            problems.append(Problem(key.where, f"key {key.plain()!r}", "keys are words"))
+            problems.append(Problem(key.where, f"key {key.plain()!r}", "keys must be strings"))
         elif key.value in mapping:
             first = mapping[key.value].where
             problems.append(Problem(key.where, f"duplicate key {key.value!r}", f"first at {first}"))
@@ -216,13 +230,15 @@ def _node(
 def _scalar(event: yaml.ScalarEvent) -> Any:
     if not event.implicit[0]:
         return event.value
-    tag = _CoreResolver().resolve(yaml.ScalarNode, event.value, (True, False))
+    resolver: Any = _CoreResolver()
+    tag = resolver.resolve(yaml.ScalarNode, event.value, (True, False))
     return _CONVERT[tag.rpartition(":")[2]](event.value)
 
 
 def _item(node: Located, step: str | int, place: str) -> Located:
     if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
-        return node.value[step]
+        item: Located = node.value[step]
+        return item
     kind = f"a list of {len(node.value)}" if isinstance(node.value, list) else "not a section"
     return _refuse(place, f"{step!r} cannot be set: its parent is {kind}")
 

@@ -1,1 +1,1 @@
-"""Registries of what a recipe can name, and the options that each kind shares."""
+"""Registries of the components that a recipe can name, and the options shared by each kind."""

@@ -1,4 +1,4 @@
-"""The registries of what a recipe can name, and the options that all parts of a kind share."""
+"""The registries of the components a recipe can name, and the options shared by each kind."""
 
 from __future__ import annotations
 
@@ -22,58 +22,62 @@ WEIGHT_FILES = (".h5", ".safetensors")
 
 
 class ModelSpec(Spec):
-    """What every network takes besides its own options."""
+    """Options that every network takes in addition to its own."""
 
     weights: str | None = Field(
-        None, description="published weights to start from: a preset, or a file .h5 or .safetensors"
+        None, description="pretrained weights: a preset name, or a .h5 or .safetensors file"
     )
     freeze: Literal["stem", "stages", "all_but_head"] | None = Field(
         None,
-        description="what keeps the weights it starts with: the stem, the stages too, or all but "
-        "the last layer",
+        description="layers to freeze: the stem, the stem and the stages, or all but the last "
+        "layer",
     )
 
 
 class DataSpec(Spec):
-    """What every data set takes besides its own options."""
+    """Options that every data set takes in addition to its own."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     validation: NonNegativeInt | Factor = Field(
-        0, description="examples, or the share of them, carved from the training split"
+        0, description="examples, or fraction of examples, to hold out of the training split"
     )
     image_size: Side | None = Field(
-        None, description="height and width in pixels that the network sees; null: as they are"
+        None, description="height and width of the network's input in pixels; null: as stored"
     )
     resize_short: Annotated[int, Field(ge=1, le=8192)] | None = Field(
-        None, description="short side in pixels before the centre crop; null: image_size"
+        None, description="short side in pixels before the center crop; null: image_size"
     )
     color: Literal["rgb", "grey", "hsv", "yuv"] | None = Field(
-        None, description="colour space that the network sees; null: as stored"
+        None, description="color space of the network's input; null: as stored"
     )
-    mean: list[float] | None = Field(None, description="per channel, of values in 0-1")
-    std: list[Positive] | None = Field(None, description="as mean")
+    mean: list[float] | None = Field(
+        None, description="mean of each channel, of values in [0, 1], for normalization"
+    )
+    std: list[Positive] | None = Field(
+        None, description="standard deviation of each channel, of values in [0, 1]"
+    )
     classes: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="how many classes you expect; checked against the data"
+        None, description="expected number of classes; checked against the data"
     )
-    limit: PositiveInt | None = Field(None, description="use only so many examples of each split")
+    limit: PositiveInt | None = Field(None, description="maximum examples to use of each split")
     on_bad_image: Literal["fail", "skip"] = "fail"
 
 
 class ScheduleSpec(Spec):
-    """What every schedule takes besides its own options."""
+    """Options that every schedule takes in addition to its own."""
 
     warmup_epochs: NonNegative | NonNegativeInt = Field(
-        0, description="linear warm-up from near zero before the schedule begins"
+        0, description="epochs of linear warm-up from near zero before the schedule starts"
     )
 
 
 class CompressionSpec(Spec):
-    """What every stage of compression takes besides its own options."""
+    """Options that every compression stage takes in addition to its own."""
 
     epochs: PositiveInt | None = Field(
-        None, description="that the stage trains; null: as long as train says"
+        None, description="epochs to train in this stage; null: train.epochs"
     )
-    lr_scale: Positive = Field(1.0, description="of optimizer.lr while the stage trains")
+    lr_scale: Positive = Field(1.0, description="factor on optimizer.lr in this stage")
 
 
 TASKS = Registry("task", "cnnbench.tasks")
@@ -88,23 +92,26 @@ COMPRESSIONS = Registry("compression", "cnnbench.compression.stages", Compressio
 
 
 def min_size(model: Spec) -> int:
-    """Returns the least image height and width in pixels that a model takes."""
+    """Returns the smallest image height and width, in pixels, that a model accepts."""
     least = MODELS.get(model.name).facts["min_size"]
-    return least(model.options()) if callable(least) else least
+    return int(least(model.options()) if callable(least) else least)
 
 
 def kind_of(augmentation: Spec) -> AugmentationKind:
-    """Returns what an augmentation works on; cnnbench.data.augment tells of the kinds."""
+    """Returns what an augmentation operates on; cnnbench.data.augment documents the kinds."""
     kind: AugmentationKind = AUGMENTATIONS.get(augmentation.name).facts.get("kind", "batch")
     return kind
 
 
 def excess(augmentation: Spec, shape: Sequence[int]) -> tuple[str, int] | None:
-    """Returns the option of an augmentation that is too large for the images, and the most it may.
+    """Returns the option of an augmentation that is too large for the images, and its limit.
 
     Args:
-        augmentation: what a recipe says.
+        augmentation: an entry of a recipe's `augment`.
         shape: (height, width, …) of the images in pixels.
+
+    Returns:
+        The option's name and its largest allowed value; None if no option is too large.
     """
     most = AUGMENTATIONS.get(augmentation.name).facts.get("most")
     if most is None:
@@ -115,16 +122,24 @@ def excess(augmentation: Spec, shape: Sequence[int]) -> tuple[str, int] | None:
 
 
 def input_shape(data: DataSpec, stored: tuple[int | None, int | None, int]) -> tuple[int, int, int]:
-    """Returns the (height, width, channels) that the network sees of images stored as `stored`.
+    """Returns the (height, width, channels) of the network's input.
+
+    Args:
+        data: a recipe's `data`.
+        stored: (height, width, channels) of the stored images; None where sizes vary.
 
     Raises:
-        UsageError: the stored images have no common size and the recipe gives none.
+        UsageError: the stored images vary in size, and the recipe sets no `image_size`.
     """
     height, width, channels = stored
     if data.image_size:
         height = width = data.image_size
     if height is None or width is None:
         raise UsageError(
-            f"{data.name} has images of many sizes", key="data.image_size", allowed="set one"
+            f"{data.name} has images of different sizes",
+            key="data.image_size",
+            allowed="must be set",
         )
-    return height, width, channels if data.color is None else 1 if data.color == "grey" else 3
+    if data.color is not None:
+        channels = 1 if data.color == "grey" else 3
+    return height, width, channels

@@ -1,4 +1,4 @@
-"""Ranges of numbers that options of several parts share."""
+"""Numeric ranges shared by the options of several components."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 def _ordered(limits: list[float]) -> list[float]:
     if limits[0] > limits[1]:
-        raise ValueError("the first is the lower limit, the second the upper one")
+        raise ValueError("the first value must not be above the second")
     return limits
 
 
@@ -17,16 +17,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-# Of something: from none to all of it; not none; not all; neither.
+# Fractions of a whole, in [0, 1], (0, 1], [0, 1) and (0, 1).
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 # Height or width in pixels.
 Side = Annotated[int, Field(ge=1, le=4096)]
-# Of the filters of every layer (Howard et al. 2017, section 3.3).
+# Factor on the filters of every layer (Howard et al. 2017, section 3.3).
 WidthMultiplier = Annotated[float, Field(ge=0.1, le=4)]
-# Of a beta distribution.
+# Parameter of a beta distribution.
 Alpha = Annotated[float, Field(gt=0, le=100)]
 
 _two = (Field(min_length=2, max_length=2), AfterValidator(_ordered))

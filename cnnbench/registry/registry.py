@@ -1,7 +1,7 @@
-"""Registries of the parts that a recipe names.
+"""Registries of the components that a recipe names.
 
-A builder's positional parameters are supplied by the program; its keyword-only parameters are the
-options that a recipe may set, and their annotations and defaults are the schema of those options.
+The program passes a builder's positional parameters. Its keyword-only parameters are the options
+that a recipe can set; their annotations and defaults define the schema of the options.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cnnbench.errors import UsageError
 
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
 
 class Spec(BaseModel):
-    """A part named by a recipe, with its options: `{name: sgd, lr: 0.1}`."""
+    """A component named by a recipe, with its options, such as `{name: sgd, lr: 0.1}`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    # Those that the builder takes, besides what all parts of a kind share.
+    # The builder's own options, without those shared by all components of the kind.
     option_names: ClassVar[tuple[str, ...]] = ()
 
     name: str
@@ -38,7 +40,7 @@ class Spec(BaseModel):
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered part: its builder and the facts known of it without building it."""
+    """A registered component: its builder, and the facts known about it without building it."""
 
     name: str
     build: Callable[..., Any]
@@ -51,10 +53,9 @@ class Entry:
 
 
 class Registry:
-    """Named builders of one kind.
+    """Builders of one kind, by name.
 
-    They are registered when the module of the registry is imported or, where that is a package,
-    every module in it.
+    Importing the registry's module or, if it is a package, all modules in it, registers them.
     """
 
     def __init__(self, kind: str, module: str, base: type[Spec] = Spec):
@@ -63,15 +64,15 @@ class Registry:
         self._specs: dict[str, type[Spec]] = {}
 
     def add(self, name: str, build: Callable[..., Any], **facts: Any) -> None:
-        """Registers a builder under a name that must be new."""
+        """Registers a builder; the name must not be taken."""
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = Entry(name, build, MappingProxyType(facts))
 
-    def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
-        """Registers the decorated builder."""
+    def register(self, name: str, **facts: Any) -> Callable[[Builder], Builder]:
+        """Returns a decorator that registers a builder."""
 
-        def decorate(build: Callable) -> Callable:
+        def decorate(build: Builder) -> Builder:
             self.add(name, build, **facts)
             return build
 
@@ -86,10 +87,10 @@ class Registry:
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """Returns the entry of that name.
+        """Returns the entry with the given name.
 
         Raises:
-            UsageError: there is none; the message suggests the nearest names.
+            UsageError: the name is unknown; the message suggests similar names.
         """
         if name not in self._entries:
             names = self.names()
@@ -98,21 +99,21 @@ class Registry:
         return self._entries[name]
 
     def build(self, spec: Spec, *context: Any) -> Any:
-        """Calls the builder that a spec names with the program's context and the spec's options."""
+        """Calls the builder that a spec names, with positional `context` and the spec's options."""
         return self.get(spec.name).build(*context, **spec.options())
 
     def spec(self, name: str, **options: Any) -> Spec:
-        """Returns the checked spec of one part."""
+        """Returns the validated spec of one component."""
         return self.spec_type(name)(name=name, **options)
 
     def spec_type(self, name: str) -> type[Spec]:
-        """Returns the pydantic model of one part's options, made from its builder's signature."""
+        """Returns the pydantic model of a component's options, from its builder's signature."""
         if name not in self._specs:
             build = self.get(name).build
             options = _keyword_only(build)
             fields: dict[str, Any] = {"name": (Literal[name], name), **options}
             title = f"{self.kind.title().replace(' ', '')}_{name}"
-            # The annotations are strings, which pydantic evaluates where the builder stands.
+            # The annotations are strings, which pydantic evaluates in the builder's module.
             module = _unwrap(build).__module__
             spec = create_model(title, __base__=self.base, __module__=module, **fields)
             spec.option_names = tuple(options)
@@ -120,13 +121,13 @@ class Registry:
         return self._specs[name]
 
     def any_spec(self) -> Any:
-        """Returns the type of a recipe's field that may name any part of this registry."""
+        """Returns the type of a recipe field that can name any component of this registry."""
         types = tuple(self.spec_type(name) for name in self.names())
         return Annotated[Union[types], Field(discriminator="name")]  # noqa: UP007 - of a tuple
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """Returns what was allowed in place of a word: the nearest ones, or all of them."""
+    """Returns the text for "allowed": the words most similar to `word`, or all of them."""
     words = list(words)
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
     if near:
@@ -134,11 +135,11 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return "one of " + ", ".join(words) if words else "nothing is allowed here"
 
 
-def _unwrap(build: Callable) -> Callable:
+def _unwrap(build: Callable[..., Any]) -> Callable[..., Any]:
     return build.func if isinstance(build, functools.partial) else build
 
 
-def _keyword_only(build: Callable) -> dict[str, tuple[Any, Any]]:
-    """Returns the annotation and the default, ... if there is none, of each keyword-only option."""
+def _keyword_only(build: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the annotation and the default (... if required) of each keyword-only parameter."""
     options = [p for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in options}

@@ -1,7 +1,7 @@
-"""Checkpoints: arrays in safetensors and a manifest with their hashes, whole or not there.
+"""Checkpoints: arrays in safetensors and a manifest with their hashes, written atomically.
 
-A checkpoint is the folder `<step>/` with `arrays.safetensors` and `manifest.json`; the newest is
-the one with the highest step that is whole.
+A checkpoint is the folder `<step>/` with `arrays.safetensors` and `manifest.json`. The newest
+checkpoint is the intact one with the highest step.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from cnnbench.system import files
 
 ARRAYS, MANIFEST = "arrays.safetensors", "manifest.json"
 FORMAT = 1
-# What a manifest that is not one leads to.
+# Errors that a damaged manifest can raise.
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-# What may wait to be written: a checkpoint, the best weights, and what goes with them.
-AHEAD = 4
+# Pending writes of the background writer: best weights, metrics, a checkpoint, old ones to delete.
+MAX_PENDING = 4
 
 
 class DamagedError(RunError):
-    """A checkpoint that is not whole; another kind of error says nothing of what it holds."""
+    """A checkpoint is damaged. Any other error says nothing about its contents."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training continues from.
+    """The state that training resumes from.
 
-    arrays: weights, optimizer and generators, by the names that `train` gave them.
-    state: the step, metrics so far and what else is not an array; plain JSON.
+    arrays: weights, optimizer and random generator states by name, as in `State.variables`.
+    state: the step, the metrics so far and other values that are not arrays; JSON.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -45,16 +45,16 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint as the folder of that name, in place of an older one.
+    """Writes a checkpoint to a folder, atomically replacing an older one.
 
     Raises:
-        RunError: the disk refuses; what was there before is untouched.
+        RunError: it cannot be written; the older one is unchanged.
     """
     with files.new_folder(folder) as partial:
         arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
         try:
             save_file(arrays, partial / ARRAYS)
-        except SafetensorError as error:  # which hides the system's error
+        except SafetensorError as error:  # wraps the OSError
             raise OSError(f"{error}") from None
         body = {
             "format": FORMAT,
@@ -67,40 +67,42 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Reads a checkpoint back.
+    """Loads a checkpoint and verifies its hashes.
 
     Raises:
-        DamagedError: a file is missing, cut off or changed.
-        RunError: the disk refuses to read.
+        DamagedError: a file is missing, truncated or changed.
+        RunError: it cannot be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if not files.is_as_signed(manifest):
-            raise DamagedError("the manifest was changed or cut off", where=str(folder / MANIFEST))
+            raise DamagedError(
+                "the manifest was changed or truncated", where=str(folder / MANIFEST)
+            )
         if manifest["format"] != FORMAT:
             raise RunError(
                 f"checkpoint format {manifest['format']}", where=str(folder), allowed=f"{FORMAT}"
             )
         arrays, expected = folder / ARRAYS, manifest["files"][ARRAYS]
-        # A device would be read for ever.
+        # Only a regular file: reading a device might never end.
         if manifest["files"].keys() != {ARRAYS} or not arrays.is_file():
             raise DamagedError("the manifest names other files", where=str(folder / MANIFEST))
         if files.sha256(arrays) != expected:
-            raise DamagedError("the file was changed or cut off", where=str(arrays))
+            raise DamagedError("the file was changed or truncated", where=str(arrays))
         return Checkpoint(load_file(arrays), dict(manifest["state"]))
     except (FileNotFoundError, *DAMAGE) as error:
-        raise DamagedError(f"not a whole checkpoint: {error}", where=str(folder)) from None
+        raise DamagedError(f"damaged checkpoint: {error}", where=str(folder)) from None
     except OSError as error:
         raise RunError(f"cannot read: {error.strerror or error}", where=str(folder)) from error
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[DamagedError]]:
-    """Returns the newest whole checkpoint below a folder, and what is wrong with newer ones.
+    """Returns the newest intact checkpoint in a folder, and the errors of damaged newer ones.
 
-    A damaged one is set aside as `<step>.damaged`, so this is for who holds the run's lock.
+    Renames damaged checkpoints to `<step>.damaged`, so the caller must hold the run's lock.
 
     Raises:
-        RunError: there are checkpoints, and none of them is whole, or the disk refuses to read.
+        RunError: there are checkpoints but none is intact, or one cannot be read.
     """
     problems: list[DamagedError] = []
     for candidate in reversed(_steps(folder)):
@@ -114,28 +116,29 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[DamagedError]]:
                 candidate.rename(aside)
     if problems or any(folder.glob("*.damaged")):
         found = "; ".join(map(str, problems)) or "all were set aside as *.damaged"
-        raise RunError(f"no checkpoint is whole: {found}", where=str(folder))
+        raise RunError(f"no checkpoint is intact: {found}", where=str(folder))
     return None, []
 
 
 def last(folder: Path) -> Checkpoint:
-    """Returns the checkpoint of the highest step, and touches nothing.
+    """Returns the checkpoint with the highest step, without renaming anything.
 
     Raises:
-        RunError: there is none, it is damaged, or the disk refuses to read.
+        RunError: there is none, or it is damaged or cannot be read.
     """
-    if not (found := _steps(folder)):
+    found = _steps(folder)
+    if not found:
         raise RunError("there is no checkpoint yet", where=str(folder))
     return load(found[-1])
 
 
 def exists(folder: Path) -> bool:
-    """Tells whether there is a checkpoint below a folder, whole or not."""
+    """Returns whether a folder contains a checkpoint, intact or not."""
     return bool(_steps(folder))
 
 
 def keep_last(folder: Path, count: int) -> None:
-    """Deletes all but the newest checkpoints, and what an interrupted save left behind."""
+    """Deletes all but the newest `count` checkpoints, and leftovers of interrupted saves."""
     for old in _steps(folder)[:-count]:
         shutil.rmtree(old, ignore_errors=True)
     for partial in folder.glob(".[0-9]*.*"):
@@ -143,5 +146,6 @@ def keep_last(folder: Path, count: int) -> None:
 
 
 def _steps(folder: Path) -> list[Path]:
+    """Returns the folders of the checkpoints, in the order of their steps."""
     found = [path for path in folder.glob("*") if path.name.isascii() and path.name.isdecimal()]
     return sorted(found, key=lambda path: int(path.name))

@@ -17,22 +17,22 @@ from cnnbench.runs.run import ARCHITECTURE, RUNS, Run
 from cnnbench.system import environment as provenance
 from cnnbench.system import files
 
-# What is written before recipe.yaml makes a folder a run.
+# Files written before recipe.yaml, which makes a folder a run.
 FIRST = {"lock", "environment.json", ARCHITECTURE}
 
 
 @contextlib.contextmanager
 def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
-    """Yields a run in a folder that is this process's own; it is there once `begin` was called.
+    """Yields a run in a folder that this process has locked. `commit` makes the folder a run.
 
-    If that never comes, the folder is taken away again.
+    If `commit` is not called, the folder is removed again.
 
     Args:
         path: a folder that does not exist or is empty; None: a new one below runs/.
-        recipe: what is going to be trained.
+        recipe: the recipe to train.
 
     Raises:
-        RunError: there is something in the folder, it cannot be written, or another process has it.
+        RunError: the folder is not empty, cannot be written or is locked by another process.
     """
     made = path is None or not path.exists()
     with files.storage_errors(path or RUNS):
@@ -44,8 +44,8 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
     run = Run(path, recipe)
     with run.locked():
         try:
-            # Now, for another process may have begun a run here before the lock was held. One that
-            # was killed at its very start leaves no more than these.
+            # Checked under the lock: another process may have created a run here before it was
+            # held. A process that was killed before `commit` leaves only these files.
             must_be_free(path)
             for partial in _leftovers(path):
                 partial.unlink()
@@ -55,15 +55,15 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
                 for name in FIRST - before:
                     (path / name).unlink(missing_ok=True)
                 if made:
-                    with contextlib.suppress(OSError):  # another process has begun in it by now
+                    with contextlib.suppress(OSError):  # another process now uses the folder
                         path.rmdir()
 
 
 def must_be_free(path: Path) -> None:
-    """Refuses a folder in which there is more than a run that was killed at its very start left.
+    """Raises if a folder contains anything but leftovers of a run killed before `commit`.
 
     Raises:
-        RunError: there is, or it cannot be read.
+        RunError: it does, or it cannot be read.
     """
     with files.storage_errors(path):
         there = {entry.name for entry in path.iterdir()} if path.exists() else set()
@@ -77,7 +77,7 @@ def _leftovers(path: Path) -> list[Path]:
     return [x for name in (*FIRST, "recipe.yaml") for x in files.leftovers(path / name)]
 
 
-def begin(
+def commit(
     run: Run,
     data: DataFacts,
     runtime: Mapping[str, Any],
@@ -85,14 +85,14 @@ def begin(
     architecture: Sequence[Mapping[str, Any]] = (),
     others: Mapping[str, Run] | None = None,
 ) -> None:
-    """Writes environment.json, and last recipe.yaml, which makes the folder a run.
+    """Writes environment.json and finally recipe.yaml, which makes the folder a run.
 
     Args:
-        run: in a folder of its own.
-        data: that is trained on.
-        runtime: how TensorFlow runs.
-        architecture: the records of the stages that made the network of what the recipe names.
-        others: the runs that this one begins or learns from, by what the recipe calls them.
+        run: a run from `new_run`.
+        data: facts of the training data.
+        runtime: the TensorFlow settings and the number of replicas.
+        architecture: the records of the compression stages that changed the recipe's model.
+        others: the runs that this one depends on: "init", which it starts from, and "teacher".
     """
     text = run.recipe.dump().encode()
     environment = provenance.describe() | {
@@ -112,7 +112,7 @@ def begin(
 
 
 def new_folder(name: str) -> Path:
-    """Makes a folder below runs/ of that name and the time, with the first free number."""
+    """Creates a folder below runs/, named after `name`, the time and, if taken, a number."""
     stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):

@@ -1,4 +1,4 @@
-"""What a run records about its data."""
+"""Facts about the training data that a run records."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cnnbench.errors import RunError
 
 
 class DataFacts(BaseModel):
-    """What a run remembers of its data, so that its network can be used without them."""
+    """Facts about the training data, so that the network can be used without the data set."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     name: str
-    fingerprint: str | None  # None: the weights were trained elsewhere
+    fingerprint: str | None  # None: the weights were imported
     classes: list[str]
     stored_channels: int
     input_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
@@ -31,7 +31,7 @@ class DataFacts(BaseModel):
 
     @classmethod
     def of(cls, data: Any, shape: Sequence[int], prepare: Any, **facts: Any) -> DataFacts:
-        """Returns the facts of a Dataset, for a network's input shape and the Preprocess before."""
+        """Returns the facts of a Dataset, given the network's input shape and its Preprocess."""
         return cls(
             name=data.name,
             fingerprint=data.fingerprint,
@@ -46,7 +46,11 @@ class DataFacts(BaseModel):
 
 
 def facts_in(environment: Mapping[str, Any], path: Path) -> DataFacts:
-    """Returns the facts of the data in what environment.json says.
+    """Returns the facts of the data from the contents of environment.json.
+
+    Args:
+        environment: the contents of environment.json.
+        path: the run directory, for error messages.
 
     Raises:
         RunError: they are missing or damaged.

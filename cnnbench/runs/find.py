@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cnnbench.errors import (
-    RecipeError,
-    UsageError,
-)
+from cnnbench.errors import RecipeError, UsageError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import MAX_NAME, Recipe
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run, stage_folders
 
-if TYPE_CHECKING:
-    from cnnbench.recipe.recipe import Recipe
-    from cnnbench.runs.run import Run
-
 
 def run_around(artifact: Path) -> Run:
-    """Opens the run that an artifact lies in."""
-    from cnnbench.runs.run import open_run
+    """Opens the run whose directory contains an artifact.
 
+    Raises:
+        UsageError: the artifact is in no run directory.
+        RunError: the run is damaged.
+    """
     for folder in artifact.absolute().parents:
         if (folder / "recipe.yaml").is_file() and (folder / "environment.json").is_file():
             return open_run(folder)
     raise UsageError(
-        "the artifact lies in no run directory",
+        "the artifact is not in a run directory",
         where=str(artifact),
-        allowed="name the RUN whose data and recipe it is for",
+        allowed="name the RUN whose data and recipe it uses",
     )
 
 
 def find_run(name: str) -> Run:
-    """Returns the run of that path, or else the newest finished run of the recipe of that name.
+    """Returns the run at a path, or the newest finished run of the recipe with that name.
 
     Raises:
         UsageError: there is none.
@@ -50,12 +46,16 @@ def find_run(name: str) -> Run:
 
 
 def newest_run(*, finished: bool, name: str | None = None) -> Run:
-    """Returns the newest run below runs/ that is finished, or is not.
+    """Returns the newest run below runs/.
+
+    Args:
+        finished: whether to look for finished or unfinished runs.
+        name: the name of its recipe; None: any.
 
     Raises:
         UsageError: there is none.
     """
-    # A recipe of several stages has a run for each, below one folder.
+    # A recipe with several compression stages has one run per stage, in a common folder.
     found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
     candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
     for file in reversed(candidates):
@@ -68,7 +68,7 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
 
 
 def name_in(file: Path) -> str | None:
-    """Returns the name in a recipe that a run kept; None if it cannot be read any more."""
+    """Returns the name in a run's recipe; None if the file is unreadable."""
     try:
         return read_recipe(file).name
     except (RecipeError, OSError):
@@ -76,7 +76,7 @@ def name_in(file: Path) -> str | None:
 
 
 def unfinished(recipe: Recipe) -> Path:
-    """Returns the newest run below runs/ of a recipe that is not finished.
+    """Returns the directory of the newest unfinished run of a recipe below runs/.
 
     Raises:
         UsageError: there is none.
@@ -91,27 +91,35 @@ def unfinished(recipe: Recipe) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Tells whether all stages of a recipe are done."""
-    return all(path.joinpath("finished.json").is_file() for path, _ in _kept_stages(folder))
+    """Returns whether all compression stages in a folder are finished."""
+    return all(path.joinpath("finished.json").is_file() for path, _ in kept_stage_recipes(folder))
 
 
-def stages(folder: Path) -> list[Run]:
-    """Returns the runs of the stages that have begun."""
-    paths = (path for path, _ in _kept_stages(folder))
+def stage_runs(folder: Path) -> list[Run]:
+    """Returns the runs of the compression stages that have started, in order."""
+    paths = (path for path, _ in kept_stage_recipes(folder))
     return [open_run(path) for path in paths if (path / "recipe.yaml").is_file()]
 
 
-def _kept_stages(folder: Path) -> list[tuple[Path, Recipe]]:
-    return _stages(folder, read_recipe(folder / STAGES))
+def kept_stage_recipes(folder: Path) -> list[tuple[Path, Recipe]]:
+    """Returns the run directory and the recipe of each compression stage in a folder.
+
+    Raises:
+        RecipeError: the folder's stages.yaml is damaged.
+    """
+    return stage_recipes(folder, read_recipe(folder / STAGES))
 
 
-def _stages(folder: Path, recipe: Recipe) -> list[tuple[Path, Recipe]]:
-    """Returns where the run of each stage lies, and its recipe, which ends with that stage."""
+def stage_recipes(folder: Path, recipe: Recipe) -> list[tuple[Path, Recipe]]:
+    """Returns the run directory and the recipe of each compression stage.
+
+    The recipe of a stage includes the stages before it, and ends with that stage.
+    """
     found = []
     for number, path in enumerate(stage_folders(folder, recipe), start=1):
         name, is_last = path.name, number == len(recipe.compress)
         update: dict[str, Any] = {"compress": recipe.compress[:number]}
-        # What the recipe as a whole is to reach is no matter of the stages before.
+        # The target applies to the last stage only.
         if not is_last:
             short = recipe.name[: MAX_NAME - len(name) - 1]
             update |= {"name": f"{short}.{name}", "target": None}

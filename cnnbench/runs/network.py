@@ -1,4 +1,4 @@
-"""A trained network: rebuilt from a run's recipe, with the weights that the run kept."""
+"""Trained networks, rebuilt from a run's recipe and saved weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from cnnbench.tasks.task import Task
 
 @dataclass(frozen=True)
 class Network:
-    """A float32 model with everything that stands before and behind it.
+    """A float32 model with its preprocessing and postprocessing.
 
-    model: normalised images to the task's answers.
-    preprocess: uint8 pixels to normalised images.
-    task: what it is for.
+    model: maps normalized images to the task's outputs.
+    preprocess: maps uint8 pixels to normalized images.
+    task: the task it was trained for.
     classes: the names of the data set's classes.
-    loss: the name of the loss that it was trained with, which says what its answers mean.
-    pixel_shape: (height, width, channels) of the images it takes, as they are stored.
-    short_side: pixels that the short side of other images is scaled to before the centre crop.
+    loss: the name of the training loss, which determines what the outputs mean.
+    pixel_shape: (height, width, channels) of input images as stored.
+    short_side: pixels to which the short side of other images is scaled before the center crop.
     """
 
     model: Any
@@ -46,33 +46,41 @@ class Network:
         """Returns the named outputs of the task, float32.
 
         Args:
-            images: (batch, *pixel_shape) uint8, or float in 0-255.
+            images: (batch, *pixel_shape) uint8, or float in [0, 255].
         """
         return self.of_normalised(self.preprocess(images))
 
     def of_normalised(self, images: Any) -> dict[str, Any]:
-        """Returns what a call does, of images that are preprocessed already."""
-        return self.task.serve(self._answer(images), self.loss)
+        """Returns the named outputs of the task, float32, for preprocessed images.
+
+        Args:
+            images: (batch, height, width, channels) float32, normalized.
+        """
+        return self.task.serve(self._outputs(images), self.loss)
 
     def answer(self, images: Any) -> Any:
-        """Returns the model's own output, float32, of pixels."""
-        return self._answer(self.preprocess(images))
+        """Returns the raw outputs of the model, float32.
 
-    def _answer(self, images: Any) -> Any:
+        Args:
+            images: (batch, *pixel_shape) uint8, or float in 0-255.
+        """
+        return self._outputs(self.preprocess(images))
+
+    def _outputs(self, images: Any) -> Any:
         outputs = self.model(images, training=False)
         return tf.nest.map_structure(lambda each: tf.cast(each, tf.float32), outputs)
 
 
 @session.isolated()
 def restore(run: Run, *, weights: str = "best") -> Network:
-    """Rebuilds the network of a run, in float32, and loads its arrays.
+    """Rebuilds the network of a run in float32, and loads its weights.
 
     Args:
-        run: a run that has ended an epoch at least.
-        weights: "best", as the run chose by validation, or "last".
+        run: a run with at least one finished epoch.
+        weights: "best", chosen by validation, or "last".
 
     Raises:
-        RunError: the run has no weights yet, or they are damaged or of another network.
+        RunError: the run has no weights yet, or they are damaged or belong to another network.
     """
     saved = checkpoint.load(run.best) if weights == "best" else checkpoint.last(run.checkpoints)
     session.prepare(seed=run.recipe.seed, deterministic=False)
@@ -83,15 +91,15 @@ def restore(run: Run, *, weights: str = "best") -> Network:
 def build(
     model: ModelSpec, shape: tuple[int, int, int], head_size: int, architecture: Sequence[Record]
 ) -> Any:
-    """Builds the model of a recipe as the stages of its compression made it, without their values.
+    """Builds the model of a recipe, changed by its compression stages, with untrained weights.
 
-    A classifier that serves training alone is its second output, unless there was such a stage.
+    Without compression stages, auxiliary heads, used only in training, are further outputs.
 
     Args:
-        model: what the recipe names.
+        model: the recipe's model.
         shape: (height, width, channels) of the images.
-        head_size: how many values it gives for each image.
-        architecture: the records of the stages.
+        head_size: number of outputs per image.
+        architecture: the records of the compression stages.
     """
     return rebuild(build_model(model, shape, head_size, auxiliary=not architecture), architecture)
 
@@ -102,11 +110,11 @@ def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int])
 
     Args:
         run: a run with weights.
-        classes: those of the student.
-        pixel_shape: (height, width, channels) of the images that the student is given.
+        classes: the student's classes.
+        pixel_shape: (height, width, channels) of the student's images as stored.
 
     Raises:
-        UsageError: the classes or the images are not the student's.
+        UsageError: the teacher's classes or image shape differ from the student's.
         RunError: the run has no weights, or they are damaged.
     """
     with session.precision("float32"):
@@ -114,23 +122,25 @@ def teacher(run: Run, classes: Sequence[str], pixel_shape: tuple[int, int, int])
     where = str(run.path)
     if found.classes != tuple(classes):
         raise UsageError(
-            "the teacher was trained on other classes", where=where, allowed="those of the data"
+            "the teacher was trained on other classes",
+            where=where,
+            allowed="must be those of the data",
         )
     if found.pixel_shape != pixel_shape:
         what = f"the teacher takes images of {found.pixel_shape}"
-        raise UsageError(what, where=where, allowed=f"images of {pixel_shape}")
+        raise UsageError(what, where=where, allowed=f"must be {pixel_shape}")
     return found
 
 
 def model_of(run: Run, saved: checkpoint.Checkpoint | None = None) -> Any:
-    """Builds the model of a run, under the precision policy at the time, with its weights.
+    """Builds the model of a run with its weights, under the current precision policy.
 
     Args:
-        run: with weights.
-        saved: a checkpoint of it; None: the best weights.
+        run: a run with weights.
+        saved: a checkpoint of the run; None: its best weights.
 
     Raises:
-        RunError: the run has no weights, or they are damaged or of another network.
+        RunError: the run has no weights, or they are damaged or belong to another network.
     """
     saved = saved or checkpoint.load(run.best)
     data = run.data()
@@ -161,16 +171,21 @@ def _network(run: Run, model: Any) -> Network:
 
 
 def open_data(run: Run, access: Access) -> Dataset:
-    """Opens the data set that a run was trained on, where it lay then unless told otherwise.
+    """Opens the data set that a run was trained on.
+
+    Args:
+        run: the run.
+        access: where data sets are stored; without a data_dir, the one of the training is used.
 
     Raises:
-        RunError: it is not the data that the run was trained on.
+        DataError: the data set is missing.
+        RunError: it differs from the data that the run was trained on.
     """
     about = run.data()
     if access.data_dir is None and about.data_dir:
         access = Access(Path(about.data_dir), access.download)
     dataset = open_dataset(run.recipe.data, access)
-    same = dataset.fingerprint == about.fingerprint or about.fingerprint is None
-    if not same or list(dataset.classes) != about.classes:
-        raise RunError("the data set is not the one of the training", where=str(run.path))
+    is_same = about.fingerprint in (None, dataset.fingerprint)
+    if not is_same or list(dataset.classes) != about.classes:
+        raise RunError("the data set differs from the training data", where=str(run.path))
     return dataset

@@ -1,4 +1,4 @@
-"""The run directory: everything that one training wrote, and all that later commands read."""
+"""The run directory: all files that one training writes and later commands read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from cnnbench.system import environment as provenance
 from cnnbench.system import files, locks
 
 RUNS = Path("runs")
-# The whole recipe, in a folder that has the runs of its stages.
+# The whole recipe, in a folder that contains one run per compression stage.
 STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and the resolved recipe that lies in it."""
+    """A run directory and the resolved recipe in it."""
 
     path: Path
     recipe: Recipe
@@ -36,7 +36,7 @@ class Run:
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
-        """What environment.json says; it is read and checked once.
+        """The contents of environment.json, read and verified once.
 
         Raises:
             RunError: the file is missing or damaged.
@@ -45,24 +45,24 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the last checkpoints."""
+        """The folder of the newest checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def best(self) -> Path:
-        """The weights of the epoch with the best validation metric; without one, of the last."""
+        """The weights of the epoch with the best validation score; without validation, the last."""
         return self.path / "best"
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether training is finished."""
         return (self.path / "finished.json").is_file()
 
     def must_match(self, recipe: Recipe) -> None:
-        """Refuses to go on with a recipe that is not the run's own.
+        """Raises if a recipe differs from the run's own.
 
         Raises:
-            RunError: it differs; the message has the lines that do.
+            RunError: it differs; the message lists the changed lines.
         """
         if recipe == self.recipe:
             return
@@ -70,10 +70,12 @@ class Run:
             self.recipe.dump().splitlines(), recipe.dump().splitlines(), n=0, lineterm=""
         )
         changed = "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
-        raise RunError(f"the recipe changed since the run began\n{changed}", where=str(self.path))
+        raise RunError(f"the recipe changed since the run started\n{changed}", where=str(self.path))
 
     def must_match_data(self, now: DataFacts) -> None:
-        """Refuses to go on with other data than the run began with, wherever it lies.
+        """Raises if the data differs from the data that the run started with.
+
+        Where the data is stored does not matter.
 
         Raises:
             RunError: something differs.
@@ -86,16 +88,20 @@ class Run:
                 )
 
     def must_match_code(self, *, replicas: int, force: bool) -> list[str]:
-        """Refuses to go on with other code or another number of replicas than the run began with.
+        """Raises if the code or the number of replicas changed since the run started.
 
-        Code is the versions of the packages and the hash of cnnbench's own source, whatever the
-        commit.
+        The code is the versions of the packages and the hash of cnnbench's source; a different
+        commit with the same source is accepted.
+
+        Args:
+            replicas: current number of replicas.
+            force: whether to accept changed code.
 
         Returns:
-            What differs and is let through, a line each.
+            The accepted differences, one line each.
 
         Raises:
-            RunError: something differs; versions are let through by force.
+            RunError: the number of replicas differs, or the code does and `force` is False.
         """
         environment = self.environment
         kept: Any = environment.get("versions")
@@ -115,14 +121,14 @@ class Run:
             )
         if changed and not force:
             raise RunError(
-                "the code changed since the run began\n" + "\n".join(changed),
+                "the code changed since the run started\n" + "\n".join(changed),
                 where=str(self.path),
-                allowed="--force goes on with it, though no longer bit for bit",
+                allowed="--force continues, but no longer bit for bit",
             )
         return [f"forced: {line}" for line in changed]
 
     def data(self) -> DataFacts:
-        """Returns what environment.json says of the data.
+        """Returns the facts of the data from environment.json.
 
         Raises:
             RunError: the file is missing or damaged.
@@ -130,7 +136,7 @@ class Run:
         return facts_in(self.environment, self.path)
 
     def settings(self) -> Settings:
-        """Returns how TensorFlow ran the training, from environment.json.
+        """Returns the TensorFlow settings of the training, from environment.json.
 
         Raises:
             RunError: the file is missing or damaged.
@@ -144,7 +150,7 @@ class Run:
             ) from None
 
     def architecture(self) -> list[dict[str, Any]]:
-        """Returns the records of the stages that made the network of what the recipe names.
+        """Returns the records of the compression stages that changed the recipe's model.
 
         Raises:
             RunError: the file is damaged.
@@ -155,16 +161,16 @@ class Run:
         try:
             kept = json.loads(file.read_text())
             if not files.is_as_signed(kept):
-                raise ValueError("it was changed")
+                raise ValueError("the file was changed")
             return list(kept["stages"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"cannot be read: {error}", where=str(file)) from None
 
     def weights_sha256(self) -> str:
-        """Returns the SHA-256 of the best weights' manifest, which has that of the arrays.
+        """Returns the SHA-256 of the best weights' manifest, which contains that of the arrays.
 
         Raises:
-            RunError: there are none.
+            RunError: the run has no weights.
         """
         file = self.best / "manifest.json"
         try:
@@ -174,13 +180,13 @@ class Run:
             raise RunError(what, where=str(file)) from error
 
     def others(self, *names: str) -> dict[str, Run]:
-        """Returns the runs that this one began from or learns from, by what the recipe calls them.
+        """Returns the runs that this one depends on: "init", which it starts from, and "teacher".
 
         Args:
-            names: of those that are wanted; none: all.
+            names: the names to return; without any, all are returned.
 
         Raises:
-            RunError: environment.json is damaged, or one of them is gone or has other weights.
+            RunError: environment.json is damaged, or a run is missing or its weights changed.
         """
         found = {}
         kept: Any = self.environment.get("runs") or {}
@@ -190,12 +196,12 @@ class Run:
             found[name] = other = open_run(about["path"])
             if other.weights_sha256() != about["weights_sha256"]:
                 raise RunError(
-                    f"the weights changed since {self.path} began", where=str(other.path)
+                    f"the weights changed since {self.path} started", where=str(other.path)
                 )
         return found
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl, an epoch each.
+        """Returns the rows of metrics.jsonl, one per epoch.
 
         Raises:
             RunError: the file is damaged.
@@ -208,20 +214,20 @@ class Run:
             raise RunError(f"cannot be read: {error}", where=str(file)) from None
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Writes metrics.jsonl whole."""
+        """Replaces metrics.jsonl."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         files.write_bytes(self.path / "metrics.jsonl", text.encode())
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from writing here; the kernel frees the lock of a dead one.
+        """Locks the run against other processes; the kernel releases the lock of a dead process.
 
         Raises:
-            RunError: another process holds it, or took the folder away.
+            RunError: another process holds the lock, or removed the folder.
         """
 
         def refuse(holder: str) -> None:
-            what = f"another process ({holder}) writes to this run"
+            what = f"another process ({holder}) is writing to this run"
             raise RunError(what, where=str(self.path)) from None
 
         with contextlib.ExitStack() as stack:
@@ -230,28 +236,28 @@ class Run:
                     handle = locks.open_lock(self.path / "lock")
                     stack.callback(os.close, handle)
                     locks.lock(handle, refuse)
-                    # A run that could not begin takes its lock away, maybe after it was opened
-                    # here; a later process would lock a new file.
+                    # A process that fails before `commit` deletes the lock file, possibly after
+                    # it was opened here; a later process would then lock a new file.
                     if locks.is_at(handle, self.path / "lock"):
                         break
             yield
 
 
 def open_run(path: str | Path) -> Run:
-    """Opens a run directory; where it has the runs of several stages, that of the last.
+    """Opens a run directory; if it contains a run per compression stage, that of the last stage.
 
     Raises:
-        RunError: it is none, or its recipe is damaged, or not all its stages are done.
+        RunError: it is not a run directory, is damaged, or has unfinished compression stages.
     """
     path = Path(path)
     if (path / STAGES).is_file():
         *_, path = folders = stage_folders(path, read_recipe(path / STAGES))
         if not (path / "finished.json").is_file():
-            begun = [str(each) for each in folders if (each / "recipe.yaml").is_file()]
+            started = [str(each) for each in folders if (each / "recipe.yaml").is_file()]
             raise RunError(
-                "its stages are not all done",
+                "not all compression stages are finished",
                 where=str(path.parent),
-                allowed=" or ".join(["--resume to go on", *begun]),
+                allowed=" or ".join(["--resume to continue", *started]),
             )
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
@@ -263,23 +269,23 @@ def open_run(path: str | Path) -> Run:
     except OSError as error:
         raise RunError(f"cannot read: {error.strerror}", where=str(recipe)) from None
     if environment.get("recipe_sha256") != digest:
-        raise RunError("the recipe was changed since the run began", where=str(recipe))
+        raise RunError("the recipe was changed since the run started", where=str(recipe))
     try:
         return Run(path, read_recipe(recipe), environment)
     except RecipeError as error:
-        raise RunError(f"the recipe cannot be read any more:\n{error}") from None
+        raise RunError(f"cannot read the recipe:\n{error}") from None
 
 
 def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
-    """Returns where the run of each stage of a recipe lies, below its folder."""
+    """Returns the run directory of each compression stage of a recipe, inside `folder`."""
     names = [f"{number}-{spec.name}" for number, spec in enumerate(recipe.compress, start=1)]
     return [folder / name for name in names]
 
 
 def _changed_source(environment: Mapping[str, Any]) -> list[str]:
-    """Returns how the source of cnnbench differs from a run's, in at most one line.
+    """Returns at most one line that describes how cnnbench's source differs from a run's.
 
-    The commit stands for the source in a run of a version that did not keep the hash of it.
+    For runs of versions that did not record the hash of the source, compares the commits.
     """
     before, commit = environment.get("code_sha256"), environment.get("git_commit")
     if before is not None and before == provenance.code_sha256():
@@ -293,10 +299,10 @@ def _changed_source(environment: Mapping[str, Any]) -> list[str]:
 
 
 def read_environment(path: Path) -> dict[str, Any]:
-    """Returns what the environment.json of a run directory says.
+    """Returns the contents of a run directory's environment.json.
 
     Raises:
-        RunError: the file is missing, damaged or was changed.
+        RunError: the file is missing, damaged or changed.
     """
     file = path / "environment.json"
     try:
@@ -304,5 +310,5 @@ def read_environment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RunError(f"cannot be read: {error}", where=str(file)) from None
     if not files.is_as_signed(environment):
-        raise RunError("was changed since the run began", where=str(file))
+        raise RunError("was changed since the run started", where=str(file))
     return environment

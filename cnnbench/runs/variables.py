@@ -1,4 +1,4 @@
-"""Names Keras variables, and assigns the arrays of a checkpoint to them."""
+"""Names of Keras variables in checkpoints, and assigning saved arrays to variables."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cnnbench.models.build import HINT
 
 
 def variables_by_name(kind: str, variables: Iterable[Any]) -> dict[str, Any]:
-    """Names Keras variables by their place and path, so that the same code finds them again."""
+    """Returns variables by names made of their index and path, stable for the same code."""
     return {f"{kind}/{i}/{variable.path}": variable for i, variable in enumerate(variables)}
 
 
 def kept_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the network's arrays among a checkpoint's; where there are averages, those instead.
+    """Returns the weights of the network from a checkpoint: the moving averages, if there are any.
 
-    Layers that serve training alone, as the last of the model, are left out.
+    Hint layers, which are used only in training, are left out.
     """
     kept = {name: array for name, array in arrays.items() if f"/{HINT}" not in name}
     averages = {
@@ -32,16 +32,23 @@ def kept_weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: Path) -> None:
-    """Gives variables the values of a checkpoint's arrays; arrays of other kinds are passed over.
+    """Assigns the arrays of a checkpoint to variables; arrays of other kinds are ignored.
+
+    Args:
+        variables: variables by name, from `variables_by_name`.
+        arrays: the arrays of a checkpoint by name.
+        where: the path to name in errors.
 
     Raises:
-        RunError: names or shapes differ; nothing is assigned then.
+        RunError: names or shapes differ; nothing is assigned.
     """
     kinds = {name.partition("/")[0] for name in variables}
     saved = {k: v for k, v in arrays.items() if k.partition("/")[0] in kinds}
     wrong = set(variables) ^ set(saved)
     wrong |= {k for k in variables.keys() & saved if tuple(variables[k].shape) != saved[k].shape}
     if wrong:
-        raise RunError(f"the weights are another network's: {sorted(wrong)[:5]}", where=str(where))
+        raise RunError(
+            f"the weights belong to another network: {sorted(wrong)[:5]}", where=str(where)
+        )
     for name, variable in variables.items():
         variable.assign(saved[name])

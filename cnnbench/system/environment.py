@@ -1,4 +1,4 @@
-"""Provenance: the machine, the code and the command that a result comes of."""
+"""Provenance: the machine, the code and the command that produced a result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "
 
 
 def describe() -> dict[str, Any]:
-    """Returns the time, the command, the versions, the machine, and the code's hash and commit."""
+    """Returns the time, command line, package versions, machine, code hash and git commit."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -34,13 +34,13 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide results."""
+    """Returns the versions of Python and of the packages that affect results."""
     installed = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version()} | installed
 
 
 def machine() -> dict[str, Any]:
-    """Returns the processor's name, its cores, the memory in GiB and the system."""
+    """Returns the CPU model, the number of cores, the memory in GiB and the operating system."""
     cpu = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -57,18 +57,21 @@ def machine() -> dict[str, Any]:
 
 @functools.cache
 def code_sha256() -> str | None:
-    """Returns the hash of the source of the package that is imported, computed once per process.
+    """Returns the SHA-256 of the imported package's source, computed once per process.
 
-    It is the same for a checkout, an editable or a regular installation, and a zip file.
+    A checkout, an editable install, a regular install and a zip file give the same hash.
     """
     return sources_sha256(resources.files(__package__.partition(".")[0]))
 
 
 def sources_sha256(root: Traversable) -> str | None:
-    """Returns the SHA-256 of the paths and contents of all *.py files; None if there are none.
+    """Returns the SHA-256 of the paths and contents of all *.py files.
 
     Args:
-        root: the folder of a package, or one inside a zip file.
+        root: the folder of a package, on disk or inside a zip file.
+
+    Returns:
+        The hexadecimal hash; None if there are no *.py files.
     """
     sources = sorted(_sources(root, ""))
     if not sources:
@@ -80,7 +83,7 @@ def sources_sha256(root: Traversable) -> str | None:
 
 
 def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    """Yields the path below the root, with slashes, and the content of each *.py file."""
+    """Yields the path relative to the root, with slashes, and the content of each *.py file."""
     for entry in folder.iterdir():
         if entry.name.endswith(".py"):
             yield path + entry.name, entry.read_bytes()
@@ -89,17 +92,17 @@ def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the code that runs, with + for changes to it; None outside git."""
+    """Returns the commit of the running code, with "+" if it has changes; None outside git."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed arguments
         return done.stdout.strip()
 
     try:
         if not git("ls-files", "--", "__init__.py"):
-            return None  # installed inside somebody else's repository
+            return None  # installed inside another project's repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

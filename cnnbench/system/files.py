@@ -1,4 +1,4 @@
-"""Files and folders that appear whole under their final name, or not at all."""
+"""Atomic writes of files and folders, hashes, and the cache directory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from typing import Any
 
 from cnnbench.errors import RunError
 
+# Suffix of a folder that `new_folder` has moved aside.
 OLD = ".old"
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields an empty neighbour that becomes `path` if all goes well, on the disk before it does.
+    """Yields an empty temporary file, which is flushed to disk and renamed to `path` on success.
 
     Raises:
-        RunError: the disk refuses; what was at `path` before is still there.
+        RunError: the file cannot be written; an existing file at `path` is unchanged.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,29 +37,29 @@ def new_file(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             partial.chmod(0o644)
             partial.replace(path)
-        except BaseException:  # Ctrl-C too: cleaned up, and raised again
+        except BaseException:  # also Ctrl-C: clean up, then re-raise
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file, as `new_file` does."""
+    """Writes a file atomically."""
     with new_file(path) as partial:
         partial.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file, as `write_bytes` does."""
+    """Writes a JSON file atomically."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `path`, in place of what was there, if all goes well.
+    """Yields a temporary folder, which is flushed to disk and replaces `path` on success.
 
     Raises:
-        RunError: the disk refuses; what was at `path` before is still there.
+        RunError: the folder cannot be written; an existing folder at `path` is unchanged.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,18 +80,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             try:
                 partial.rename(path)
             except OSError:
-                with contextlib.suppress(OSError):  # there was none, or `recover` puts it back
+                with contextlib.suppress(OSError):  # nothing to restore, or left to `recover`
                     old.rename(path)
                 raise
             shutil.rmtree(old, ignore_errors=True)
-        except BaseException:  # Ctrl-C too: cleaned up, and raised again
+        except BaseException:  # also Ctrl-C: clean up, then re-raise
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(path.parent)
 
 
 def recover(path: Path) -> None:
-    """Puts back what a process that was killed while it replaced a folder had moved aside."""
+    """Restores a folder whose replacement was interrupted because the process was killed."""
     found = leftovers(path)
     for other in found:
         if other.name.endswith(OLD) and not path.exists():
@@ -100,8 +101,8 @@ def recover(path: Path) -> None:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Returns what a process that was killed while it made a file or a folder left beside it."""
-    # Not of another whose name begins as this one's does.
+    """Returns temporary files and folders left next to `path` by a process that was killed."""
+    # The full match excludes those of other paths whose names start the same way.
     mine = re.compile(rf"\.{re.escape(path.name)}\.[^.]+({re.escape(OLD)})?")
     return [other for other in path.parent.glob(f".{path.name}.*") if mine.fullmatch(other.name)]
 
@@ -113,25 +114,25 @@ def sha256(path: Path) -> str:
 
 
 def signed(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an object of JSON with its SHA-256 as "sha256", so that any change shows."""
+    """Returns a JSON object with its own SHA-256 added as "sha256", to detect changes."""
     digest = hashlib.sha256(json.dumps(dict(body), sort_keys=True).encode()).hexdigest()
     return {**body, "sha256": digest}
 
 
 def is_as_signed(value: Mapping[str, Any]) -> bool:
-    """Tells whether an object is still what `signed` returned."""
-    body = {key: each for key, each in value.items() if key != "sha256"}
+    """Returns whether an object is unchanged since `signed` returned it."""
+    body = {key: item for key, item in value.items() if key != "sha256"}
     return signed(body) == value
 
 
 def cache_folder(kind: str) -> Path:
-    """Returns where things of a kind that can be made again are kept, for all runs of a user."""
+    """Returns the user's cache folder for one kind of data that can be recreated."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cnnbench" / kind
 
 
 def sync_folder(path: Path) -> None:
-    """Brings a folder's entries to the disk."""
+    """Flushes a folder's entries to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -141,7 +142,7 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusal into a RunError that names the path."""
+    """Converts an OSError into a RunError that names the path."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Lock files: one process at a time, until it closes the file or dies."""
+"""Lock files, held by one process until it closes the file or exits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from pathlib import Path
 
 
 def open_lock(file: Path) -> int:
-    """Returns a handle of a lock file, which is created if there is none.
+    """Opens a lock file, creating it if needed.
+
+    Returns:
+        A file descriptor.
 
     Raises:
-        OSError: it cannot be opened, or is a link.
+        OSError: the file cannot be opened, or is a symbolic link.
     """
-    # Not through a link, which could lead to any file of the user.
+    # O_NOFOLLOW: a symbolic link could point to any of the user's files.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(file, flags, 0o666)
 
 
 def is_at(handle: int, file: Path) -> bool:
-    """Tells whether an open file is the one that has this name now."""
+    """Returns whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), file.lstat())
     except FileNotFoundError:
@@ -29,18 +32,18 @@ def is_at(handle: int, file: Path) -> bool:
 
 
 def lock(handle: int, on_held: Callable[[str], None]) -> None:
-    """Locks an open file for as long as it is open; the kernel frees the lock of a dead process.
+    """Locks an open file until it is closed; the kernel releases the lock when the process exits.
 
     Args:
-        handle: from `open_lock`.
-        on_held: called where another process holds the lock, with who that is, such as "pid 12".
-            It raises an error, or else the lock is waited for.
+        handle: file descriptor from `open_lock`.
+        on_held: called with the holder, such as "pid 12", if another process holds the lock. If it
+            does not raise an error, `lock` waits until the lock is free.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         on_held(os.pread(handle, 100, 0).decode(errors="replace").strip() or "unknown")
         fcntl.flock(handle, fcntl.LOCK_EX)
-    with contextlib.suppress(OSError):  # who holds it is told as a courtesy
+    with contextlib.suppress(OSError):  # the holder's pid is only informative
         os.ftruncate(handle, 0)
         os.write(handle, f"pid {os.getpid()}".encode())

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 LATENCY_CALLS = 50
-# Of images that are answered at once, where throughput is measured by batch size.
+# Batch sizes at which inference throughput is measured.
 INFERENCE_BATCHES = (1, 8, 32, 128)
 
 
 def peak_memory_mb() -> float:
-    """Returns the most memory that this process has had, in MB of 2**20 bytes."""
-    # Of a new process, the system's count begins with what its parent had.
+    """Returns the peak resident memory of this process, in MB of 2**20 bytes."""
+    # VmHWM first: the ru_maxrss of a new process starts at its parent's peak.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -29,7 +29,7 @@ def peak_memory_mb() -> float:
 
 
 def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
-    """Returns the median and the 95th percentile, in ms, of so many calls after two unmeasured."""
+    """Returns latency percentiles, in ms, over `calls` calls after two warm-up calls."""
     seconds = []
     for _ in range(calls + 2):
         start = time.perf_counter()
@@ -39,6 +39,6 @@ def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str,
 
 
 def latency_percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Returns the median "p50" and the 95th percentile "p95", in ms, of the seconds of calls."""
+    """Returns the median "p50" and the 95th percentile "p95", in ms, of call times in seconds."""
     p50, p95 = 1000 * np.percentile(seconds, (50, 95))
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}

@@ -1,8 +1,8 @@
-"""Processes that each measure one thing, a round whenever they are asked.
+"""Worker processes that each measure one candidate, one round per request.
 
-Some settings of TensorFlow are read once, when it is imported, and a process's peak of memory is
-its own; so each thing that is measured lives in a new process. Several stand ready at the same time
-and take turns, which is how a machine that others use too tells which is faster.
+TensorFlow reads some settings only once, at import, and peak memory is a property of a process, so
+each candidate runs in a new process. Several workers are kept ready and take turns, so that a
+comparison also holds on a machine with other load.
 """
 
 from __future__ import annotations
@@ -21,55 +21,53 @@ from typing import Any, Self
 from cnnbench.system.measure import peak_memory_mb
 
 TIMEOUT_S = 600.0
-# A process that crashes may write its memory to a file first.
+# A crashing process may first write a core dump.
 ENDING_S = 30.0
-# Characters of a failure that are shown.
+# Length limit of an error message from a child process.
 SHOWN_CHARACTERS = 300
-# Of malloc.h: how many bytes are free at least before some are returned to the system, and how many
-# a block has at least that is taken from the system alone.
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h: the free bytes above which the heap is trimmed,
+# and the block size from which memory is mapped separately.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
-# What a worker does when asked; it returns the seconds that counted.
+# One round of a measurement; returns the measured time in seconds.
 Round = Callable[[], float]
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed, for the next training step asks for the same again.
+    """Makes glibc keep freed memory, because every training step allocates the same blocks again.
 
-    By itself, glibc returns large blocks to the system, which then hands out and clears each page
-    of them anew. Other C libraries do as they do. It holds for the whole process and cannot be
-    undone, so only the command line and cnnbench's own workers call it.
+    By default, glibc returns large blocks to the operating system, which must map and zero each
+    page again. Has no effect with other C libraries. The setting applies to the whole process and
+    cannot be undone, so only the command line and cnnbench's own workers call this function.
     """
-    with contextlib.suppress(OSError, AttributeError):  # no C library, or none with mallopt
+    with contextlib.suppress(OSError, AttributeError):  # no C library, or one without mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_MMAP_THRESHOLD, 2**30)
 
 
 class WorkerError(Exception):
-    """A worker failed, died, or took too long; the text says which."""
+    """A worker failed, died or timed out; the message says which."""
 
 
 class Child(abc.ABC):
-    """A child process that answers requests over a connection, by `answer_requests`.
+    """A child process that serves requests over a connection, using `answer_requests`.
 
-    It has a temporary folder of its own, which goes when it is closed: TensorFlow leaves files
-    behind in a process that is killed.
+    It has its own temporary folder, which `close` deletes: TensorFlow leaves files behind when its
+    process is killed.
     """
 
-    _noun = "process"
+    noun = "process"
 
     def __init__(self) -> None:
-        self._connection, self._theirs = multiprocessing.Pipe()
-        self._temporary = tempfile.TemporaryDirectory(
-            prefix="cnnbench-", ignore_cleanup_errors=True
-        )
+        self._connection, self.theirs = multiprocessing.Pipe()
+        self.temporary = tempfile.TemporaryDirectory(prefix="cnnbench-", ignore_cleanup_errors=True)
 
     def close(self) -> None:
-        """Ends the process, whatever it does, and removes its temporary folder."""
+        """Kills the process and removes its temporary folder."""
         self._kill()
         self._connection.close()
-        self._temporary.cleanup()
+        self.temporary.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -77,55 +75,56 @@ class Child(abc.ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, what: str, *values: Any, timeout_s: float = TIMEOUT_S) -> Any:
-        """Sends a request with its values; returns the answer.
+    def ask(self, what: str, *values: Any, timeout_s: float = TIMEOUT_S) -> Any:
+        """Sends a request with its arguments and returns the response.
 
         Raises:
-            WorkerError: the process failed, ended, or took longer.
+            WorkerError: the process failed, ended or timed out.
         """
         try:
             self._connection.send((what, *values))
         except OSError:
-            raise WorkerError(self._end()) from None
-        return self._answer(what, timeout_s)
+            raise WorkerError(self.how_it_ended()) from None
+        return self.receive(what, timeout_s)
 
-    def _answer(self, what: str, timeout_s: float = TIMEOUT_S) -> Any:
-        """Returns the next answer; the first one, to no request, comes when the child is ready."""
+    def receive(self, what: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """Returns the next response; the child sends the first one unasked, once it is ready."""
         if not self._connection.poll(timeout_s):
-            raise WorkerError(f"no answer to {what!r} in {timeout_s:.0f} s")
+            raise WorkerError(f"no response to {what!r} in {timeout_s:.0f} s")
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError):
-            raise WorkerError(self._end()) from None
+            raise WorkerError(self.how_it_ended()) from None
         if kind == "failed":
             raise WorkerError(value[:SHOWN_CHARACTERS])
         return value
 
-    def _end(self) -> str:
-        """Waits for the end of a process that hung up; returns how it ended."""
+    def how_it_ended(self) -> str:
+        """Waits until a process that closed its connection exits; returns how it ended."""
         code = self._wait(ENDING_S)
         if code is None:
-            return f"the {self._noun} does not answer, and does not end"
+            return f"the {self.noun} does not respond and does not exit"
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return f"the {self._noun} ended {how}"
+        return f"the {self.noun} ended {how}"
 
     @abc.abstractmethod
     def _kill(self) -> None:
-        """Kills the process, if it still runs, and waits for its end."""
+        """Kills the process if it is still running, and waits for it to exit."""
 
     @abc.abstractmethod
     def _wait(self, seconds: float) -> int | None:
-        """Returns the exit code, negative for a signal; None if the process does not end."""
+        """Returns the exit code, negative for a signal; None if the process does not exit."""
 
 
 def answer_requests(
     connection: Connection, prepare: Callable[[], tuple[Any, Callable[..., Any]]]
 ) -> None:
-    """Answers the requests of a parent's `Child` until it hangs up.
+    """Serves the requests of the parent's `Child` until it closes the connection.
 
     Args:
         connection: the child's end.
-        prepare: returns the first answer, and the function that answers a request and its values.
+        prepare: returns the first response, and the function that handles a request, given its
+            name and arguments.
     """
     try:
         first, answer = prepare()
@@ -136,17 +135,17 @@ def answer_requests(
             except EOFError:
                 return
             connection.send(("done", answer(*request)))
-    except Exception as error:  # told to whoever asked, whatever it is
+    except Exception as error:  # any error is reported to the parent
         connection.send(("failed", reason(error)))
 
 
 class Worker(Child):
-    """A process that has built something and measures it on demand.
+    """A process that builds one candidate and measures it on request.
 
     Args:
-        build: a function at the top of a module, called in the new process; it returns the round.
-        arguments: for `build`.
-        environment: variables to set before `build` is called; None unsets one.
+        build: a module-level function, called in the new process; returns the round to measure.
+        arguments: passed to `build`.
+        environment: variables to set before `build` is called; None unsets a variable.
     """
 
     def __init__(
@@ -156,32 +155,32 @@ class Worker(Child):
         environment: Mapping[str, str | None] | None = None,
     ):
         super().__init__()
-        variables = {"TMPDIR": self._temporary.name, **(environment or {})}
+        variables = {"TMPDIR": self.temporary.name, **(environment or {})}
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(self._theirs, build, arguments, variables), daemon=True
+            target=_work, args=(self.theirs, build, arguments, variables), daemon=True
         )
         self._process.start()
-        self._theirs.close()
+        self.theirs.close()
 
     def ready(self, timeout_s: float) -> float:
-        """Waits until the thing is built; returns the seconds from the process's start till then.
+        """Waits until `build` returns; returns the seconds since the process started.
 
         Raises:
-            WorkerError: it cannot be built, or not in time.
+            WorkerError: `build` failed or timed out.
         """
-        return self._answer("build", timeout_s)
+        return float(self.receive("build", timeout_s))
 
     def round(self, timeout_s: float) -> float:
-        """Returns the seconds of one round.
+        """Runs one round and returns its time in seconds.
 
         Raises:
-            WorkerError: the process failed, died, or took longer.
+            WorkerError: the process failed, died or timed out.
         """
-        return self._ask("round", timeout_s=timeout_s)
+        return float(self.ask("round", timeout_s=timeout_s))
 
     def peak_memory_mb(self) -> float:
-        """Returns the most memory that the process has had, in MB of 2**20 bytes."""
-        return self._ask("memory", timeout_s=10.0)
+        """Returns the peak resident memory of the process, in MB of 2**20 bytes."""
+        return float(self.ask("memory", timeout_s=10.0))
 
     def _kill(self) -> None:
         self._process.kill()
@@ -193,10 +192,10 @@ class Worker(Child):
 
 
 def alternate(workers: Sequence[Worker], rounds: int, timeout_s: float) -> list[list[float]]:
-    """Runs rounds of ready workers in turn; returns the seconds of each one's rounds."""
+    """Runs rounds of ready workers in turn; returns each worker's times in seconds."""
     seconds: list[list[float]] = [[] for _ in workers]
     for number in range(rounds):
-        # Forwards, then backwards, so that no one always follows the same other.
+        # Alternate the direction, so that no worker always follows the same other one.
         order = range(len(workers)) if number % 2 == 0 else reversed(range(len(workers)))
         for i in order:
             seconds[i].append(workers[i].round(timeout_s))
@@ -214,20 +213,20 @@ def _work(
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    tempfile.tempdir = None  # or what was found before TMPDIR was set would hold
+    tempfile.tempdir = None  # drop the folder cached before TMPDIR was set
 
     def prepare() -> tuple[float, Callable[[str], float]]:
         work = build(*arguments)
-        answers = {"round": work, "memory": peak_memory_mb}
-        return time.perf_counter() - start, lambda what: answers[what]()
+        handlers = {"round": work, "memory": peak_memory_mb}
+        return time.perf_counter() - start, lambda what: handlers[what]()
 
     answer_requests(connection, prepare)
 
 
 def reason(error: Exception) -> str:
-    """Returns an error's kind and the first line of its message that says what is wrong.
+    """Returns an error's type and the first informative line of its message.
 
-    Those of TensorFlow begin with where in a graph it is.
+    TensorFlow's messages begin with lines about the position in the graph, which are skipped.
     """
     where = ("Graph execution error", "Detected at node", "<stack traces")
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, noticed where it suits."""
+"""Deferred handling of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Catcher:
-    """Remembers that a signal came, and lets the next one act as usual."""
+    """Records the first signal and restores the previous handler for the next one."""
 
     def __init__(self) -> None:
         self.came: set[int] = set()
@@ -23,28 +23,29 @@ class _Catcher:
             signal.signal(number, self.before[number])
 
     def outer(self, number: int) -> _Catcher | None:
-        """Returns the one around this one."""
+        """Returns the catcher that encloses this one, if any."""
         owner = getattr(self.before[number], "__self__", None)
         return owner if isinstance(owner, _Catcher) else None
 
 
 @contextmanager
 def caught() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came; a second one acts as usual.
+    """Yields a function that returns whether SIGINT or SIGTERM was received.
 
-    One inside another tells the outer one too.
+    A second signal is handled as usual. Contexts can be nested; an inner one also notifies the
+    outer one.
     """
     catcher = _Catcher()
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             catcher.before[number] = signal.getsignal(number)
             signal.signal(number, catcher.handle)
-    except ValueError:  # not the main thread: signals go to whoever has it
+    except ValueError:  # not the main thread, which alone can set handlers
         catcher.before.clear()
     try:
         yield lambda: bool(catcher.came)
     finally:
         for number, handler in catcher.before.items():
-            # An outer one that was told is not to take the second signal.
+            # After a signal, do not reinstall the outer catcher: the next one acts as usual.
             if not (number in catcher.came and catcher.outer(number)):
                 signal.signal(number, handler)

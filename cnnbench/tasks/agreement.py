@@ -1,4 +1,4 @@
-"""Whether an exported classifier is what the trained network is, and by which bounds."""
+"""Verification of an exported classifier against the trained network, and its bounds."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from cnnbench.errors import VerificationError
 from cnnbench.tasks.metrics import first_in_top_k
 
-# Bounds on an exported file:
-# the share of images for which a float one may name another class,
+# Float files: fraction of images whose predicted class may differ.
 MAX_DISAGREEMENT = {"float32": 0.001, "float16": 0.005}
-# the share of images by which the top-1 of one with integers may be lower,
+# Integer files: drop in top-1, as a fraction of the images.
 MAX_DROP = 0.01
-# the difference of any logit of a float32 one, over the largest logit,
+# float32 files: difference of any logit, relative to the largest logit.
 MAX_LOGIT_DIFFERENCE = 1e-2
-# the relative error of the logits of the median image, in the other precisions,
+# Other precisions: relative error of the logits of the median image.
 MAX_RELATIVE_ERROR = 0.5
-# and the difference of its probabilities from those of its logits: a step of an 8-bit integer.
+# All files: difference between the probabilities and those computed from the logits; leaves room
+# for a quantization step of an 8-bit integer.
 MAX_PROBABILITY_DIFFERENCE = 0.02
 
 
@@ -28,15 +28,15 @@ def compare_logits(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray
     """Compares the logits of an exported file with those of the network.
 
     Args:
-        reference: (images, classes), finite.
-        logits: (images, classes) of the file.
-        labels: (images,) the true classes.
+        reference: (images, classes) logits of the network; finite.
+        logits: (images, classes) logits of the file.
+        labels: (images,) true classes.
 
     Returns:
-        Shares of the images, and differences of logits, None where any is not finite;
-        "relative_logit_error" is, of the median image, the length of the difference of the logits
-        over that of the logits: a few images whose logits are far larger than others' say nothing
-        of the rest.
+        Accuracies and agreement as fractions of the images, and logit differences, which are None
+        if any difference is not finite. "relative_logit_error" is the norm of the logit difference
+        over the norm of the reference logits, for the median image, so that a few images with far
+        larger logits do not dominate.
     """
     difference = np.abs(reference - logits)
     is_finite = bool(np.isfinite(difference).all())
@@ -56,7 +56,7 @@ def compare_logits(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray
 
 
 def passes(row: Mapping[str, Any], precision: str) -> bool:
-    """Tells whether a row of verify.json is within row["tolerance"] and the other bounds."""
+    """Returns whether a row of verify.json is within row["tolerance"] and the other bounds."""
     if row["max_abs_logit_diff"] is None:
         return False
     if not _has_own_probabilities(row):
@@ -71,12 +71,12 @@ def passes(row: Mapping[str, Any], precision: str) -> bool:
 
 
 def refusal(row: Mapping[str, Any], folder: Path, remedy: str | None = None) -> VerificationError:
-    """Returns the error for a row that did not pass.
+    """Returns the error for a row of verify.json that does not pass.
 
     Args:
-        row: of verify.json.
-        folder: where the artifact is.
-        remedy: options to try where its answers are too far from the network's.
+        row: the row, with the format and the precision.
+        folder: the folder of the exported file.
+        remedy: options to suggest if the outputs differ too much from the network's.
     """
     name = f"{row['format']} {row['precision']}"
     if "error" in row:
@@ -93,7 +93,7 @@ def refusal(row: Mapping[str, Any], folder: Path, remedy: str | None = None) -> 
     difference = row["max_abs_logit_diff"]
     if difference is not None and not _has_own_probabilities(row):
         return VerificationError(
-            f"{name}: the probabilities are not those of the logits: "
+            f"{name}: the probabilities do not match the logits: "
             f"the largest difference is {row.get('max_abs_probability_diff') or 'NaN'}",
             where=str(folder),
             allowed=f"at most {MAX_PROBABILITY_DIFFERENCE}",
@@ -101,7 +101,7 @@ def refusal(row: Mapping[str, Any], folder: Path, remedy: str | None = None) -> 
     return VerificationError(
         f"{name} agrees with Keras on {row['agreement']:.2%} of {row['examples']} images; "
         f"top-1 {row['top1']:.4f}, Keras {row['reference_top1']:.4f}; "
-        "largest difference of a logit: "
+        "largest logit difference: "
         + ("NaN or infinite" if difference is None else f"{difference:.3g}")
         + f", largest logit {row['max_abs_logit']:.3g}"
         + ("" if difference is None else f", relative error {row['relative_logit_error']:.3g}"),
@@ -111,8 +111,9 @@ def refusal(row: Mapping[str, Any], folder: Path, remedy: str | None = None) -> 
 
 
 def _relative_error(difference: np.ndarray, reference: np.ndarray) -> float:
-    lost, whole = (np.linalg.norm(x.astype(np.float64), axis=1) for x in (difference, reference))
-    return float(np.median(lost / np.maximum(whole, 1e-30)))
+    error = np.linalg.norm(difference.astype(np.float64), axis=1)
+    norm = np.linalg.norm(reference.astype(np.float64), axis=1)
+    return float(np.median(error / np.maximum(norm, 1e-30)))
 
 
 def _has_own_probabilities(row: Mapping[str, Any]) -> bool:
@@ -121,5 +122,5 @@ def _has_own_probabilities(row: Mapping[str, Any]) -> bool:
 
 
 def tolerance(precision: str) -> float:
-    """Returns the share of images by which a file of a precision may be worse."""
+    """Returns the fraction of images by which a file of a precision may be worse."""
     return MAX_DISAGREEMENT.get(precision, MAX_DROP)

@@ -1,4 +1,4 @@
-"""Classification: each image has one class of several."""
+"""Single-label image classification."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from cnnbench.tasks.metrics import (
 )
 from cnnbench.tasks.task import Outputs, Row, Score, Task
 
-# Classes beyond this number are in eval.json alone.
+# With more classes, the per-class tables are in eval.json only.
 MAX_CLASSES_SHOWN = 20
-# Probabilities below it count as it: the negative log-likelihood of an image is at most 69 nats.
+# Lower bound on probabilities, which limits the negative log-likelihood of an image to 69 nats.
 LEAST_PROBABILITY = 1e-30
 # Images on which the probabilities of a file are compared with those of its logits.
 PROBABILITY_EXAMPLES = 32
@@ -32,9 +32,9 @@ PROBABILITY_EXAMPLES = 32
 
 @TASKS.register("classification")
 class Classification(Task):
-    """One class for each image.
+    """Single-label classification.
 
-    Targets are (batch,) int32 labels or, where images are mixed, (batch, classes) float32 shares.
+    Targets are (batch,) int32 labels or, for mixed images, (batch, classes) float32 class weights.
     Answers are (batch, classes) float32 logits.
     """
 
@@ -49,7 +49,7 @@ class Classification(Task):
         return len(classes)
 
     def expected_head_size(self, data: Spec, model: Spec | None = None) -> int | None:
-        """Returns the number of classes that is known of the data set, or that the recipe says."""
+        """Returns the number of classes, from the data set's facts, the recipe or the model."""
         known = DATASETS.get(data.name).facts.get("classes") or getattr(data, "classes", None)
         if known is None and model is not None:
             known = MODELS.get(model.name).facts["native_classes"]
@@ -61,40 +61,41 @@ class Classification(Task):
             raise UsageError(f"model {model!r} with {size} classes", allowed="at least 2")
 
     def check_data(self, data: Spec, dataset: Any) -> None:
-        """Raises a DataError if there are not as many classes as the recipe says."""
+        """Raises a DataError if the number of classes differs from the recipe's."""
         expected, found = getattr(data, "classes", None), len(dataset.classes)
         if expected and expected != found:
             raise DataError(f"data.classes is {expected}, but {dataset.name} has {found} classes")
 
     def stand_in_data(self, data: Spec, model: Spec | None, **options: Any) -> Spec:
-        """Returns made-up data of as many classes as the recipe's have, if that is known."""
+        """Returns synthetic data with the same number of classes, if that is known."""
         classes = self.expected_head_size(data, model)
         return super().stand_in_data(data, model, classes=classes, **options)
 
     def mixable(self, targets: Any, head_size: int) -> Any:
-        """Returns (batch, classes) float32 shares of the classes."""
+        """Returns one-hot (batch, classes) float32 class weights."""
         return tf.one_hot(targets, head_size)
 
     def losses(self, loss: Spec, answer: Any, targets: Any) -> Any:
         """Returns the loss of each image, (batch,) float32, in nats."""
-        shares = targets if _is_mixed(targets) else tf.one_hot(targets, answer.shape[-1])
-        return LOSSES.build(loss, answer, shares)
+        weights = targets if _is_mixed(targets) else tf.one_hot(targets, answer.shape[-1])
+        return LOSSES.build(loss, answer, weights)
 
     def hits(self, answer: Any, targets: Any) -> Any:
-        """Tells, (batch,) bool, whether the class with the largest share has the highest logit."""
+        """Returns, as (batch,) bool, whether the class of largest weight has the highest logit."""
         return in_top_k(answer, tf.argmax(targets, 1) if _is_mixed(targets) else targets, 1)
 
     def distillation_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
         """Returns temperature**2 * KL(teacher, student) of each image, (batch,) float32, in nats.
 
-        Hinton et al. 2015, section 2: the gradients' size does not depend on the temperature.
+        The factor keeps the scale of the gradients independent of the temperature (Hinton et al.
+        2015, section 2).
         """
         soft = tf.nn.softmax(teacher / temperature)
         gap = tf.nn.log_softmax(teacher / temperature) - tf.nn.log_softmax(student / temperature)
         return temperature**2 * tf.reduce_sum(soft * gap, axis=-1)
 
     def keras_loss(self) -> tuple[Any, list[str]]:
-        """Returns Keras's cross-entropy of logits, and its accuracy."""
+        """Returns Keras's cross-entropy on logits, and the accuracy metric."""
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
 
     def serve(self, answer: Any, loss: str) -> dict[str, Any]:
@@ -102,59 +103,60 @@ class Classification(Task):
         return {"probabilities": probabilities(answer, loss), "logits": answer}
 
     def keras_layers(self, answer: Any, loss: str) -> dict[str, Any]:
-        """Returns "logits" and "probabilities", those by an activation layer."""
+        """Returns "logits", and "probabilities" computed by an activation layer."""
         function = LOSSES.get(loss).facts["probabilities"]
-        shares = keras.layers.Activation(function, name="probabilities")(answer)
-        return {"logits": answer, "probabilities": shares}
+        probabilities = keras.layers.Activation(function, name="probabilities")(answer)
+        return {"logits": answer, "probabilities": probabilities}
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns "logits", and "probabilities" if the file has both.
 
-        Of a file with probabilities alone, the logits are their logarithms. An output of another
-        name is taken for the one or the other by its values.
+        If the file only has probabilities, their logarithms are the logits. A single output with
+        another name is identified by its values.
         """
         if "logits" in outputs:
             return dict(outputs)
         if "probabilities" in outputs:
             return {"logits": _logarithm(outputs["probabilities"])}
         (values,) = super().read(outputs).values()
-        are_shares = (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=2e-2)
-        return {"logits": _logarithm(values) if are_shares else values}
+        are_probabilities = (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=2e-2)
+        return {"logits": _logarithm(values) if are_probabilities else values}
 
     def output_of_operation(self, operation: str) -> str:
-        """Returns "probabilities" for the operations that make them of logits."""
+        """Returns "probabilities" for a softmax or sigmoid, else "logits"."""
         return "probabilities" if operation in ("SOFTMAX", "LOGISTIC") else "logits"
 
     def predictions(
         self, outputs: Mapping[str, np.ndarray], classes: Sequence[str], top: int
     ) -> list[dict[str, Any]]:
-        """Returns for each image "top": {"class", "probability"} from the likeliest class down."""
+        """Returns for each image "top": the most likely classes and probabilities, best first."""
         rows = []
-        for shares in outputs["probabilities"]:
-            order = np.argsort(-shares, kind="stable")[:top]
-            likeliest = [{"class": classes[i], "probability": float(shares[i])} for i in order]
-            rows.append({"top": likeliest})
+        for row in outputs["probabilities"]:
+            order = np.argsort(-row, kind="stable")[:top]
+            rows.append(
+                {"top": [{"class": classes[i], "probability": float(row[i])} for i in order]}
+            )
         return rows
 
     def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
         """Returns "loss", "nll", "top1", "top5" and "probabilities" of each image."""
         logits = outputs["logits"]
-        shares = probabilities(logits, loss.name)
-        own = tf.gather(shares, targets, batch_dims=1)
+        by_class = probabilities(logits, loss.name)
+        of_label = tf.gather(by_class, targets, batch_dims=1)
         return {
             "loss": self.losses(loss, logits, targets),
-            "nll": -tf.math.log(tf.maximum(own, LEAST_PROBABILITY)),
+            "nll": -tf.math.log(tf.maximum(of_label, LEAST_PROBABILITY)),
             "top1": in_top_k(logits, targets, 1),
             "top5": in_top_k(logits, targets, min(5, logits.shape[-1])),
-            "probabilities": shares,
+            "probabilities": by_class,
         }
 
     def measures_of_file(
         self, loss: Spec, outputs: Mapping[str, np.ndarray], targets: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the measures of logits among which the first of equal ones wins, as on a device.
+        """Returns the measures, where the first of equal logits ranks highest, as on a device.
 
-        Integers are often equal.
+        Quantized logits are often equal.
         """
         found = super().measures_of_file(loss, outputs, targets)
         logits = outputs["logits"]
@@ -163,7 +165,7 @@ class Classification(Task):
     def summary(
         self, measured: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]
     ) -> dict[str, Any]:
-        """Returns accuracy, loss and calibration, and what was named for which class."""
+        """Returns accuracy, loss, calibration, per-class accuracy and the confusion matrix."""
         matrix = confusion(measured["probabilities"].argmax(axis=1), targets, len(classes))
         return {
             "loss": float(measured["loss"].mean(dtype=np.float64)),
@@ -176,7 +178,7 @@ class Classification(Task):
         }
 
     def tolerance(self, precision: str) -> float:
-        """Returns the share of images that may be named otherwise or, with integers, wrongly."""
+        """Returns the allowed fraction of changed classes (float) or drop in top-1 (integer)."""
         return agreement.tolerance(precision)
 
     def agreement(
@@ -186,27 +188,27 @@ class Classification(Task):
         targets: np.ndarray,
         loss: str,
     ) -> dict[str, Any]:
-        """Compares logits, the classes they name, and probabilities with those of the logits."""
+        """Compares logits and predicted classes, and checks that the probabilities match."""
         row = agreement.compare_logits(reference["logits"], outputs["logits"], targets)
         if "probabilities" in outputs:
-            some = slice(PROBABILITY_EXAMPLES)
-            expected = probabilities(outputs["logits"][some], loss).numpy()
-            gap = float(np.abs(outputs["probabilities"][some] - expected).max())
+            first = slice(PROBABILITY_EXAMPLES)
+            expected = probabilities(outputs["logits"][first], loss).numpy()
+            gap = float(np.abs(outputs["probabilities"][first] - expected).max())
             row["max_abs_probability_diff"] = gap if np.isfinite(gap) else None
         return row
 
     def passes(self, row: Mapping[str, Any], precision: str) -> bool:
-        """Tells whether classes, logits and probabilities are within their bounds."""
+        """Returns whether classes, logits and probabilities are within their bounds."""
         return agreement.passes(row, precision)
 
     def refusal(
         self, row: Mapping[str, Any], folder: Path, remedy: str | None = None
     ) -> VerificationError:
-        """Returns the error for a file that names other classes or has other logits."""
+        """Returns the error for a file whose classes, logits or probabilities are off."""
         return agreement.refusal(row, folder, remedy)
 
     def problems(self, recipe: Any) -> Iterator[tuple[str, str, str | None]]:
-        """Yields a wrong number of classes, and mixed images for a loss of hard labels."""
+        """Yields a wrong number of classes, and mixing with a loss that needs hard labels."""
         known = DATASETS.get(recipe.data.name).facts.get("classes")
         if known and recipe.data.classes and known != recipe.data.classes:
             what = f"{recipe.data.classes}, but {recipe.data.name} has {known} classes"
@@ -216,7 +218,7 @@ class Classification(Task):
         for i, spec in enumerate(recipe.augment):
             if kind_of(spec) == "mix":
                 loss = recipe.loss.name
-                what = f"{spec.name} makes soft labels, which loss {loss} cannot take"
+                what = f"{spec.name} makes soft labels, which loss {loss} does not support"
                 soft = [n for n in LOSSES.names() if not LOSSES.get(n).facts.get("hard_labels")]
                 yield f"augment.{i}", what, f"use loss {' or '.join(soft)}"
 
@@ -240,22 +242,22 @@ class Classification(Task):
         rows = result["per_class"]
         if len(rows) > MAX_CLASSES_SHOWN:
             return []
-        shares = ["" if row["top1"] is None else f"{row['top1']:.4f}" for row in rows]
         classes = [
-            (row["class"], row["examples"], share) for row, share in zip(rows, shares, strict=True)
+            (row["class"], row["examples"], "" if row["top1"] is None else f"{row['top1']:.4f}")
+            for row in rows
         ]
-        named = [
+        confusion_rows = [
             (f"{i} {row['class']}", *counts)
             for i, (row, counts) in enumerate(zip(rows, result["confusion"], strict=True))
         ]
         numbers = [str(i) for i in range(len(rows))]
         return [
             (("class", "examples", "top-1"), classes),
-            (("true \\ predicted", *numbers), named),
+            (("true \\ predicted", *numbers), confusion_rows),
         ]
 
     def verification_cells(self, row: Mapping[str, Any]) -> list[Row]:
-        """Returns the accuracy of the file and of the network, and how far they are apart."""
+        """Returns the accuracy of the file and of the network, and how much they differ."""
         difference = row["max_abs_logit_diff"]
         return [
             ("top-1", f"{row['top1']:.4f}"),
@@ -265,22 +267,22 @@ class Classification(Task):
         ]
 
     def prediction_cells(self, row: Mapping[str, Any]) -> list[list[Row]]:
-        """Returns a line for each of the likeliest classes."""
+        """Returns one line for each of the most likely classes."""
         return [
-            [("class", likely["class"]), ("probability", f"{likely['probability']:.4f}")]
-            for likely in row["top"]
+            [("class", found["class"]), ("probability", f"{found['probability']:.4f}")]
+            for found in row["top"]
         ]
 
 
 def probabilities(logits: Any, loss: str) -> Any:
-    """Returns the (batch, classes) probabilities that logits trained with a loss stand for."""
+    """Returns the (batch, classes) probabilities of logits, given the loss of the training."""
     return getattr(tf.nn, LOSSES.get(loss).facts["probabilities"])(logits)
 
 
 def _is_mixed(targets: Any) -> bool:
-    """Tells shares of classes from labels."""
+    """Returns whether targets are class weights, not labels."""
     return bool(tf.as_dtype(targets.dtype).is_floating)
 
 
-def _logarithm(shares: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(shares, LEAST_PROBABILITY))
+def _logarithm(values: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(values, LEAST_PROBABILITY))

@@ -1,4 +1,4 @@
-"""Losses of classification."""
+"""Classification losses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cnnbench.registry.limits import Fraction, NonNegative, Rate
 
 @LOSSES.register("cross_entropy", probabilities="softmax")
 def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Rate = 0.0) -> Any:
-    """Softmax cross-entropy; smoothing after Szegedy et al. 2016, section 7.
+    """Softmax cross-entropy, with label smoothing (Szegedy et al. 2016, section 7).
 
     Args:
         logits: (batch, classes) float32.
         labels: (batch, classes) float32, rows that sum to 1.
-        label_smoothing: share of the label that is spread evenly over all classes.
+        label_smoothing: fraction of the label that is spread evenly over all classes.
 
     Returns:
         (batch,) float32, in nats.
@@ -26,18 +26,18 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: Rate = 0.0) -> A
 
 @LOSSES.register("mean_squared_error", probabilities="softmax")
 def mean_squared_error(logits: Any, labels: Any) -> Any:
-    """Squared difference of softmax probabilities and labels, summed over classes (Brier 1950).
+    """Squared error of the softmax probabilities, summed over classes (Brier 1950).
 
-    Args and Returns: as for cross_entropy.
+    See cross_entropy for Args and Returns.
     """
     return tf.reduce_sum(tf.math.squared_difference(tf.nn.softmax(logits), labels), axis=-1)
 
 
 @LOSSES.register("binary_cross_entropy", probabilities="sigmoid")
 def binary_cross_entropy(logits: Any, labels: Any, *, label_smoothing: Rate = 0.0) -> Any:
-    """Log loss of each class by itself, mean over classes (Wightman et al. 2021).
+    """Sigmoid cross-entropy of each class, averaged over classes (Wightman et al. 2021).
 
-    Args and Returns: as for cross_entropy.
+    See cross_entropy for Args and Returns.
     """
     labels = _smooth(labels, label_smoothing)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -52,16 +52,17 @@ def focal(
     alpha: Fraction = 0.25,
     gamma: NonNegative = 2.0,
 ) -> Any:
-    """Log loss that looks away from what is already right (Lin et al. 2017, equation 5).
+    """Sigmoid focal loss, which down-weights easy examples (Lin et al. 2017, equation 5).
 
-    Args and Returns: as for cross_entropy; the sum over classes.
+    See cross_entropy for Args and Returns; the loss is summed over classes.
     """
-    import keras_cv  # archived, and slow to import: used for this alone, behind this function
+    import keras_cv  # archived and slow to import, so used only here
 
     loss = keras_cv.losses.FocalLoss(alpha, gamma, from_logits=True, reduction="none")
     return loss(labels, logits)
 
 
-def _smooth(labels: Any, share: float) -> Any:
-    classes = labels.shape[-1]
-    return labels * (1 - share) + share / classes if share else labels
+def _smooth(labels: Any, smoothing: float) -> Any:
+    if not smoothing:
+        return labels
+    return labels * (1 - smoothing) + smoothing / labels.shape[-1]

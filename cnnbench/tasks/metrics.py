@@ -1,4 +1,4 @@
-"""Metrics of classification, and the sums that they are made of."""
+"""Classification metrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from cnnbench.backend.lazy import tf
 
 
 def in_top_k(logits: Any, labels: Any, k: int) -> Any:
-    """Tells, (batch,) bool, whether fewer than k classes score at least as high as the label.
+    """Returns whether the label is among the k highest logits.
 
-    A tie counts against the network, so that constant or NaN logits are never right.
+    Ties count against the network, so that constant or NaN logits are never correct.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) integers.
+        k: number of classes to consider.
+
+    Returns:
+        (batch,) bool.
     """
     own = tf.gather(logits, labels, batch_dims=1)[:, None]
     as_high = tf.reduce_sum(tf.cast(tf.logical_not(logits < own), tf.int32), axis=-1)
@@ -21,22 +29,33 @@ def in_top_k(logits: Any, labels: Any, k: int) -> Any:
 
 
 def first_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Tells, (batch,) bool, whether the label is among the k classes that a device would name.
+    """Returns whether the label is among the first k classes, as ranked on a device.
 
-    Of equal logits, which integers often are, the first goes first, as argmax has it. A row that is
-    not finite is never right.
+    The first of equal logits ranks highest, as in argmax; quantized logits are often equal. A row
+    with a NaN or infinite logit is never correct.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) integers.
+        k: number of classes to consider.
+
+    Returns:
+        (batch,) bool.
     """
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     return (order == labels[:, None]).any(axis=1) & np.isfinite(logits).all(axis=1)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error of the top class (Guo et al. 2017, equation 3), 0-1.
+    """Returns the expected calibration error of the top class (Guo et al. 2017, equation 3).
 
     Args:
         probabilities: (examples, classes).
         labels: (examples,).
-        bins: intervals of equal width that confidence is sorted into.
+        bins: number of confidence intervals of equal width.
+
+    Returns:
+        The error in [0, 1].
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
@@ -46,15 +65,15 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Returns (classes, classes) counts: rows are true classes, columns predicted ones."""
+    """Returns the (classes, classes) confusion matrix; rows are true, columns predicted classes."""
     pairs = np.bincount(labels * classes + predicted, minlength=classes * classes)
     return pairs.reshape(classes, classes)
 
 
 def per_class(classes: Sequence[str], matrix: np.ndarray) -> list[dict[str, Any]]:
-    """Returns each class's name, examples, and share of them that is right (None without any)."""
+    """Returns name, number of examples and top-1 (None without examples) of each class."""
     counts = matrix.sum(axis=1).tolist()
     return [
-        {"class": name, "examples": count, "top1": float(right) / count if count else None}
-        for name, count, right in zip(classes, counts, matrix.diagonal(), strict=True)
+        {"class": name, "examples": count, "top1": float(correct) / count if count else None}
+        for name, count, correct in zip(classes, counts, matrix.diagonal(), strict=True)
     ]

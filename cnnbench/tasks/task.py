@@ -1,9 +1,9 @@
-"""What a task is: everything that depends on what a network is trained for.
+"""The base class of tasks, which define everything that depends on what a network is trained for.
 
-Data, training, exports and evaluation handle images, targets and named outputs without knowing what
-they mean; the task of a recipe's network does. A task is a subclass of Task in a module of this
-folder, registered by its name; networks, data sets, losses, augmentations and stages of compression
-name the tasks that they serve.
+Data, training, exports and evaluation handle images, targets and named outputs without knowing
+their meaning; the task of the recipe's network interprets them. A task is a subclass of Task in a
+module of this folder, registered by name. Networks, data sets, losses, augmentations and
+compression stages name the tasks that they support.
 """
 
 from __future__ import annotations
@@ -22,29 +22,34 @@ from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS
 from cnnbench.registry.limits import Rate, Share
 from cnnbench.registry.registry import Entry, Spec
 
-# The outputs of a network or of an exported file, by name; the first axis of each is the batch.
+# The task of components that are registered without one.
+DEFAULT = "classification"
+# Outputs of a network or an exported file by name; the first axis of each is the batch.
 Outputs = Mapping[str, Any]
-# A row of a table for people: what is measured, and its value.
+# One entry of a printed table: its title and its value.
 Row = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Score:
-    """The number that decides which weights are the best and that a recipe's target is about.
+    """The score that selects the best weights and that a recipe's `target` refers to.
 
-    key: in metrics.jsonl, eval.json and `target`; the mean of `Task.hits` over the examples.
-    title: as people read it.
+    It is the mean of `Task.hits` over the examples.
+
+    Attributes:
+        key: name in metrics.jsonl, eval.json and `target`.
+        title: name in printed tables.
     """
 
     key: str
     title: str
 
     def of_target(self, target: Any) -> float:
-        """Returns the score that a recipe's target asks for."""
+        """Returns the score required by a recipe's `target`."""
         return float(getattr(target, self.key))
 
     def target_type(self) -> type[BaseModel]:
-        """Returns the type of a recipe's `target` for this score."""
+        """Returns the pydantic model of a recipe's `target` for this score."""
         fields: dict[str, Any] = {
             self.key: (Share, ...),
             "tolerance": (Rate, 0.0),
@@ -52,21 +57,24 @@ class Score:
         }
         return create_model(
             "Target",
-            __doc__="The published or measured number that the recipe is to reach.",
+            __doc__="The published or measured score that the recipe should reach.",
             __config__=ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False),
             **fields,
         )
 
 
 class Task:
-    """A task; the methods that raise NotImplementedError are what each has to define.
+    """A task; subclasses must define the methods that raise NotImplementedError.
 
-    name: in the registry.
-    score: higher is better, 0-1.
-    default_loss: of a recipe that names none.
-    stand_in: the data set of made-up images for smoke runs and speed measurements.
-    primary: the name, among the outputs of `serve`, of the network's own output.
-    averages_answers: whether the mean of answers is an answer, as test-time augmentation needs.
+    An "answer" is one output of the model, as returned by `answers`.
+
+    Attributes:
+        name: name in the registry.
+        score: the score in [0, 1]; higher is better.
+        default_loss: loss of recipes that do not name one.
+        stand_in: data set of synthetic images for smoke runs and speed measurements.
+        primary: name of the network's own output among the outputs of `serve`.
+        averages_answers: whether answers can be averaged, as test-time augmentation requires.
     """
 
     name: ClassVar[str]
@@ -79,35 +87,38 @@ class Task:
     # Data and network.
 
     def head_size(self, classes: Sequence[str]) -> int:
-        """Returns how many values the network gives for each image.
+        """Returns the number of output values of the network for each image.
 
         Args:
-            classes: the names of the data set's classes, none where it has none.
+            classes: names of the data set's classes; empty if it has no classes.
         """
         raise NotImplementedError
 
     def expected_head_size(self, data: Spec, model: Spec | None = None) -> int | None:
-        """Returns `head_size` of a recipe's data before the data set is opened.
+        """Returns the `head_size` for a recipe, without opening the data set.
 
         Args:
             data: a recipe's `data`.
-            model: whose native number is returned where the data do not tell; None: None is.
+            model: a recipe's `model`; its native head size is used if `data` does not determine it.
+
+        Returns:
+            The head size; None if it is not known.
         """
         raise NotImplementedError
 
     def check_head_size(self, model: str, size: int) -> None:
-        """Raises a UsageError if no network of this task can have so many values."""
+        """Raises a UsageError if a network of this task cannot have this head size."""
 
     def check_data(self, data: Spec, dataset: Any) -> None:
-        """Raises a DataError if an opened data set is not what a recipe's `data` says."""
+        """Raises a DataError if an opened data set does not match a recipe's `data`."""
 
     def stand_in_data(self, data: Spec, model: Spec | None, **options: Any) -> Spec:
-        """Returns the spec of made-up data in place of a recipe's.
+        """Returns the spec of synthetic data that replaces a recipe's data.
 
         Args:
             data: a recipe's `data`.
-            model: a recipe's `model`, whose native head counts where the data do not tell.
-            options: of the data set `stand_in`: its shape, examples and batch size.
+            model: a recipe's `model`; its native head size is used if `data` does not determine it.
+            options: options of the data set `stand_in`: its shape, examples and batch size.
         """
         return DATASETS.spec(self.stand_in, **options)
 
@@ -116,21 +127,21 @@ class Task:
         return partial(self.mixable, head_size=self.head_size(dataset.classes))
 
     def mixable(self, targets: Any, head_size: int) -> Any:
-        """Returns targets that a weighted mean of two images can have a weighted mean of.
+        """Converts targets to a form whose weighted mean is the target of mixed images.
 
         Args:
-            targets: as the data set has them.
-            head_size: of the network.
+            targets: targets of the data set.
+            head_size: head size of the network.
         """
         raise NotImplementedError
 
     # Training.
 
     def answers(self, outputs: Sequence[Any]) -> list[Any]:
-        """Returns what `losses` takes: the network's answer first, then those of auxiliary heads.
+        """Returns the inputs of `losses`: the main answer, then those of auxiliary heads.
 
         Args:
-            outputs: of the model, float32.
+            outputs: outputs of the model, float32.
         """
         return list(outputs)
 
@@ -140,45 +151,53 @@ class Task:
         Args:
             loss: a recipe's `loss`.
             answer: one of `answers`.
-            targets: of the data set, or as `mixable` returns them.
+            targets: targets of the data set, or the result of `mixable`.
         """
         return LOSSES.build(loss, answer, targets)
 
     def hits(self, answer: Any, targets: Any) -> Any:
-        """Returns the score of each image, (batch,) bool or float in 0-1.
+        """Returns the score of each image, (batch,) bool or float in [0, 1].
 
-        Args: as for `losses`.
+        Args:
+            answer: one of `answers`.
+            targets: targets of the data set, or the result of `mixable`.
         """
         raise NotImplementedError
 
     def distillation_losses(self, teacher: Any, student: Any, temperature: float) -> Any:
-        """Returns how far each of a student's answers is from the teacher's, (batch,) float32."""
+        """Returns the distillation loss of each image, (batch,) float32.
+
+        Args:
+            teacher: answer of the teacher.
+            student: answer of the student.
+            temperature: softening temperature.
+        """
         raise NotImplementedError
 
     def keras_loss(self) -> tuple[Any, list[str]]:
-        """Returns a Keras loss and metrics for `compile`, to compare the speed of training with."""
+        """Returns a Keras loss and metrics for `compile`, as the baseline of speed measurements."""
         raise NotImplementedError
 
     # Serving.
 
     def serve(self, answer: Any, loss: str) -> dict[str, Any]:
-        """Returns the named outputs of a network that is asked, float32.
+        """Returns the named inference outputs of a network, float32.
 
         Args:
             answer: the model's output, float32.
-            loss: the name of the loss that it was trained with, which says what it means.
+            loss: name of the training loss, which defines the meaning of the answer.
         """
         return {self.primary: answer}
 
     def keras_layers(self, answer: Any, loss: str) -> dict[str, Any]:
-        """Returns what `serve` does, as Keras tensors made by layers of Keras's own."""
+        """Returns the outputs of `serve` as symbolic tensors, using only built-in Keras layers."""
         return {self.primary: answer}
 
     def read(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the outputs of an exported file, of any writer, by the names of `serve`.
+        """Returns the outputs of an exported file from any tool, by the names of `serve`.
 
         Raises:
-            ValueError: none of them can be what the task needs.
+            ValueError: no output can be identified as the primary one.
         """
         if self.primary in outputs:
             return dict(outputs)
@@ -189,56 +208,56 @@ class Task:
         return {self.primary: values}
 
     def output_of_operation(self, operation: str) -> str:
-        """Returns the name of the output that a TFLite operation at the end of a file computes."""
+        """Returns the name of the output computed by a final TFLite operation."""
         return self.primary
 
     def predictions(
         self, outputs: Mapping[str, np.ndarray], classes: Sequence[str], top: int
     ) -> list[dict[str, Any]]:
-        """Returns what `predict` says of each image besides its file.
+        """Returns the prediction for each image, as reported by `predict`.
 
         Args:
-            outputs: by the names of `serve`.
-            classes: the names of the data set's classes.
-            top: how many answers to give where there are several.
+            outputs: outputs by the names of `serve`.
+            classes: names of the data set's classes.
+            top: maximum number of results per image.
         """
         raise NotImplementedError
 
     # Evaluation.
 
     def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
-        """Returns what is measured of each image, arrays over the batch, computed by TensorFlow.
+        """Returns the measures of each image by name, (batch, ...) tensors.
 
         Args:
             loss: a recipe's `loss`.
-            outputs: by the names of `serve`.
-            targets: of the data set.
+            outputs: outputs by the names of `serve`.
+            targets: targets of the data set.
         """
         raise NotImplementedError
 
     def measures_of_file(
         self, loss: Spec, outputs: Mapping[str, np.ndarray], targets: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns `measures` of the outputs of an exported file, as a device would answer."""
+        """Returns the `measures` of an exported file's outputs, interpreted as on a device."""
         found = self.measures(loss, outputs, targets)
         return {key: np.asarray(value) for key, value in found.items()}
 
     def summary(
         self, measured: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]
     ) -> dict[str, Any]:
-        """Returns what eval.json says of the measures of all images.
+        """Returns the entries of eval.json, computed over all images.
 
         Args:
-            measured: `measures` of all batches, put together.
-            targets: of all images.
-            classes: the names of the data set's classes.
+            measured: concatenated `measures` of all batches.
+            targets: targets of all images.
+            classes: names of the data set's classes.
         """
         raise NotImplementedError
 
     # Verification of exported files.
 
     def tolerance(self, precision: str) -> float:
-        """Returns how much worse a file of a precision may be, as a share of the images."""
+        """Returns how much worse a file of a precision may be, as a fraction of the images."""
         raise NotImplementedError
 
     def agreement(
@@ -251,18 +270,18 @@ class Task:
         """Compares the outputs of an exported file with the network's own.
 
         Args:
-            reference: the network's, by the names of `serve`; finite.
-            outputs: the file's, as `read` returns them.
-            targets: of the data set.
-            loss: the name of the loss that the network was trained with.
+            reference: outputs of the network by the names of `serve`; finite.
+            outputs: outputs of the file, from `read`.
+            targets: targets of the data set.
+            loss: name of the training loss.
 
         Returns:
-            The keys of a row of verify.json; plain numbers, None where one is not finite.
+            Entries of a row of verify.json: Python numbers, None for values that are not finite.
         """
         raise NotImplementedError
 
     def passes(self, row: Mapping[str, Any], precision: str) -> bool:
-        """Tells whether what `agreement` found is within row["tolerance"] and all other bounds."""
+        """Returns whether a row is within row["tolerance"] and all other bounds."""
         raise NotImplementedError
 
     def refusal(
@@ -271,59 +290,60 @@ class Task:
         """Returns the error for a row of verify.json that does not pass.
 
         Args:
-            row: with the format and the precision.
-            folder: where the file lies.
-            remedy: options to try where its outputs are too far from the network's.
+            row: the row, with the format and the precision.
+            folder: the folder of the exported file.
+            remedy: options to suggest if the outputs differ too much from the network's.
         """
         raise NotImplementedError
 
     # Recipes and reports.
 
     def problems(self, recipe: Any) -> Iterator[tuple[str, str, str | None]]:
-        """Yields what does not fit in a recipe: the key, what is wrong, and what is allowed."""
+        """Yields problems in a recipe: the key, what is wrong, and what is allowed."""
         yield from ()
 
     def evaluation_rows(self, result: Mapping[str, Any]) -> list[Row]:
-        """Returns what a table of eval.json shows of this task's keys."""
+        """Returns the table rows for this task's keys of eval.json."""
         raise NotImplementedError
 
     def evaluation_tables(
         self, result: Mapping[str, Any]
     ) -> list[tuple[Sequence[str], Sequence[Sequence[Any]]]]:
-        """Returns further tables of eval.json, each its column titles and its rows."""
+        """Returns additional tables of eval.json, each as column titles and rows."""
         return []
 
     def verification_cells(self, row: Mapping[str, Any]) -> list[Row]:
-        """Returns what a table of verify.json shows of this task's keys: titles and cells."""
+        """Returns the titles and cells for this task's keys of a row of verify.json."""
         raise NotImplementedError
 
     def prediction_cells(self, row: Mapping[str, Any]) -> list[list[Row]]:
-        """Returns what a table shows of one image of `predictions`: lines of titles and cells."""
+        """Returns the table lines for one image of `predictions`, each of titles and cells."""
         raise NotImplementedError
 
 
 @cache
 def task_named(name: str) -> Task:
-    """Returns the task of that name.
+    """Returns the task with the given name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     task: Task = TASKS.get(name).build()
     return task
 
 
-def task_of(model: Spec) -> Task:
-    """Returns the task of the network that a recipe names."""
-    return task_named(MODELS.get(model.name).facts["task"])
+def task_of(model: Spec | str) -> Task:
+    """Returns the task of a network: a recipe's `model`, or the name of a registered one."""
+    name = model if isinstance(model, str) else model.name
+    return task_named(MODELS.get(name).facts.get("task", DEFAULT))
 
 
 def task_of_data(data: Spec) -> Task:
-    """Returns the task whose targets a data set has."""
+    """Returns the task that a recipe's `data` provides targets for."""
     return task_named(tasks_served(DATASETS.get(data.name))[0])
 
 
 def tasks_served(entry: Entry) -> tuple[str, ...]:
-    """Returns the names of the tasks that a registered part serves."""
-    tasks: tuple[str, ...] = entry.facts.get("tasks", ("classification",))
+    """Returns the names of the tasks that a registered component supports."""
+    tasks: tuple[str, ...] = entry.facts.get("tasks", (DEFAULT,))
     return tasks

@@ -1,1 +1,1 @@
-"""Training: stages, the loop, the compiled steps, and what they report."""
+"""Training: compression stages, the training loop, compiled steps, callbacks and logs."""

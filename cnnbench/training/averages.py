@@ -9,7 +9,7 @@ from cnnbench.backend.lazy import keras, tf
 
 
 def slow_weights(variables: Sequence[Any]) -> list[Any]:
-    """Returns Lookahead's slow weights, which take their values before the first update."""
+    """Returns Lookahead's slow weights, which are initialized before the first update."""
     return [
         keras.Variable("zeros", v.shape, v.dtype, trainable=False, name=v.path.replace("/", "_"))
         for v in variables
@@ -17,24 +17,35 @@ def slow_weights(variables: Sequence[Any]) -> list[Any]:
 
 
 def follow(slow: Sequence[Any], fast: Sequence[Any], share: float) -> None:
-    """Moves slow weights a share of the way to the fast ones, which go on from there.
+    """Moves the slow weights towards the fast weights, and sets the fast weights to them.
 
-    Zhang et al. 2019, algorithm 1; the optimizer keeps its state between them.
+    Zhang et al. 2019, algorithm 1; the optimizer's state is kept.
+
+    Args:
+        slow: slow weights, one for each fast weight.
+        fast: the weights that the optimizer updates.
+        share: fraction of the way to move, in [0, 1]; alpha in the paper.
     """
-    for one, other in zip(slow, fast, strict=True):
-        value = one + share * (other - one)
-        one.assign(value)
-        other.assign(value)
+    for slow_weight, fast_weight in zip(slow, fast, strict=True):
+        value = slow_weight + share * (fast_weight - slow_weight)
+        slow_weight.assign(value)
+        fast_weight.assign(value)
 
 
 def move(averaged: Any, model: Any, step: Any, decay: float) -> None:
-    """Moves averages of weights and batch statistics towards those of a model.
+    """Updates the moving averages of a model's weights and batch-norm statistics.
 
-    The decay is less in the first steps, (1 + step) / (10 + step), as in TensorFlow's
-    ExponentialMovingAverage, so that the initial weights are soon forgotten.
+    In the first steps the decay is lower, (1 + step) / (10 + step), as in TensorFlow's
+    ExponentialMovingAverage, so that the initial weights are forgotten quickly.
+
+    Args:
+        averaged: the model that holds the averages.
+        model: the model being trained.
+        step: training steps done.
+        decay: upper bound of the decay, in [0, 1].
     """
     step = tf.cast(step, tf.float32)
     share = 1 - tf.minimum(decay, (1 + step) / (10 + step))
     for average, variable in zip(averaged.variables, model.variables, strict=True):
-        if average.dtype.startswith("float"):  # the others are states of random generators
+        if average.dtype.startswith("float"):  # integers are states of random generators
             average.assign(average + share * (variable - average))

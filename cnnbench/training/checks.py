@@ -1,4 +1,4 @@
-"""What can be wrong between a recipe and its data once the data set is open."""
+"""Checks of a recipe that need the opened data set or the devices."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from cnnbench.registry.kinds import SCHEDULES
 
 
 def check_durations(recipe: Recipe, steps_per_epoch: int, total_steps: int) -> None:
-    """Refuses a warm-up, or smaller images, that take the whole training.
+    """Raises if warm-up, or training on smaller images, lasts as long as the whole training.
 
     Raises:
-        UsageError: the message names the key.
+        UsageError: the error names the key of the recipe.
     """
     if recipe.schedule.warmup_epochs * steps_per_epoch >= total_steps:
         raise UsageError(
             f"{recipe.schedule.warmup_epochs} epochs",
             key="schedule.warmup_epochs",
-            allowed=f"less than the {total_steps} steps of the training",
+            allowed=f"must be shorter than the {total_steps} steps of training",
         )
     sizes = recipe.train.image_sizes
     if sizes and sizes[-1].until * steps_per_epoch >= total_steps:
         raise UsageError(
             f"until epoch {sizes[-1].until}",
             key=f"train.image_sizes.{len(sizes) - 1}.until",
-            allowed=f"less than the {total_steps} steps of the training, which ends with images of "
-            "the whole size",
+            allowed=f"must end before the {total_steps} steps of training, the last of which use "
+            "full-size images",
         )
 
 
 def check_validation(recipe: Recipe, has_validation: bool) -> None:
-    """Refuses what needs a validation split where there is none.
+    """Raises if the recipe needs a validation split and there is none.
 
     Raises:
-        UsageError: the message names the key.
+        UsageError: the error names the key of the recipe.
     """
     plateau = SCHEDULES.get(recipe.schedule.name).facts.get("needs_validation")
     for key, needed in (
@@ -47,16 +47,16 @@ def check_validation(recipe: Recipe, has_validation: bool) -> None:
 
 
 def check_replicas(recipe: Recipe, replicas: int) -> None:
-    """Refuses a batch that cannot be split evenly over replicas and accumulated parts.
+    """Raises if a batch cannot be split evenly over replicas and accumulation parts.
 
     Raises:
-        UsageError: the message names the key.
+        UsageError: the error names the key of the recipe.
     """
     parts = recipe.train.accumulate
     if recipe.data.batch_size % (replicas * parts):
-        times = f" times train.accumulate of {parts}" if parts > 1 else ""
+        accumulation = f" times train.accumulate {parts}" if parts > 1 else ""
         raise UsageError(
             f"{recipe.data.batch_size}",
             key="data.batch_size",
-            allowed=f"a multiple of the {replicas} replicas{times}",
+            allowed=f"must be a multiple of {replicas} replicas{accumulation}",
         )

@@ -1,4 +1,4 @@
-"""Compression during training: the next stage's network, its teacher and its masks."""
+"""Compression during training: the network of the next stage, its teacher and its masks."""
 
 from __future__ import annotations
 
@@ -24,11 +24,21 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 
-def follow(recipe: Recipe, model: Any, records: Sequence[Record]) -> tuple[Any, list[Record]]:
-    """Returns what the last stage of a recipe makes of a network, and its record after the others.
+def apply_last_stage(
+    recipe: Recipe, model: Any, records: Sequence[Record]
+) -> tuple[Any, list[Record]]:
+    """Applies the last compression stage of a recipe to a network.
+
+    Args:
+        recipe: a recipe with at least one compression stage.
+        model: the network that the stage starts from.
+        records: the records of the stages before.
+
+    Returns:
+        The changed network, and the records with that of the last stage appended.
 
     Raises:
-        UsageError: the stage cannot work on it.
+        UsageError: the stage does not support the network.
     """
     spec = recipe.compress[-1]
     model, record = build_stage(spec).begin(without_auxiliary(model))
@@ -41,18 +51,19 @@ def lesson(
     shape: Shape,
     teacher: Run | None,
 ) -> Lesson | None:
-    """Returns what a network learns from a teacher, if a stage of the recipe names one.
+    """Returns the distillation from a teacher, or None if no compression stage names a teacher.
 
     Args:
-        recipe: what is going to be trained.
-        data: that it is trained on.
-        shape: of the images that the network sees.
-        teacher: the teacher's run.
+        recipe: the recipe to train.
+        data: the data set to train on.
+        shape: (height, width, channels) of the network's input.
+        teacher: the teacher's run; None: the teacher is a preset.
 
     Raises:
         UsageError: the teacher has other classes or takes other images.
     """
-    if not (name := _teacher_of(recipe)):
+    name = teacher_name(recipe)
+    if not name:
         return None
     from cnnbench.compression.distill import Lesson
 
@@ -74,14 +85,14 @@ def lesson(
 def masking(
     recipe: Recipe, architecture: Sequence[Record], model: Any, averaged: Any, steps: int
 ) -> Masking | None:
-    """Returns the masks of a network that is pruned, or was by a stage before.
+    """Returns the masks of a network that this or an earlier stage prunes; None if none does.
 
     Args:
-        recipe: what is going to be trained.
-        architecture: the records of the stages, the recipe's last one among them.
-        model: that is trained.
-        averaged: a model with the averages of its weights, or none.
-        steps: that the stage trains.
+        recipe: the recipe to train.
+        architecture: the records of the compression stages up to and including the last.
+        model: the model to train.
+        averaged: the model with the moving averages of the weights, if any.
+        steps: training steps of the last stage.
     """
     if not any(record["stage"]["name"] == "prune" for record in architecture):
         return None
@@ -93,7 +104,7 @@ def masking(
     return Masking(model, averaged, stage, last.get("initial", 0.0), steps)
 
 
-def _teacher_of(recipe: Recipe) -> str | None:
-    """Returns what the last `distill` among the stages names, which holds for those after it."""
+def teacher_name(recipe: Recipe) -> str | None:
+    """Returns the teacher of the last `distill` stage; it also teaches the stages after it."""
     names = [spec.options()["teacher"] for spec in recipe.compress if spec.name == "distill"]
     return names[-1] if names else None

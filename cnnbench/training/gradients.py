@@ -1,4 +1,4 @@
-"""Gradients of a batch: the loss, accumulation in parts, and sharpness-aware minimisation."""
+"""Gradients of a batch: the loss, gradient accumulation and sharpness-aware minimization."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from cnnbench.training.state import State
 if TYPE_CHECKING:
     from cnnbench.compression.distill import Lesson
 
-# Of a batch: the gradient of each weight, and the sums of losses and of hits.
+# The gradient of each weight, and the sums of losses and hits over a batch.
 Pass = tuple[list[Any], Any, Any]
 
 
 def differentiation(
     recipe: Recipe,
     state: State,
-    look: Callable[[Any], Any],
+    apply: Callable[[Any], Any],
     replicas: int,
     lesson: Lesson | None,
 ) -> Callable[[Any, Any], Pass]:
-    """Returns a function that differentiates the loss of a replica's batch.
+    """Returns a function that computes the gradients of the loss of a replica's batch.
 
-    Summed over the replicas, the gradients are those of the mean over the whole batch, scaled as
-    the optimizer wants.
+    Summed over the replicas, they are the gradients of the mean loss over the whole batch, times
+    the optimizer's loss scale.
 
     Args:
-        recipe: its loss, penalties, batch size, accumulation and sharpness-aware minimisation.
-        state: what is trained.
-        look: pixels to the outputs of the model in training.
-        replicas: how many replicas share a batch.
-        lesson: of a network that is distilled; its guesses are the model's last outputs.
+        recipe: the recipe, for loss, penalties, batch size, accumulation and SAM.
+        state: the training state.
+        apply: maps pixels to the outputs of the model in training mode.
+        replicas: number of replicas that share a batch.
+        lesson: the distillation, if any; its hints are the model's last outputs.
     """
     task, model, optimizer = recipe.task, state.model, state.optimizer
     batch_size, parts = recipe.data.batch_size, recipe.train.accumulate
     variables = model.trainable_variables
     l1, l2 = recipe.regularization.l1, recipe.regularization.l2
     weight = recipe.model.options().get("auxiliary_weight", 0.0)
-    answered = len(model.outputs) - (lesson.guesses if lesson is not None else 0)
+    task_outputs = len(model.outputs) - (lesson.guesses if lesson is not None else 0)
 
     def forward(images: Any, targets: Any) -> tuple[Any, Any, Any]:
-        outputs = [tf.cast(output, tf.float32) for output in tf.nest.flatten(look(images))]
-        answer, *auxiliary = task.answers(outputs[:answered])
+        outputs = [tf.cast(output, tf.float32) for output in tf.nest.flatten(apply(images))]
+        answer, *auxiliary = task.answers(outputs[:task_outputs])
         losses = task.losses(recipe.loss, answer, targets)
         if lesson is not None:
             losses = lesson.losses(images, outputs, losses)
@@ -70,7 +70,7 @@ def differentiation(
 
 
 def over_replicas(gradients: list[Any]) -> list[Any]:
-    """Returns the sums of the replicas' gradients, the same on each."""
+    """Returns the gradients summed over all replicas."""
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
@@ -81,11 +81,11 @@ def _sharpness_aware(
     model: Any,
     rho: float,
 ) -> Callable[[Any, Any], Pass]:
-    """Returns a function that differentiates at w + rho * g / |g|, g the gradient at weights w.
+    """Returns a function that computes gradients at w + rho * g / |g|, g the gradient at w.
 
-    Foret et al. 2021, equations 2 and 3, with g of all replicas together. As in the authors' code,
-    both passes drop the same units, and batch norm's statistics are moved by the first alone; the
-    loss and the hits are those at w.
+    Foret et al. 2021, equations 2 and 3, with g summed over all replicas. As in the authors' code,
+    both passes use the same dropout masks, and only the first updates batch norm's statistics.
+    Loss and hits are those at w.
     """
     variables, state = model.trainable_variables, model.non_trainable_variables
 
@@ -96,7 +96,7 @@ def _sharpness_aware(
         scale = tf.math.divide_no_nan(rho, tf.linalg.global_norm(gradients))
         raised = [v + scale * gradient for v, gradient in zip(variables, gradients, strict=True)]
         values = zip([*variables, *state], [*raised, *before], strict=True)
-        # Within the scope no variable is written.
+        # Inside the scope no variable is written.
         with tf.GradientTape() as tape, keras.StatelessScope(values):
             tape.watch(raised)
             upper, _, _ = forward(images, targets)
@@ -106,15 +106,15 @@ def _sharpness_aware(
 
 
 def _in_parts(differentiate: Callable[[Any, Any], Pass], parts: int) -> Callable[[Any, Any], Pass]:
-    """Returns a function that adds up the passes over equal parts of a batch, one at a time."""
+    """Returns a function that sums the passes over equal parts of a batch, one after another."""
 
     def one_by_one(images: Any, targets: Any) -> Pass:
         total: Any = None
         for part in zip(tf.split(images, parts), tf.split(targets, parts), strict=True):
-            # Not before the last part's gradients are there, and what they needed is freed.
+            # Starts when the previous part's gradients are done and its activations are freed.
             with tf.control_dependencies(total[0] if total else []):
-                begun = [tf.identity(each) for each in part]
-            found = differentiate(*begun)
+                inputs = [tf.identity(each) for each in part]
+            found = differentiate(*inputs)
             total = tf.nest.map_structure(tf.add, total, found) if total else found
         return total
 

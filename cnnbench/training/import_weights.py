@@ -1,4 +1,4 @@
-"""Import: published weights as a run, to be evaluated, exported and asked like a trained one."""
+"""Imports published weights as a run that can be evaluated and exported like a trained one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnnbench.registry.kinds import input_shape
 from cnnbench.runs import checkpoint
 from cnnbench.runs import variables as variables_module
 from cnnbench.runs.checkpoint import Checkpoint
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
 from cnnbench.runs.run import Run
 from cnnbench.system import files
@@ -25,24 +25,26 @@ from cnnbench.system import files
 def import_weights(
     recipe: Recipe, *, access: Access | None = None, run_dir: Path | None = None
 ) -> Run:
-    """Makes a finished run of the weights that a recipe starts from, without a step of training.
+    """Creates a finished run from the weights that a recipe starts from, without training.
 
-    The data set is opened only where the names of its classes are not known without it.
+    The data set is opened only if its class names are not known without it.
 
     Args:
         recipe: a recipe with `model.weights`.
-        access: where data sets lie.
+        access: where data sets are stored.
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
 
     Raises:
-        UsageError: the recipe names no weights, or they are not those of the network, or of another
-            number of classes.
-        DataError: the data set is needed and not there, or a preset cannot be downloaded.
+        UsageError: the recipe names no weights, or they do not fit the network or its number of
+            classes.
+        DataError: the data set is needed but missing, or a preset cannot be downloaded.
         RunError: the run directory cannot be written.
     """
     recipe = recipe.absolute()
     if recipe.compress or recipe.init:
-        raise UsageError("init and compress are for training", allowed="import a recipe without")
+        raise UsageError(
+            "init and compress are for training", allowed="import a recipe without them"
+        )
     if recipe.model.weights is None:
         raise UsageError(
             "the recipe names no weights to import",
@@ -56,7 +58,7 @@ def import_weights(
         with session.precision("float32"):
             model = build_model(recipe.model, shape, head_size, auxiliary=True)
         load.start_from(without_auxiliary(model), recipe.model, whole=True)
-        begin(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
+        commit(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
         variables = variables_module.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
         checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))

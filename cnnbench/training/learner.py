@@ -1,4 +1,4 @@
-"""A recipe made ready to train: data, state, and compiled steps."""
+"""Everything that training a recipe needs: data, state and compiled steps."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from cnnbench.training import averages, checks, compression, start, steps
 from cnnbench.training.optimizer import build_optimizer
 from cnnbench.training.state import State
 
-# Training images from which a network's initial weights are computed, where it wants that.
+# Training images for models that compute initial weights from images.
 INITIAL_IMAGES = 5000
 
 
 class Learner:
-    """A recipe made ready to train.
+    """Opens the data, builds the network and compiles the steps of a training.
 
     Args:
-        recipe: of which the last stage is trained.
-        access: where data sets lie.
-        settings: those that TensorFlow runs under.
+        recipe: the recipe; if it has compression stages, the last one is trained.
+        access: where data sets are stored.
+        settings: the TensorFlow settings in effect.
         others: the run to start from, as "init", and the teacher's, as "teacher".
-        architecture: the records of the stages, where they are known; None: they begin now.
+        architecture: the records of the compression stages, if they were applied before; None:
+            apply the last stage now.
 
     Raises:
         RecipeError: the recipe does not fit the data, the devices or the runs that it names.
-        DataError: the data set is not there or an image is bad.
+        DataError: the data set is missing or an image is damaged.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class Learner:
             self.replicas: int = self.strategy.num_replicas_in_sync
             checks.check_replicas(self.recipe, self.replicas)
             with session.precision(recipe.train.precision), self.strategy.scope():
-                self._begin(architecture)
-            # Names and random weights as if nothing had been built before.
+                self._load_start(architecture)
+            # Resets layer names and seeds, so that they do not depend on what was built before.
             self._prepare_session()
             with session.precision(recipe.train.precision), self.strategy.scope():
-                self.state = self._built_state()
+                self.state = self._build_state()
             self._compile(settings)
 
     def _open_data(self) -> None:
@@ -96,19 +97,20 @@ class Learner:
     def _prepare_session(self) -> None:
         session.prepare(seed=self.recipe.seed, deterministic=self.recipe.train.deterministic)
 
-    def _begin(self, architecture: Sequence[Record] | None) -> None:
-        """Builds what the training starts from, and the teacher."""
+    def _load_start(self, architecture: Sequence[Record] | None) -> None:
+        """Loads the network that training starts from, and the teacher."""
         recipe = self.recipe
-        first = start.Beginning({}, architecture or ())
         if architecture is None:
-            first = start.begin(recipe, self.data, self.shape, self._others.get("init"))
+            first = start.starting_point(recipe, self.data, self.shape, self._others.get("init"))
+        else:
+            first = start.StartingPoint({}, architecture)
         self._initial_weights, self.architecture = first.weights, first.architecture
         teacher = self._others.get("teacher")
         self._lesson = compression.lesson(recipe, self.data, self.shape, teacher)
 
-    def _built_state(self) -> State:
+    def _build_state(self) -> State:
         recipe = self.recipe
-        model = self._built()
+        model = self._build_model()
         trained = without_auxiliary(model)
         freeze(trained, recipe.model)
         variables = model.trainable_variables
@@ -116,7 +118,7 @@ class Learner:
         slow = averages.slow_weights(variables) if recipe.train.lookahead else []
         averaged = averaged_network = None
         if recipe.train.ema is not None:
-            averaged = self._built()
+            averaged = self._build_model()
             averaged_network = without_auxiliary(averaged)
             freeze(averaged_network, recipe.model)
         masking = compression.masking(
@@ -124,8 +126,8 @@ class Learner:
         )
         return State(model, trained, optimizer, averaged, averaged_network, slow, masking)
 
-    def _built(self) -> Any:
-        """Builds the model that is trained, with random weights."""
+    def _build_model(self) -> Any:
+        """Builds the model to train, with random weights."""
         model = network.build(self.recipe.model, self.shape, self.head_size, self.architecture)
         return self._lesson.with_hints(model) if self._lesson else model
 
@@ -141,7 +143,7 @@ class Learner:
             xla=settings.xla,
         )
         self.train_steps = compiled()
-        # Those on smaller images come first, each until a step.
+        # The steps on smaller images, which come first, each with the step that it ends before.
         self.on_small_images = [
             (each.until * self.stream.steps_per_epoch, compiled(size=each.size))
             for each in recipe.train.image_sizes
@@ -149,30 +151,31 @@ class Learner:
         self._evaluate_batch = steps.evaluation_step(recipe, self.state.validated, self.preprocess)
 
     def initialize(self) -> None:
-        """Gives the network the weights that are not random: those of another run or of images."""
+        """Sets the initial weights that are not random, and initializes masks and averages."""
         state, named = self.state, {v.path: v for v in self.state.model.weights}
         for path, value in self._initial_weights.items():
             named[path].assign(value)
         from_images = MODELS.get(self.recipe.model.name).facts.get("from_images")
         if from_images and not self._initial_weights:
-            from_images(state.network, self._some_images(INITIAL_IMAGES))
+            from_images(state.network, self._training_images(INITIAL_IMAGES))
         if self.recipe.compress:
-            build_stage(self.recipe.compress[-1]).initialize(state.network, self._some_images)
+            build_stage(self.recipe.compress[-1]).initialize(state.network, self._training_images)
         if state.masking is not None:
             state.masking.initialize()
         if state.averaged is not None:
             state.averaged.set_weights(state.model.get_weights())
 
-    def _some_images(self, count: int) -> np.ndarray:
-        """Returns normalised training images, (count, height, width, channels) float32.
+    def _training_images(self, count: int) -> np.ndarray:
+        """Returns the first training images, at most `count` of them, normalized.
 
-        Fewer where there are not so many.
+        Returns:
+            (images, height, width, channels) float32.
         """
         images = first_images(self.examples, self.recipe.data, self.shape[:2], count)
         return self.preprocess(images).numpy()
 
     def about_data(self) -> DataFacts:
-        """Returns what environment.json records of the data."""
+        """Returns the facts of the data, for environment.json."""
         data_dir = self._access.data_dir
         return DataFacts.of(
             self.data,
@@ -185,23 +188,23 @@ class Learner:
         )
 
     def batches(self, step: int) -> Iterator[Any]:
-        """Returns an iterator over the batches of a step and of those that follow."""
+        """Returns an iterator over the batches, starting with that of `step`."""
         dataset = self.stream.dataset(step)
         return iter(self.strategy.experimental_distribute_dataset(dataset))
 
     def run_steps(
         self, iterator: Iterator[Any], step: int, rates: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Trains some steps in one call.
+        """Runs several training steps in one call into TensorFlow.
 
         Args:
             iterator: from `batches`.
-            step: the first of them.
+            step: the first step.
             rates: the learning rates, (train.steps_per_call,) float32.
-            count: how many of them are run.
+            count: number of steps to run, at most train.steps_per_call.
 
         Returns:
-            Of each step: the sums of the losses and of the hits, and the sum of the weights.
+            For each step, (steps,) float32: the sum of losses, the sum of hits, the sum of weights.
 
         Raises:
             DataError: an image could not be read.
@@ -231,7 +234,7 @@ class Learner:
         return losses, hits, sums
 
     def is_settled(self, step: int) -> bool:
-        """Tells whether no more weights are pruned after a step."""
+        """Returns whether pruning is complete after a step."""
         masking = self.state.masking
         return masking is None or masking.is_settled(step)
 

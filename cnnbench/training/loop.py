@@ -23,33 +23,43 @@ from cnnbench.training.state import diverged
 from cnnbench.training.tensorboard import Events
 
 KEPT_CHECKPOINTS = 2
-# Under `on_nan: rollback`: how often, and what each time multiplies the learning rate.
-ROLLBACKS = 3
-ROLLBACK_FACTOR = 0.5
+MAX_ROLLBACKS = 3
+ROLLBACK_FACTOR = 0.5  # each rollback multiplies the learning rate by it
 
 
 @dataclass
 class Progress:
-    """Where training is: everything of its state that is no array."""
+    """The part of the training state that is not arrays; a checkpoint stores it as JSON.
+
+    step: training steps done.
+    sums: loss, score and number of images, summed over the current epoch.
+    seconds: training time of the current epoch.
+    rows: rows of metrics.jsonl.
+    best_score: validation score of the weights in best/.
+    reference: the last score that improved by more than min_delta.
+    epochs_without: epochs since then.
+    learning_rate: state of the learning rate.
+    rollbacks: step and reason of each rollback.
+    """
 
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the epoch that is under way
-    seconds: float = 0.0  # that the epoch under way has taken so far
-    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl
-    best_score: float | None = None  # of the weights in best/
-    reference: float | None = None  # the last score that was better by more than min_delta
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best_score: float | None = None
+    reference: float | None = None
     epochs_without: int = 0
     learning_rate: dict[str, Any] = field(default_factory=dict)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def judge(self, score: float, early: EarlyStopping | None, *, is_settled: bool = True) -> bool:
-        """Tells whether an epoch is the best so far, and counts those without an improvement.
+        """Returns whether an epoch is the best so far, and counts epochs without improvement.
 
         Args:
-            score: of the validation split; higher is better.
-            early: when the recipe stops; None: never.
-            is_settled: whether no more weights are pruned; until then an epoch would be the best
-                because it has more of them.
+            score: validation score; higher is better.
+            early: the recipe's early stopping, if any.
+            is_settled: whether pruning is complete. Until then each epoch counts as the best:
+                earlier ones score higher only because fewer of their weights are pruned.
         """
         margin = early.min_delta if early else 0.0
         if not is_settled:
@@ -64,41 +74,73 @@ class Progress:
         return is_best
 
     def is_stopped(self, early: EarlyStopping | None) -> bool:
-        """Tells whether so many epochs brought nothing that training ends."""
+        """Returns whether early stopping ends the training."""
         return early is not None and self.epochs_without >= early.patience
 
 
-class Loop:
-    """The epochs of a training, from its start or resumption to its end.
+class Training:
+    """The training of one run, at its first step or where a checkpoint left it.
 
     Args:
-        learner: what trains.
-        run: where it is kept.
-        rate: the learning rate of each step.
-        callbacks: what training reports to.
-        writer: that writes while training goes on.
-        interrupted: whether a signal asked to end.
-        progress: where training begins.
+        learner: trains the network.
+        run: the run directory it is saved to.
+    """
+
+    def __init__(self, learner: Learner, run: Run):
+        self.learner, self.run, self.progress = learner, run, Progress()
+        self.rate = LearningRate(
+            learner.recipe.schedule,
+            learner.recipe.optimizer.options()["lr"],
+            learner.total_steps,
+            learner.stream.steps_per_epoch,
+        )
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Restores weights, optimizer, progress and learning rate from a checkpoint.
+
+        Raises:
+            RunError: the arrays of the checkpoint belong to another network.
+        """
+        variables.assign(self.learner.state.variables(), saved.arrays, self.run.checkpoints)
+        self.progress = Progress(**saved.state)
+        self.rate.restore(self.progress.learning_rate)
+
+    def rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step, which each rollback lowers."""
+        return self.rate.at(step) * ROLLBACK_FACTOR ** len(self.progress.rollbacks)
+
+
+class Loop:
+    """Trains epoch by epoch until the training ends.
+
+    Args:
+        training: the training to run.
+        callbacks: the callbacks that training reports to.
+        writer: writes checkpoints in the background.
+        interrupted: returns whether a signal asked to stop.
     """
 
     def __init__(
         self,
-        learner: Learner,
-        run: Run,
-        rate: LearningRate,
+        training: Training,
         callbacks: Callbacks,
         writer: writer_module.Writer,
         interrupted: Callable[[], bool],
-        progress: Progress,
     ):
-        self._learner, self._recipe, self._run, self._rate = learner, learner.recipe, run, rate
+        self._training, self._learner, self._run = training, training.learner, training.run
+        self._recipe = training.learner.recipe
         self._callbacks, self._writer, self._interrupted = callbacks, writer, interrupted
-        self._events = Events(run.path / "tensorboard")
-        self.progress = progress
+        self._events = Events(self._run.path / "tensorboard")
 
     def train(self) -> None:
-        """Trains to the end, and goes back where the recipe wants that."""
-        if self._recipe.train.on_nan == "rollback" and self.progress.step == 0:
+        """Trains to the end, rolling back when training diverges if the recipe says so.
+
+        Raises:
+            DivergedError: training diverged, and the recipe allows no (further) rollback.
+            InterruptedRun: a signal came; everything is saved.
+            RunError: the run directory cannot be written.
+        """
+        if self._recipe.train.on_nan == "rollback" and self._training.progress.step == 0:
             self._save()
         while True:
             try:
@@ -108,15 +150,15 @@ class Loop:
                 self._roll_back(error)
 
     def _train(self) -> None:
-        """Trains from where the progress is to the end."""
-        learner, progress = self._learner, self.progress
+        """Trains from the current step to the end."""
+        learner, progress = self._learner, self._training.progress
         due = writer_module.schedule(self._recipe.train.checkpoint_every, progress.step)
         iterator = learner.batches(progress.step)
         per_epoch, last = learner.stream.steps_per_epoch, learner.total_steps
         early = self._recipe.train.early_stopping
         while progress.step < last and not progress.is_stopped(early):
             epoch_end = min((progress.step // per_epoch + 1) * per_epoch, last)
-            self._call(iterator, epoch_end)
+            self._run_steps(iterator, epoch_end)
             if progress.step == epoch_end:
                 self._end_epoch()
                 self._save()
@@ -132,11 +174,12 @@ class Loop:
                 )
 
     def _roll_back(self, error: DivergedError) -> None:
-        """Goes back to the last checkpoint, from where training goes on with a lower rate.
+        """Restores the last checkpoint, from which training continues at a lower learning rate.
 
         Raises:
-            DivergedError: the recipe does not want that, or it was done often enough.
+            DivergedError: rollbacks are off or used up, or there is no checkpoint.
         """
+        training = self._training
         self._writer.wait()
         saved, _ = checkpoint.newest(self._run.checkpoints)
         if saved is not None:
@@ -146,26 +189,26 @@ class Loop:
                 where=str(self._run.path),
                 allowed=f"{error.allowed}; the checkpoint of step {step} is intact",
             )
-        rollback, done = self._recipe.train.on_nan == "rollback", self.progress.rollbacks
-        if saved is None or not rollback or len(done) == ROLLBACKS:
+        rollback, done = self._recipe.train.on_nan == "rollback", training.progress.rollbacks
+        if saved is None or not rollback or len(done) == MAX_ROLLBACKS:
             raise error from None
-        self.progress = _restored(self._learner, self._rate, saved, self._run)
-        self.progress.rollbacks = [*done, {"to_step": step, "reason": error.what}]
-        factor = ROLLBACK_FACTOR ** len(self.progress.rollbacks)
-        self._run.write_metrics(self.progress.rows)
+        training.restore(saved)
+        training.progress.rollbacks = [*done, {"to_step": step, "reason": error.what}]
+        factor = ROLLBACK_FACTOR ** len(training.progress.rollbacks)
+        self._run.write_metrics(training.progress.rows)
         self._callbacks.noted(
             f"{error.what}: back to step {step}, with the learning rate times {factor:g}"
         )
 
-    def _call(self, iterator: Iterator[Any], epoch_end: int) -> None:
-        """Runs some steps, and not beyond the end of the epoch."""
-        learner, progress = self._learner, self.progress
+    def _run_steps(self, iterator: Iterator[Any], epoch_end: int) -> None:
+        """Runs the steps of one call, but none after the end of the epoch."""
+        learner, progress = self._learner, self._training.progress
         start = time.perf_counter()
         per_call = self._recipe.train.steps_per_call
         count = min(per_call, epoch_end - progress.step)
-        # Always of one length, so that the steps are traced once.
+        # A constant length, so that the steps are traced once.
         rates = np.zeros(per_call, np.float32)
-        rates[:count] = [self._rate_of(progress.step + i) for i in range(count)]
+        rates[:count] = [self._training.rate_at(progress.step + i) for i in range(count)]
         losses, hits, sums = learner.run_steps(iterator, progress.step, rates, count)
         for what, values in (("the loss", losses), ("a weight", sums)):
             finite = np.isfinite(values)
@@ -175,7 +218,7 @@ class Loop:
         images = count * self._recipe.data.batch_size
         progress.step += count
         progress.seconds += time.perf_counter() - start
-        # One by one, so that the sum does not depend on where a call began.
+        # Added one by one, so that the sum does not depend on how steps are grouped into calls.
         score = learner.task.score.key
         for key, numbers in (("loss", losses), (score, hits), ("images", [images])):
             progress.sums[key] = sum(map(float, numbers), progress.sums.get(key, 0.0))
@@ -188,19 +231,19 @@ class Loop:
         )
 
     def _end_epoch(self) -> None:
-        """Validates, writes the epoch's row, and keeps the weights if they are the best.
+        """Validates, writes the epoch's row, and saves the weights if they are the best.
 
         Raises:
-            DivergedError: a weight or the validation loss is not finite; nothing is written then.
+            DivergedError: a weight or the validation loss is not finite; nothing is written.
         """
-        learner, progress = self._learner, self.progress
+        learner, progress = self._learner, self._training.progress
         with self._writer.counted():
             arrays = learner.state.arrays(progress.step)
         seen = progress.sums["images"]
         row: dict[str, Any] = {
             "epoch": len(progress.rows) + 1,
             "step": progress.step,
-            "lr": self._rate_of(progress.step - 1),
+            "lr": self._training.rate_at(progress.step - 1),
             "train": {key: progress.sums[key] / seen for key in ("loss", learner.task.score.key)},
             "throughput_images_per_s": round(seen / progress.seconds, 1),
             "seconds": round(progress.seconds, 2),
@@ -210,9 +253,9 @@ class Loop:
             row["validation"] = learner.validate()
             if not math.isfinite(row["validation"]["loss"]):
                 raise diverged(f"the validation loss is not finite at step {progress.step}")
-            self._rate.observe(row["validation"]["loss"], progress.step)
+            self._training.rate.observe(row["validation"]["loss"], progress.step)
             is_best = progress.judge(
-                self._judged(row["validation"]),
+                self._score(row["validation"]),
                 self._recipe.train.early_stopping,
                 is_settled=learner.is_settled(progress.step),
             )
@@ -231,30 +274,19 @@ class Loop:
         self._callbacks.epoch_ended(row)
 
     def _save(self) -> None:
-        self.progress.learning_rate = self._rate.state()
-        folder = self._run.checkpoints / str(self.progress.step)
-        self._writer.wait()  # no more than one interval is ever lost
+        progress = self._training.progress
+        progress.learning_rate = self._training.rate.state()
+        folder = self._run.checkpoints / str(progress.step)
+        self._writer.wait()  # at most one checkpoint interval can be lost
         with self._writer.counted():
-            arrays = self._learner.state.arrays(self.progress.step)
-            saved = Checkpoint(arrays, asdict(self.progress))
+            arrays = self._learner.state.arrays(progress.step)
+            saved = Checkpoint(arrays, asdict(progress))
         self._writer.submit(checkpoint.save, folder, saved)
         self._writer.submit(checkpoint.keep_last, folder.parent, KEPT_CHECKPOINTS)
 
-    def _judged(self, validation: dict[str, float]) -> float:
-        """Returns what decides whether an epoch is the best."""
+    def _score(self, validation: dict[str, float]) -> float:
+        """Returns the score that decides whether an epoch is the best; higher is better."""
         early = self._recipe.train.early_stopping
         if early and early.metric == "loss":
             return -validation["loss"]
         return validation[self._learner.task.score.key]
-
-    def _rate_of(self, step: int) -> float:
-        """Returns the learning rate of a step."""
-        return self._rate.at(step) * ROLLBACK_FACTOR ** len(self.progress.rollbacks)
-
-
-def _restored(learner: Learner, rate: LearningRate, saved: Checkpoint, run: Run) -> Progress:
-    """Takes over a checkpoint."""
-    variables.assign(learner.state.variables(), saved.arrays, run.checkpoints)
-    progress = Progress(**saved.state)
-    rate.restore(progress.learning_rate)
-    return progress

@@ -11,28 +11,28 @@ from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.errors import UsageError
 from cnnbench.models.build import stage_of
+from cnnbench.optim.kernels import is_kernel
 from cnnbench.registry.kinds import OPTIMIZERS
 from cnnbench.registry.registry import Spec
 
 if TYPE_CHECKING:
-    from cnnbench.recipe.sections import Train  # which names the optimizers here
-from cnnbench.optim.kernels import is_kernel
+    from cnnbench.recipe.sections import Train
 
 
 def build_optimizer(spec: Spec, train: Train, variables: Sequence[Any]) -> Any:
-    """Builds an optimizer with its state for a model's trainable variables.
+    """Builds an optimizer and its state for a model's trainable variables.
 
-    Its weight decay is decoupled, `w -= lr * weight_decay * w`, and touches kernels alone; that of
-    LARS is in its trust ratio. Bounds on the gradient are those of each replica's equal part of
-    the whole, so under several replicas they are to be given such parts.
+    Weight decay is decoupled, `w -= lr * weight_decay * w`, and applies to kernels only; that of
+    LARS is part of its trust ratio. Gradient clipping bounds are divided by the number of replicas,
+    so each replica must pass its equal share of the whole gradient.
 
     Args:
         spec: a recipe's `optimizer`.
-        train: for the precision, bounds on the gradient, groups and the decay by layers.
-        variables: what it updates.
+        train: a recipe's `train`, for precision, gradient clipping, groups and layer decay.
+        variables: the variables to update.
 
     Raises:
-        UsageError: a group has no variable.
+        UsageError: a group matches no variable.
     """
     optimizer = OPTIMIZERS.build(spec)
     if train.groups or train.layer_decay != 1:
@@ -43,34 +43,33 @@ def build_optimizer(spec: Spec, train: Train, variables: Sequence[Any]) -> Any:
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         optimizer.global_clipnorm = clip.norm and clip.norm / replicas
         optimizer.clipvalue = clip.value and clip.value / replicas
-    if train.precision == "mixed_float16":  # which needs the loss scaled
+    if train.precision == "mixed_float16":  # float16 needs loss scaling
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
 
 
 class Scale(NamedTuple):
-    """What multiplies the learning rate and, besides that, the weight decay of one variable."""
+    """Factors of one variable's learning rate and, on top of that, of its weight decay."""
 
     lr: float = 1.0
     weight_decay: float = 1.0
 
 
 def _scales(variables: Sequence[Any], train: Train) -> list[Scale]:
-    """Returns the scale of each variable: that of its group, and of its stage.
+    """Returns the scale of each variable, from its group and the layer decay of its stage.
 
     Raises:
-        UsageError: a group has no variable.
+        UsageError: a group matches no variable.
     """
     found = [next((g for g in train.groups if re.search(g.match, v.path)), None) for v in variables]
     for number, group in enumerate(train.groups):
         if not any(group is each for each in found):
             paths = [variable.path for variable in variables]
             raise UsageError(
-                f"{group.match!r} matches no weight that trains, or none that an "
-                "earlier group has not",
+                f"{group.match!r} matches no trainable weight that is not in an earlier group",
                 key=f"train.groups.{number}",
-                allowed=f"there are {len(paths)}, such as {', '.join(_spread(paths, 6))}",
+                allowed=f"must match some of {len(paths)}, such as {', '.join(_spread(paths, 6))}",
             )
     own = [Scale(group.lr_scale, group.weight_decay_scale) if group else Scale() for group in found]
     below = _stages_below_head(variables)
@@ -81,12 +80,12 @@ def _scales(variables: Sequence[Any], train: Train) -> list[Scale]:
 
 
 def _spread(items: Sequence[str], count: int) -> list[str]:
-    """Returns so many items at most, from all over a sequence."""
+    """Returns at most `count` items, evenly spaced over a sequence."""
     return list(items[:: math.ceil(len(items) / count)])
 
 
 def _stages_below_head(variables: Sequence[Any]) -> list[int]:
-    """Returns how many stages before the head each variable is: 0 in it, the most in the stem."""
+    """Returns each variable's number of stages below the head: 0 in the head, most in the stem."""
     stages = [stage_of(variable.path) for variable in variables]
     numbers = {s: int(s.removeprefix("stage")) for s in stages if s.startswith("stage")}
     head = max(numbers.values(), default=0) + 1
@@ -95,10 +94,10 @@ def _stages_below_head(variables: Sequence[Any]) -> list[int]:
 
 
 def _with_scales(optimizer: Any, variables: Sequence[Any], scales: Sequence[Scale]) -> Any:
-    """Returns an optimizer that does to each variable what it did, under a rate of its own.
+    """Returns a copy of an optimizer with a learning rate and weight decay for each variable.
 
-    Every optimizer here takes the learning rate of a variable's update as an argument, so this is
-    exact for all of them.
+    This is exact for all optimizers here: each takes the learning rate as an argument of
+    `update_step`.
     """
     kind: Any = type(optimizer)
     decay = optimizer.weight_decay or 0.0
@@ -116,5 +115,5 @@ def _with_scales(optimizer: Any, variables: Sequence[Any], scales: Sequence[Scal
             super().update_step(gradient, variable, learning_rate)
 
     scaled = Scaled.from_config(optimizer.get_config())
-    scaled.weight_decay = None  # Keras's would be under one rate
+    scaled.weight_decay = None  # Keras would apply it with one learning rate for all
     return scaled

@@ -1,4 +1,4 @@
-"""Smoke runs: any recipe, made so small that it takes seconds."""
+"""Smoke runs: a recipe reduced to a few steps that take seconds."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from cnnbench.registry.registry import Spec
 from cnnbench.runs.find import find_run
 
 BATCH, EXAMPLES, STEPS = 4, 24, 4
-# Pixels of the largest images, unless the network takes none so small.
+# Largest image size in pixels, unless the network needs larger images.
 SIZE = 64
 SUFFIX = ".smoke"
 
 
 def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
-    """Returns the recipe cut down to a few steps on a few small images, and what was changed.
+    """Returns the recipe reduced to a few steps on a few small images, and a note of the changes.
 
-    Where the data set is not at hand, made-up images of its shape and classes stand in for it;
-    nothing is ever downloaded.
+    If the data set is not available, synthetic images with its shape and classes are used instead;
+    nothing is downloaded.
     """
-    data, mocked, shrunk = _shrunk(recipe), "", ""
+    data, synthetic, shrunk = _shrunk(recipe), "", ""
     if data.image_size != recipe.data.image_size:
         shrunk = f" of {data.image_size} pixels, not {recipe.data.image_size}"
     try:
         open_dataset(data, Access(access.data_dir, download=False))
     except MissingDataError as error:
-        mocked = f"; {data.name} is not at hand: made-up images ({error.what})"
-        data = _mock(recipe, data)
+        synthetic = f"; {data.name} is not available: synthetic images ({error.what})"
+        data = _synthetic(recipe, data)
     batch = min(data.batch_size, BATCH)
     data = data.model_copy(
         update={
@@ -44,11 +44,11 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     schedule = recipe.schedule
     if schedule.warmup_epochs:
         schedule = schedule.model_copy(update={"warmup_epochs": 0})
-    # Linear scaling (Goyal et al. 2017); and after so few steps the statistics of batch norm are
-    # too poor for the range of float16.
+    # Linear scaling (Goyal et al. 2017). Precision is float32, because after so few steps batch
+    # norm's statistics are too inaccurate for the range of float16.
     rate = recipe.optimizer.options()["lr"] * batch / recipe.data.batch_size
     optimizer = recipe.optimizer.model_copy(update={"lr": rate})
-    # The first of the smaller sizes for an epoch, and some steps of its own size.
+    # The first of the smaller image sizes for one epoch, then some steps at full size.
     most = data.image_size or SIZE
     sizes = [
         each.model_copy(update={"until": 1, "size": min(each.size, most)})
@@ -66,10 +66,10 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
             "accumulate": math.gcd(recipe.train.accumulate, 2),
         }
     )
-    init, compress, absent = _stages(recipe)
+    init, compress, absent = _available_stages(recipe)
     update = {
         "augment": [_fitting(spec, data.image_size) for spec in recipe.augment],
-        # Another one, for a run goes by its recipe's name where others begin with it.
+        # A different name, because `init.run` and `teacher` find runs by the recipe's name.
         "name": f"{recipe.name[: MAX_NAME - len(SUFFIX)]}{SUFFIX}",
         "init": init,
         "compress": compress,
@@ -79,12 +79,12 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         "train": train,
         "target": None,
     }
-    size = f"{steps} steps of {batch} images{shrunk}, {EXAMPLES} examples a split"
-    return recipe.model_copy(update=update), f"smoke run: {size}{mocked}{absent}"
+    size = f"{steps} steps of {batch} images{shrunk}, {EXAMPLES} examples per split"
+    return recipe.model_copy(update=update), f"smoke run: {size}{synthetic}{absent}"
 
 
 def _fitting(augmentation: Spec, size: int | None) -> Spec:
-    """Returns an augmentation with what is too large for images of that many pixels made less."""
+    """Returns an augmentation with the option that is too large for the images reduced to fit."""
     found = excess(augmentation, (size, size)) if size else None
     if found is None:
         return augmentation
@@ -92,23 +92,23 @@ def _fitting(augmentation: Spec, size: int | None) -> Spec:
     return augmentation.model_copy(update={option: most})
 
 
-def _stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec], str]:
-    """Returns what a recipe starts from and its stages, without the runs that are not at hand."""
+def _available_stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec], str]:
+    """Returns `init` and `compress` without runs that are not available, and a note of those."""
     init, notes = recipe.init, ""
-    if init is not None and not _is_at_hand(init.run):
-        notes = f"; init.run {init.run} is not at hand: random weights"
+    if init is not None and not _is_available(init.run):
+        notes = f"; init.run {init.run} is not available: random weights"
         init = None
     kept = []
     for spec in recipe.compress:
         teacher = spec.options().get("teacher")
-        if teacher is None or _is_at_hand(teacher):
+        if teacher is None or _is_available(teacher):
             kept.append(spec.model_copy(update={"epochs": None}))
         else:
-            notes += f"; teacher {teacher} is not at hand: {spec.name} is left out"
+            notes += f"; teacher {teacher} is not available: {spec.name} is left out"
     return init, kept, notes
 
 
-def _is_at_hand(name: str) -> bool:
+def _is_available(name: str) -> bool:
     try:
         find_run(name)
     except UsageError:
@@ -117,7 +117,7 @@ def _is_at_hand(name: str) -> bool:
 
 
 def _shrunk(recipe: Recipe) -> DataSpec:
-    """Returns the recipe's data in images of no more than SIZE pixels if the network allows it."""
+    """Returns the recipe's data with images of at most SIZE pixels, if the network allows it."""
     data, size = recipe.data, max(SIZE, min_size(recipe.model))
     if data.image_size is None or data.image_size <= size:
         return data
@@ -125,8 +125,8 @@ def _shrunk(recipe: Recipe) -> DataSpec:
     return data.model_copy(update={"image_size": size, "resize_short": short})
 
 
-def _mock(recipe: Recipe, data: DataSpec) -> Any:
-    """Returns made-up data with the options of the recipe's."""
+def _synthetic(recipe: Recipe, data: DataSpec) -> Any:
+    """Returns synthetic data with the same options as the recipe's data."""
     height, width, channels = DATASETS.get(data.name).facts.get("shape", (None, None, 3))
     size = data.image_size or SIZE
     common = data.model_dump(include=set(DataSpec.model_fields) - {"name", "classes"})

@@ -1,4 +1,4 @@
-"""Training in stages: each is a run of its own, and begins with the weights of the one before."""
+"""Training of a recipe: one run per compression stage, each starting from the previous one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnbench.errors import InterruptedRun, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.runs.create import must_be_free, new_folder
-from cnnbench.runs.find import _kept_stages, _stages, is_finished
+from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run
 from cnnbench.system import files, signals
 from cnnbench.training import compression, one_stage, start
@@ -30,23 +30,23 @@ def train(
     callbacks: Callbacks | None = None,
     choice: Choice | None = None,
 ) -> Run:
-    """Trains a network as a recipe says.
+    """Trains a recipe.
 
-    Where `compress` has several stages, the run directory holds a run for each, such as 1-distill
-    and 2-qat.
+    If `compress` has several stages, the run directory contains one run per stage, such as
+    1-distill and 2-qat.
 
     Args:
-        recipe: what to train.
-        access: where data sets lie.
+        recipe: the recipe to train.
+        access: where data sets are stored.
         run_dir: a folder that does not exist or is empty; None: a new one below runs/.
-        callbacks: what training reports to; None: nothing.
-        choice: how TensorFlow runs; None: as the recipe says, without a measurement.
+        callbacks: the callbacks that training reports to; None: no callbacks.
+        choice: the TensorFlow settings; None: the recipe's, without tuning.
 
     Returns:
-        The finished run, that of the last stage.
+        The finished run; with several compression stages, the run of the last.
 
     Raises:
-        DataError, UsageError, DivergedError, InterruptedRun, RunError: as `training.train` does.
+        DataError, UsageError, DivergedError, InterruptedRun, RunError: as in `one_stage.train`.
     """
     if len(recipe.compress) < 2:
         return one_stage.train(
@@ -56,19 +56,19 @@ def train(
     choice = choice or Choice(Settings.of(recipe.train.runtime), "not tuned")
     if run_dir is not None:
         must_be_free(run_dir)
-    _rehearse(recipe, access or Access(), choice.settings)
+    _dry_run(recipe, access or Access(), choice.settings)
     with files.storage_errors(run_dir or RUNS):
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):  # another may have begun there meanwhile, which has a lock there
+        if any(folder.iterdir()):  # such as the lock of a process that started meanwhile
             raise RunError("the run directory is not empty", where=str(folder))
     files.write_bytes(folder / STAGES, recipe.dump().encode())
     try:
-        return _go_on(folder, access=access, callbacks=callbacks, choice=choice)
+        return _train_stages(folder, access=access, callbacks=callbacks, choice=choice)
     finally:
-        began = (path / "recipe.yaml" for path, _ in _stages(folder, recipe))
-        if not any(file.is_file() for file in began):
+        recipes = (path / "recipe.yaml" for path, _ in stage_recipes(folder, recipe))
+        if not any(file.is_file() for file in recipes):
             (folder / STAGES).unlink(missing_ok=True)
             if made:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -82,18 +82,18 @@ def resume(
     callbacks: Callbacks | None = None,
     force: bool = False,
 ) -> Run:
-    """Continues an interrupted training at the very next step.
+    """Resumes an interrupted training from its newest checkpoint.
 
     Args:
-        run: what to continue: a run, a run directory, or the folder of a recipe of several stages,
-            for which a run of one of them stands too.
-        access: where data sets lie; None: where they lay.
-        callbacks: what training reports to; None: nothing.
-        force: as for `training.resume`.
+        run: a run, a run directory, or the folder of a recipe with several compression stages or
+            the run of one of them, which resumes all stages.
+        access: where data sets are stored; None: as when the run started.
+        callbacks: the callbacks that training reports to; None: no callbacks.
+        force: as in `one_stage.resume`.
 
     Raises:
-        RunError: all is finished, or as for `training.resume`.
-        InterruptedRun, DivergedError, DataError: as for `train`.
+        RunError: everything is finished, or as in `one_stage.resume`.
+        InterruptedRun, DivergedError, DataError: as in `train`.
     """
     path = run.path if isinstance(run, Run) else run
     if (path.absolute().parent / STAGES).is_file():
@@ -102,36 +102,42 @@ def resume(
         return one_stage.resume(open_run(path), access=access, callbacks=callbacks, force=force)
     if is_finished(path):
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
-    return _go_on(path, access=access, callbacks=callbacks, force=force)
+    return _train_stages(path, access=access, callbacks=callbacks, force=force)
 
 
 def must_match(path: Path, recipe: Recipe) -> None:
-    """Refuses to go on with a recipe that is not the one which a run began with.
+    """Raises if a recipe differs from the one that a run started with.
+
+    Args:
+        path: a run directory, or the folder of a recipe with several compression stages.
+        recipe: the recipe to compare.
 
     Raises:
-        RunError: it differs; the message has the lines that do.
+        RunError: it differs; the message lists the changed lines.
     """
     several = (path / STAGES).is_file()
     run = Run(path, read_recipe(path / STAGES)) if several else open_run(path)
     run.must_match(recipe.absolute())
 
 
-def _rehearse(recipe: Recipe, access: Access, settings: Settings) -> None:
-    """Refuses what a stage cannot do now, and not when those before it are trained.
+def _dry_run(recipe: Recipe, access: Access, settings: Settings) -> None:
+    """Prepares every compression stage on an untrained network, so that errors show up at once.
 
-    Each is made ready as for its training, of a network that has learned nothing.
+    Otherwise an error in a later stage would show up only after the stages before it are trained.
     """
     settings_module.apply(settings)
     learner: Learner | None = None
-    for _, stage in _stages(Path(), recipe):
+    for _, stage in stage_recipes(Path(), recipe):
         records = None
         if learner is not None:
             with session.precision(recipe.train.precision), learner.strategy.scope():
-                _, records = compression.follow(stage, learner.state.network, learner.architecture)
-        learner = Learner(stage, access, settings, start.runs(stage), records)
+                _, records = compression.apply_last_stage(
+                    stage, learner.state.network, learner.architecture
+                )
+        learner = Learner(stage, access, settings, start.referenced_runs(stage), records)
 
 
-def _go_on(
+def _train_stages(
     folder: Path,
     *,
     access: Access | None,
@@ -139,23 +145,24 @@ def _go_on(
     choice: Choice | None = None,
     force: bool = False,
 ) -> Run:
+    """Trains the compression stages in a folder that are not finished yet."""
     before: Run | None = None
     with signals.caught() as interrupted:
-        for path, stage in _kept_stages(folder):
-            if interrupted():  # while the stage before came to its end
+        for path, stage in kept_stage_recipes(folder):
+            if interrupted():  # during the end of the previous stage
                 raise _interrupted(folder, "interrupted between stages")
-            begun = open_run(path) if (path / "recipe.yaml").is_file() else None
-            if begun is not None:
-                begun.must_match(stage)
-                if begun.finished:
-                    before = begun
+            existing = open_run(path) if (path / "recipe.yaml").is_file() else None
+            if existing is not None:
+                existing.must_match(stage)
+                if existing.finished:
+                    before = existing
                     continue
-            if before is not None:  # TensorFlow runs in one way in a process, and so on resume
+            if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
             try:
-                if begun is not None:
+                if existing is not None:
                     before = one_stage.resume(
-                        begun, access=access, callbacks=callbacks, force=force
+                        existing, access=access, callbacks=callbacks, force=force
                     )
                 else:
                     before = one_stage.train(
@@ -173,6 +180,6 @@ def _go_on(
 
 
 def _interrupted(folder: Path, what: str) -> InterruptedRun:
-    """Returns the error that says how to go on with all stages."""
-    way = f"continue with --resume --run-dir {folder}"
-    return InterruptedRun(what, where=str(folder), allowed=way)
+    """Returns the error that says how to resume all stages."""
+    allowed = f"continue with --resume --run-dir {folder}"
+    return InterruptedRun(what, where=str(folder), allowed=allowed)

@@ -1,10 +1,9 @@
-"""What a training begins with: weights, what its stage does to the network, a teacher, masks."""
+"""The network that training starts from, and the runs that a recipe refers to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,82 +17,81 @@ from cnnbench.recipe.recipe import Recipe
 from cnnbench.runs import network
 from cnnbench.runs.find import find_run
 from cnnbench.runs.run import Run
-from cnnbench.training.compression import Shape, _teacher_of, follow
-
-if TYPE_CHECKING:
-    pass
+from cnnbench.training.compression import Shape, apply_last_stage, teacher_name
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """A network before the first step.
+class StartingPoint:
+    """The network before the first training step.
 
-    weights: those that are not random, by their paths.
-    architecture: the records of the stages that made it of what the recipe names.
+    weights: the weights that are not random, by path.
+    architecture: the records of the compression stages that changed the recipe's model.
     """
 
     weights: Mapping[str, np.ndarray]
     architecture: Sequence[Record]
 
 
-def runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
-    """Returns the runs that a recipe refers to: the one it starts from, "init", and "teacher".
+def referenced_runs(recipe: Recipe, start: Run | None = None) -> dict[str, Run]:
+    """Returns the runs that a recipe refers to: "init", which it starts from, and "teacher".
 
     Args:
-        recipe: what is going to be trained.
-        start: the run of the stage before, in place of what the recipe names; its teacher goes on
-            where the recipe names no other.
+        recipe: the recipe to train.
+        start: the run of the previous compression stage, which replaces `init` of the recipe. If
+            both name the same teacher, the run that `start` used is kept.
 
     Raises:
-        UsageError: there is no such run.
-        RunError: one of them is damaged.
+        UsageError: a run does not exist.
+        RunError: a run is damaged.
     """
     found = {}
     if start is not None:
         found["init"] = start
     elif recipe.init is not None:
         found["init"] = find_run(recipe.init.run)
-    if (name := _teacher_of(recipe)) and name not in presets.PRESETS:
-        # The name of a recipe may mean a newer run by now.
-        is_kept = start is not None and _teacher_of(start.recipe) == name
-        others = start.others("teacher") if start is not None and is_kept else {}
-        found["teacher"] = others.get("teacher") or find_run(name)
+    name = teacher_name(recipe)
+    if name and name not in presets.PRESETS:
+        earlier = {}
+        # By now the name of a recipe may refer to a newer run.
+        if start is not None and teacher_name(start.recipe) == name:
+            earlier = start.others("teacher")
+        found["teacher"] = earlier.get("teacher") or find_run(name)
     return found
 
 
-def begin(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> Beginning:
-    """Begins the last stage of a recipe.
+def starting_point(recipe: Recipe, data: Dataset, shape: Shape, start: Run | None) -> StartingPoint:
+    """Returns the network that the last compression stage of a recipe starts from.
 
     Args:
-        recipe: what is going to be trained.
-        data: that it is trained on.
-        shape: of the images that the network sees.
-        start: the run to start from, if there is one.
+        recipe: the recipe to train.
+        data: the data set to train on.
+        shape: (height, width, channels) of the network's input.
+        start: the run to start from, if any.
 
     Raises:
-        UsageError: the run to start from has another network, other classes or other images, the
-            published weights are not those of the network, or the stage cannot work on it.
-        RunError: the run has no weights, or they are damaged.
+        UsageError: `start` has a different network, classes or images, the published weights do
+            not fit the network, or the compression stage does not support it.
+        RunError: `start` has no weights, or they are damaged.
     """
     is_random = start is None and recipe.model.weights is None
     if is_random and not recipe.compress:
-        return Beginning({}, [])
+        return StartingPoint({}, [])
     records: list[Record] = []
     if start is not None:
-        _must_fit(start, recipe, data, shape)
+        _check_start(start, recipe, data, shape)
         model, records = network.model_of(start), start.architecture()
     else:
         head_size = recipe.task.head_size(data.classes)
         model = build_model(recipe.model, shape, head_size, auxiliary=True)
         load.start_from(without_auxiliary(model), recipe.model)
     if recipe.compress:
-        model, records = follow(recipe, model, records)
+        model, records = apply_last_stage(recipe, model, records)
     named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}
-    return Beginning(named, records)
+    return StartingPoint(named, records)
 
 
-def _must_fit(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> None:
-    """Refuses a run to start from that has another network, other classes or sees other images."""
+def _check_start(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> None:
+    """Raises UsageError if `start` has a different network, classes or input images."""
     about, prepare = start.data(), preprocess(data, recipe.data)
     for what, theirs, own in (
         ("network", start.recipe.model.name, recipe.model.name),
@@ -106,5 +104,5 @@ def _must_fit(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> None:
     ):
         if theirs != own:
             raise UsageError(
-                f"init.run: {what}: {theirs}", where=str(start.path), allowed=f"as here: {own}"
+                f"init.run: {what}: {theirs}", where=str(start.path), allowed=f"must be {own}"
             )

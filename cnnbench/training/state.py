@@ -1,4 +1,4 @@
-"""The state of a training: every variable that a checkpoint holds."""
+"""The training state: all variables that a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """A model and everything that changes with its weights.
+    """A model and all variables that training updates with it.
 
-    model: normalised images to the task's answer, then those of auxiliary heads and of hints.
-    network: the same layers with the answer as the only output.
+    model: maps normalized images to the task's output, then those of auxiliary heads and hints.
+    network: the same layers with the task's output only.
     optimizer: built for the model's trainable variables.
-    averaged: a model like the first that has the moving averages of its weights; None without.
-    averaged_network: of it, as `network` is of the model.
-    slow: Lookahead's slow weights, one for each trainable variable; none without it.
-    masking: the masks of a pruned network; None of another.
+    averaged: a copy of the model with the moving averages of its weights; None: no averages.
+    averaged_network: the layers of `averaged` with the task's output only.
+    slow: Lookahead's slow weights, one per trainable variable; empty without Lookahead.
+    masking: the masks of a pruned network; None if it is not pruned.
     """
 
     model: Any
@@ -38,27 +38,30 @@ class State:
 
     @property
     def validated(self) -> Any:
-        """The network that is validated and kept: of the averages, where there are any."""
+        """The network to validate and save: that of the averages, if there are any."""
         return self.network if self.averaged_network is None else self.averaged_network
 
     def variables(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds, by its name there."""
+        """Returns all variables that a checkpoint contains, by name."""
         model = variables_by_name("model", self.model.variables)
         named = model | variables_by_name("optimizer", self.optimizer.variables)
         named |= variables_by_name("slow", self.slow)
         if self.masking is not None:
             named |= variables_by_name("mask", self.masking.variables)
         if self.averaged is not None:
-            # Under the model's names: Keras numbers the layers of a second model.
+            # Uses the model's names, because Keras numbers the layers of a second model.
             averages = (name.replace("model/", "average/", 1) for name in model)
             named |= dict(zip(averages, self.averaged.variables, strict=True))
         return named
 
     def arrays(self, step: int) -> dict[str, np.ndarray]:
-        """Returns copies of all variables by their names, to be written while training goes on.
+        """Returns copies of all variables by name, which later steps do not change.
+
+        Args:
+            step: the current step, for error messages.
 
         Raises:
-            DivergedError: one of them is not finite.
+            DivergedError: a value is not finite.
         """
         arrays = {key: np.array(each.numpy()) for key, each in self.variables().items()}
         for key, array in arrays.items():
@@ -68,7 +71,7 @@ class State:
 
 
 def diverged(what: str) -> DivergedError:
-    """Returns the error of a training that diverged, with what may help."""
+    """Returns the error for a training that diverged, with advice."""
     return DivergedError(
         what, allowed="a lower optimizer.lr or a longer schedule.warmup_epochs may help"
     )

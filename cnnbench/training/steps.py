@@ -1,4 +1,4 @@
-"""The compiled steps: what one call into TensorFlow does to a batch, or to several."""
+"""Compiled training and evaluation steps."""
 
 from __future__ import annotations
 
@@ -29,50 +29,50 @@ def training_steps(
     """Compiles several training steps into one call.
 
     Args:
-        recipe: its loss, penalties, batch size, precision, and what goes on around the optimizer.
-        state: what is trained.
-        strategy: of tf.distribute.
-        prepare: uint8 pixels to the images that the model takes.
-        lesson: of a network that is distilled; its guesses are the model's last outputs.
-        size: height and width in pixels that images are scaled to; None: they are not.
+        recipe: the recipe, for loss, penalties, batch size, clipping, EMA, SAM and Lookahead.
+        state: the training state.
+        strategy: a tf.distribute strategy.
+        prepare: maps uint8 pixels to the images that the model takes.
+        lesson: the distillation, if any; its hints are the model's last outputs.
+        size: height and width in pixels that images are resized to; None: not resized.
         xla: whether XLA compiles a step.
 
     Returns:
-        A function of an iterator over batches, learning rates (steps,) float32, the sparsity after
-        each step, (steps,) float32, whether an epoch ends with it, (steps,) bool, and how many of
-        them to take. It returns, for each step, the sums over the batch of losses and of hits, and
-        a sum of all weights, which is not finite where one of them is not. It stops after a step
-        that has a loss or leaves a weight that is not finite.
+        A function of an iterator over batches, the learning rates, (steps,) float32, the sparsity
+        after each step, (steps,) float32, whether the step ends an epoch, (steps,) bool, and the
+        number of steps to run. It returns, for each step, the sum of losses and of hits over the
+        batch, and the sum of all weights, which is not finite if a weight is not. It stops after a
+        step whose loss or weights are not finite.
     """
     model, optimizer, variables = state.model, state.optimizer, state.model.trainable_variables
     lookahead, replicas = recipe.train.lookahead, strategy.num_replicas_in_sync
-    seen = model if size is None else at_size(model, size)
+    sized = model if size is None else at_size(model, size)
 
-    def look(images: Any) -> Any:
-        return seen(prepare(images), training=True)
+    def apply(images: Any) -> Any:
+        return sized(prepare(images), training=True)
 
-    differentiate = differentiation(recipe, state, look, replicas, lesson)
+    differentiate = differentiation(recipe, state, apply, replicas, lesson)
 
     def step(images: Any, targets: Any) -> tuple[Any, Any, Any]:
         gradients, loss, hits = differentiate(images, targets)
         if recipe.train.gradient_clip and replicas > 1:
-            # Keras bounds the gradients before it adds up those of the replicas.
+            # Keras clips gradients before it sums them over the replicas.
             gradients = [gradient / replicas for gradient in over_replicas(gradients)]
         optimizer.apply(gradients, variables)
-        # Finite if each weight is, and so each gradient that was used.
+        # Finite only if all weights, and so all gradients, are.
         total = tf.add_n([tf.cast(tf.reduce_sum(each), tf.float32) for each in variables])
         return loss, hits, total
 
     compiled = tf.function(step, jit_compile=True) if xla else step
 
     def run_step(images: Any, targets: Any) -> tuple[Any, Any, Any]:
-        if size is not None:  # not in the step, for XLA cannot resize
+        if size is not None:  # outside the step, because XLA cannot compile it
             images = tf.image.resize(images, (size, size), antialias=True)
         return compiled(images, targets)
 
     @tf.function(autograph=True)
     def steps(iterator: Any, rates: Any, sparsities: Any, ends: Any, count: Any) -> tuple[Any, ...]:
-        # One that was not written is 0.
+        # Elements that are not written are 0.
         arrays = tuple(tf.TensorArray(tf.float32, count, element_shape=()) for _ in range(3))
         i, finite = tf.constant(0), tf.constant(True)
         while i < count and finite:
@@ -81,7 +81,7 @@ def training_steps(
                 follow(state.slow, variables, 1.0)
             one = strategy.run(run_step, next(iterator))
             sums = [strategy.reduce(tf.distribute.ReduceOp.SUM, x, axis=None) for x in one]
-            # At the end of an epoch too, for slow weights are what is validated and kept.
+            # Also at the end of an epoch, because the slow weights are validated and saved.
             if lookahead and (optimizer.iterations % lookahead.every == 0 or ends[i]):
                 follow(state.slow, variables, lookahead.share)
             if state.averaged is not None:
@@ -97,15 +97,19 @@ def training_steps(
 
 
 def at_size(model: Any, size: int) -> Any:
-    """Returns a model of the same layers, and so of the same weights, for images of another size.
+    """Returns a model with the same layers and weights, for images of another size.
+
+    Args:
+        model: the model.
+        size: height and width in pixels.
 
     Raises:
-        UsageError: the network has a layer that takes one size alone.
+        UsageError: the network has a layer that takes one image size only.
     """
     images = keras.Input((size, size, model.input_shape[-1]), name="images")
     try:
         return keras.models.clone_model(model, images, clone_function=lambda layer: layer)
-    except ValueError as error:  # as a dense layer after images as they are
+    except ValueError as error:  # such as a dense layer after flattening
         raise UsageError(
             f"{model.name} cannot take {size}x{size} pixels with the weights of "
             f"{model.input_shape[1]}x{model.input_shape[2]}: {str(error).splitlines()[0]}",
@@ -116,7 +120,7 @@ def at_size(model: Any, size: int) -> Any:
 def evaluation_step(
     recipe: Recipe, network: Any, prepare: Callable[[Any], Any]
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Compiles a function from a batch to the loss and the score of each image."""
+    """Compiles a function that returns the loss and the score of each image of a batch."""
     task = recipe.task
 
     @tf.function(autograph=False)

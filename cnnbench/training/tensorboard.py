@@ -1,4 +1,4 @@
-"""Events of a training for TensorBoard, in its format but without its package."""
+"""Writes TensorBoard events without the tensorboard package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cnnbench.backend.lazy import tensorflow_errors, tf
 
 
 class Events:
-    """Writes the scalars of epochs into a folder.
+    """Writes the scalars of each epoch to a folder.
 
     Raises:
-        RunError: they cannot be written; from `write` too.
+        RunError: they cannot be written; also from `write`.
     """
 
     def __init__(self, folder: Path):

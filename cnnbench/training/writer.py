@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cnnbench.runs.checkpoint import AHEAD
+from cnnbench.runs.checkpoint import MAX_PENDING
 
 
 class Writer:
-    """Writes in the background, one thing after the other, in the order in which it was told.
+    """Runs writes in a background thread, in the order in which they were submitted.
 
-    seconds: that it kept the caller from its work, all in all.
+    seconds: total time that writing blocked the caller.
     """
 
     def __init__(self) -> None:
@@ -25,31 +25,31 @@ class Writer:
         self._pending: collections.deque[Future[None]] = collections.deque()
 
     def submit(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Has `write` called with the arguments, once what was told before is done.
+        """Queues a call of `write`, and blocks while MAX_PENDING writes are pending.
 
         Raises:
-            RunError: the disk refused something that was told before.
+            RunError: an earlier write failed.
         """
-        while len(self._pending) >= AHEAD:
+        while len(self._pending) >= MAX_PENDING:
             self._finish_first()
         self._pending.append(self._pool.submit(self._write, write, *arguments))
 
     def check(self) -> None:
-        """Raises the RunError of what failed since it was told, and does not wait."""
+        """Raises the RunError of a failed write, if any, without blocking."""
         while self._pending and self._pending[0].done():
             self._finish_first()
 
     def wait(self) -> None:
-        """Waits until everything is written.
+        """Waits until all submitted writes are done.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: a write failed.
         """
         while self._pending:
             self._finish_first()
 
     def _write(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Writes, unless something before failed: what comes later counts on it."""
+        """Runs a write, unless an earlier one failed: later writes depend on earlier ones."""
         if not self._failed:
             self._failed = True
             write(*arguments)
@@ -61,7 +61,7 @@ class Writer:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts what is done within as time that writing took."""
+        """Adds the time spent inside the context to `seconds`."""
         start = time.perf_counter()
         try:
             yield
@@ -78,7 +78,12 @@ class Writer:
 
 
 def schedule(every: int | str, first_step: int) -> Callable[[int], bool]:
-    """Returns a function that says whether to save at a step, by steps or by minutes."""
+    """Returns a function from a step to whether a checkpoint is due.
+
+    Args:
+        every: steps between checkpoints, or minutes such as "10m".
+        first_step: the step that training starts or resumes at.
+    """
     last_step, last_time = first_step, time.monotonic()
 
     def due(step: int) -> bool:

@@ -81,12 +81,12 @@ def test_a_damaged_memory_is_ignored_with_a_word(recipe, monkeypatch, content):
 
 def test_a_probe_that_breaks_leaves_the_default_and_says_so(recipe, monkeypatch):
     def broken(*_):
-        raise WorkerError("no answer to 'round' in 60 s")
+        raise WorkerError("no response to 'round' in 60 s")
 
     monkeypatch.setattr(autotune, "measure", broken)
     choice = autotune.choose(recipe, seconds=LONG)
     assert choice.settings == Settings() and choice.reason == "the probe failed"
-    assert choice.notes == ("no answer to 'round' in 60 s",)
+    assert choice.notes == ("no response to 'round' in 60 s",)
     assert not autotune.cache_file(recipe, Runtime()).exists()
 
 

@@ -138,7 +138,7 @@ def test_the_three_commands_work_as_typed(tmp_path):
         "train", "recipes/lenet5_fashion_mnist.yaml", "--smoke", cwd=tmp_path, env=environment
     )
     assert trained.returncode == 0, trained.stderr
-    assert "made-up images" in trained.stderr
+    assert "synthetic images" in trained.stderr
     run = tmp_path / trained.stdout.splitlines()[-1]
     assert (run / "saved_model" / "saved_model.pb").is_file()
 

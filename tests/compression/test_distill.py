@@ -80,7 +80,7 @@ def test_networks_without_a_common_size_have_no_hints():
     taught = lesson(build_model("resnet8", (16, 16, 3), 5), hints=1.0)
     images = keras.Input((16, 16, 3))
     logits = keras.layers.Dense(5)(keras.layers.Flatten()(images))
-    with pytest.raises(UsageError, match="no feature maps of one size"):
+    with pytest.raises(UsageError, match="no feature maps of the same size"):
         taught.with_hints(keras.Model(images, logits))
 
 

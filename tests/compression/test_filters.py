@@ -230,9 +230,9 @@ def test_what_cannot_be_thinned_is_explained():
         ({"stem_conv": 17}, "stem_conv.*at most 16"),
         ({"stem_conv": -1}, "stem_conv.*at most 16"),
         ({"stem_conv": [8]}, "stem_conv.*at most 16"),
-        ({"stem_conv": 0}, "do not go with one another"),
-        ({"stage1_block1_conv2": 8}, "do not go with one another"),
-        ({"stage2_block1_shortcut_pad": [4, 4]}, "do not go with one another"),
+        ({"stem_conv": 0}, "are inconsistent"),
+        ({"stage1_block1_conv2": 8}, "are inconsistent"),
+        ({"stage2_block1_shortcut_pad": [4, 4]}, "are inconsistent"),
         ({"stage2_block1_shortcut_pad": 4}, r"at most \[8, 8\]"),
     ],
 )

@@ -187,7 +187,7 @@ def test_another_seed_is_another_order():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UsageError, match="at most the 50"):
+    with pytest.raises(UsageError, match="at most 50"):
         stream(numbered(50), batch_size=51)
 
 
@@ -392,18 +392,18 @@ def test_a_missing_data_set_is_answered_after_one_look_at_its_host(tmp_path, mon
 
 
 def test_one_process_prepares_a_data_set_and_the_others_wait(tmp_path, capsys):
-    from cnnbench.data.sources.tfds_reader import _alone
+    from cnnbench.data.sources.tfds_reader import _preparation_lock
 
     order = []
 
     def prepare():
-        with _alone(tmp_path / "data/.x.lock", "x"):
+        with _preparation_lock(tmp_path / "data/.x.lock", "x"):
             order.append("the other")
 
     other = threading.Thread(target=prepare)
-    with _alone(tmp_path / "data/.x.lock", "x"):
+    with _preparation_lock(tmp_path / "data/.x.lock", "x"):
         other.start()
-        while f"(pid {os.getpid()}) prepares data set 'x': waiting" not in capsys.readouterr().err:
+        while f"(pid {os.getpid()}) is preparing data set 'x'" not in capsys.readouterr().err:
             assert other.is_alive()
             time.sleep(0.01)
         order.append("the first")
@@ -490,7 +490,7 @@ def test_imagenet_is_prepared_from_its_archives_and_trained(tmp_path, monkeypatc
         "--run-dir", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "made-up" not in done.stderr
+    assert "synthetic images" not in done.stderr
     again = open_dataset(spec, Access(data_dir, download=False))
     assert again.fingerprint == dataset.fingerprint
 
@@ -504,5 +504,5 @@ def test_a_cut_off_record_is_named(tmp_path, monkeypatch):
             writer.write(bytes([i]) * (10 + i))
     assert [(int(o), int(n)) for o, n in _index(file)] == [(12, 10), (38, 11), (65, 12)]
     file.write_bytes(file.read_bytes()[:-6])
-    with pytest.raises(DataError, match=r"record 2 is cut off"):
+    with pytest.raises(DataError, match=r"record 2 is truncated"):
         _index(file)

@@ -520,7 +520,7 @@ def test_a_strangers_file_is_refused(run, tmp_path, where):
 def test_an_artifact_that_lies_in_no_run_needs_one(tmp_path):
     (tmp_path / "a.tflite").touch()
     refused = CliRunner().invoke(cli, ["eval", "--artifact", str(tmp_path / "a.tflite")])
-    assert "lies in no run directory; name the RUN" in str(refused.exception)
+    assert "is not in a run directory; name the RUN" in str(refused.exception)
 
 
 def test_the_saved_model_takes_bytes_floats_and_other_sizes(digits_run, images):

@@ -128,4 +128,4 @@ def test_probabilities_of_another_function_are_not_let_through(answers, gap):
     assert passes(row | ALIKE, "int8")
     row |= {"max_abs_probability_diff": gap, "format": "tflite"}
     assert not passes(row, "int8")
-    assert "probabilities are not those of the logits" in str(refusal(row, Path("x")))
+    assert "probabilities do not match the logits" in str(refusal(row, Path("x")))

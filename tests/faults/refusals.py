@@ -21,7 +21,7 @@ from PIL import Image
 from cnnbench import load_recipe, open_run
 from cnnbench.errors import RunError
 from cnnbench.runs import checkpoint
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
 
 from .harness import (
@@ -99,7 +99,7 @@ def _contend(enter: Callable[..., None], path: Path, start: Any, end: Any, delay
 
 def _begin_run(path: Path, wait: Callable[[], object]) -> None:
     with new_run(path, load_recipe(path.parent / "recipe.yaml")) as run:
-        begin(run, FACTS, {"onednn": None, "xla": False, "threads": None})
+        commit(run, FACTS, {"onednn": None, "xla": False, "threads": None})
         wait()
 
 

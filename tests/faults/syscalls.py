@@ -49,7 +49,7 @@ def make_run(folder: Path) -> None:
     from cnnbench.runs import run as runs_run
 
     found = runs_run.Run(folder, parse_recipe(RECIPE))
-    runs_create.begin(found, _facts(), {"onednn": True, "xla": False, "threads": None})
+    runs_create.commit(found, _facts(), {"onednn": True, "xla": False, "threads": None})
     for step in (OLD - 1, OLD):
         checkpoint.save(found.checkpoints / str(step), some(step))
     checkpoint.save(found.best, some(OLD))
@@ -119,7 +119,7 @@ def _begin(folder: Path) -> Callable[[], object]:
 
     def work() -> None:
         with runs_create.new_run(folder / "another", recipe) as new:
-            runs_create.begin(new, _facts(), {"onednn": True, "xla": False, "threads": None})
+            runs_create.commit(new, _facts(), {"onednn": True, "xla": False, "threads": None})
 
     return work
 

@@ -76,7 +76,7 @@ def test_the_schema_is_json():
 
 
 @pytest.mark.parametrize(("settings", "where", "words"), [
-    (("loss={name: focal}", "augment=[{name: mixup}]"), "augment.0", "loss focal cannot take"),
+    (("loss={name: focal}", "augment=[{name: mixup}]"), "augment.0", "loss focal does not support"),
     (("augment=[{name: random_flip}, {name: random_resized_crop}]",), "augment.1", "come before"),
     (("augment=[{name: mixup, alpha: 0.0}]",), "augment.0.alpha", "greater than 0"),
 ])  # fmt: skip

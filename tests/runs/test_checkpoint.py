@@ -84,7 +84,7 @@ def test_all_damaged_is_refused_and_stays_refused(folder):
     for path in folder.iterdir():
         (path / checkpoint.MANIFEST).write_text("{}")
     for _ in range(2):
-        with pytest.raises(RunError, match="no checkpoint is whole"):
+        with pytest.raises(RunError, match="no checkpoint is intact"):
             checkpoint.newest(folder)
 
 

@@ -16,7 +16,7 @@ import cnnbench
 from cnnbench import open_run
 from cnnbench.errors import RunError, UsageError
 from cnnbench.recipe.load import load_recipe
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
 from cnnbench.system import environment
 
@@ -35,7 +35,7 @@ def recipe(small):
 @pytest.fixture
 def run(recipe, tmp_path):
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, FACTS, RUNTIME)
+        commit(run, FACTS, RUNTIME)
     return run
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_begun_again(
 ):
     def other():
         with new_run(tmp_path / "run", recipe) as run:
-            begin(run, FACTS, RUNTIME)
+            commit(run, FACTS, RUNTIME)
 
     before_the_lock(other)
     with pytest.raises(RunError, match="not empty"), new_run(tmp_path / "run", recipe):
@@ -164,7 +164,7 @@ def test_only_a_commit_that_changes_the_source_needs_force(run, tmp_path):
     with (root / "cnnbench" / "errors.py").open("a") as file:
         file.write("# a change\n")
     commit()
-    assert "the code changed since the run began\ncode_sha256 was " in resumed()
+    assert "the code changed since the run started\ncode_sha256 was " in resumed()
 
 
 def test_the_environment_of_a_run_is_read_once(digits_run, monkeypatch):

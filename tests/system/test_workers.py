@@ -100,7 +100,7 @@ def test_one_that_hangs_is_given_up_and_ended():
     with Worker(sleeping) as worker:
         worker.ready(QUICK)
         start = time.monotonic()
-        with pytest.raises(WorkerError, match="no answer to 'round' in 1 s"):
+        with pytest.raises(WorkerError, match="no response to 'round' in 1 s"):
             worker.round(1.0)
     assert time.monotonic() - start < 150  # of the 300 that it would take
 

@@ -49,7 +49,7 @@ def whole(base, tmp_path_factory):
 
 
 def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
-    pruned, thin, quantized = find.stages(whole)
+    pruned, thin, quantized = find.stage_runs(whole)
     assert [run.path.name for run in (pruned, thin, quantized)] == [
         "1-prune", "2-prune_filters", "3-qat",
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def places_of_zeros(run) -> list[np.ndarray]:
 
 
 def test_what_a_stage_did_stays_done(whole):
-    pruned, thin, quantized = find.stages(whole)
+    pruned, thin, quantized = find.stage_runs(whole)
     assert zeros(pruned) == pytest.approx(0.6, abs=0.01)
     assert zeros(thin) > 0.3 and zeros(quantized) == pytest.approx(zeros(thin), abs=0.02)
     assert evaluate(thin)["macs"] <= 0.7 * evaluate(pruned)["macs"]
@@ -90,7 +90,7 @@ def test_what_was_pruned_stays_so_in_a_stage_that_prunes_more(small, tmp_path, b
         " {name: prune, sparsity: 0.7, epochs: 1}]"
     )
     train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
-    before, after = map(places_of_zeros, find.stages(tmp_path / "run"))
+    before, after = map(places_of_zeros, find.stage_runs(tmp_path / "run"))
     assert all(np.all(late[early]) for early, late in zip(before, after, strict=True))
     assert all(late.mean() >= 0.7 - 1 / late.size for late in after)
 
@@ -127,13 +127,13 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
         train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=Once())
     assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
     assert not find.is_finished(tmp_path / "run")
-    begun = find.stages(tmp_path / "run")
+    begun = find.stage_runs(tmp_path / "run")
     with pytest.raises(RunError, match=r"not all done.*1-prune"):
         open_run(tmp_path / "run")
     # One of its stages stands for them all.
     run = resume(begun[-1] if step == 9 else tmp_path / "run")
     assert run.path == open_run(tmp_path / "run").path == tmp_path / "run" / "3-qat"
-    for one, other in zip(find.stages(whole), find.stages(tmp_path / "run"), strict=True):
+    for one, other in zip(find.stage_runs(whole), find.stage_runs(tmp_path / "run"), strict=True):
         assert_same(one, other)
     with pytest.raises(RunError, match="nothing to resume"):
         stages_module.resume(tmp_path / "run")
@@ -164,14 +164,14 @@ def test_stages_that_were_changed_are_not_gone_on_with(small, tmp_path, base):
         train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     kept = tmp_path / "run" / "stages.yaml"
     kept.write_text(kept.read_text().replace("sparsity: 0.6", "sparsity: 0.7"))
-    with pytest.raises(RunError, match=r"the recipe changed since the run began\n.*0\.6"):
+    with pytest.raises(RunError, match=r"the recipe changed since the run started\n.*0\.6"):
         stages_module.resume(tmp_path / "run")
 
 
 def test_small_images_are_for_the_first_stage(small, base):
     sizes = "train.image_sizes=[{until: 1, size: 8}]"
     recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}, {name: qat}]", sizes)
-    first, last = (stage.of_last_stage() for _, stage in find._stages(small.parent, recipe))
+    first, last = (stage.of_last_stage() for _, stage in find.stage_recipes(small.parent, recipe))
     assert [each.size for each in first.train.image_sizes] == [8]
     assert not last.train.image_sizes
 
@@ -277,7 +277,7 @@ def test_a_folder_that_holds_something_is_refused_before_any_work(small, base, m
     def rehearsed(*_):
         raise AssertionError("the stages were made ready")
 
-    monkeypatch.setattr(stages_module, "_rehearse", rehearsed)
+    monkeypatch.setattr(stages_module, "_dry_run", rehearsed)
     with pytest.raises(RunError, match="not empty; --resume continues"):
         train(recipe_of(small, base), run_dir=base.path)
 
@@ -300,7 +300,7 @@ def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):
 
 
 def test_the_recipe_of_a_stage_is_the_whole_one_up_to_it(whole):
-    (first, *_, last) = find.stages(whole)
+    (first, *_, last) = find.stage_runs(whole)
     assert [spec.name for spec in first.recipe.compress] == ["prune"]
     assert [spec.name for spec in last.recipe.compress] == ["prune", "prune_filters", "qat"]
     environment = json.loads((last.path / "environment.json").read_text())
@@ -322,5 +322,5 @@ def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, mon
 
 def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
     recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
-    names = [stage.name for _, stage in find._stages(tmp_path, recipe)]
+    names = [stage.name for _, stage in find.stage_recipes(tmp_path, recipe)]
     assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

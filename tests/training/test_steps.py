@@ -15,7 +15,7 @@ from cnnbench.backend.settings import Choice, Settings
 from cnnbench.data.open import Access
 from cnnbench.errors import RecipeError, UsageError
 from cnnbench.models.build import build_model
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.training.averages import slow_weights
 from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
@@ -418,7 +418,7 @@ def test_images_are_small_up_to_their_epoch(small, tmp_path):
     learner.on_small_images = [(end, watched(size, run)) for size, (end, run) in small_steps]
     learner.train_steps = watched(16, learner.train_steps)
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        commit(run, learner.about_data(), Choice(Settings(), "recipe").about())
         fit(learner, run, Callbacks())
     assert seen == [8] * 5 + [12] * 5 + [16] * 5
     assert losses[0] == pytest.approx(float(tf.reduce_sum(expected)), rel=1e-4)
@@ -441,7 +441,7 @@ def test_small_images_are_scaled_outside_of_what_xla_compiles(recipe):
 
 def test_a_training_of_steps_sees_images_of_its_size_too(small):
     sizes = ("train={steps: 10}", "train.image_sizes=[{until: 2, size: 8}]")
-    with pytest.raises(UsageError, match="until epoch 2; less than the 10 steps"):
+    with pytest.raises(UsageError, match="until epoch 2; must end before the 10 steps"):
         Learner(load_recipe(small, sizes), Access(), Settings())
 
 

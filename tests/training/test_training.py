@@ -19,7 +19,7 @@ from cnnbench.data.open import Access
 from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.recipe.sections import total_steps
 from cnnbench.runs import checkpoint
-from cnnbench.runs.create import begin, new_run
+from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.network import restore
 from cnnbench.training.callbacks import Callbacks
 from cnnbench.training.learner import Learner
@@ -188,7 +188,7 @@ def test_images_exchanged_for_others_of_their_size_are_not_trained_on(tmp_path):
     recipe = load_recipe(tmp_path / "recipe.yaml")
     with new_run(tmp_path / "run", recipe) as run:
         learner = Learner(recipe, Access(), Settings())
-        begin(run, learner.about_data(), Choice(Settings(), "recipe").about() | {"replicas": 1})
+        commit(run, learner.about_data(), Choice(Settings(), "recipe").about() | {"replicas": 1})
     size = file.stat().st_size
     Image.new("RGB", (16, 16), (i, 0, 1)).save(file)
     assert file.stat().st_size == size
@@ -241,7 +241,7 @@ def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_pa
 
     learner.train_steps = poisoned
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        commit(run, learner.about_data(), Choice(Settings(), "recipe").about())
         fit(learner, run, notes)
     assert calls[:8] == pytest.approx([0.05] * 4 + [0.025] * 2 + [0.0125] * 2)
     told = [text for text in notes.texts if "back to step" in text]
@@ -275,7 +275,7 @@ def test_averages_are_those_of_the_formula_and_what_is_kept(small, tmp_path):
 
     learner.train_steps = watched
     with new_run(tmp_path / "run", recipe) as run:
-        begin(run, learner.about_data(), Choice(Settings(), "recipe").about())
+        commit(run, learner.about_data(), Choice(Settings(), "recipe").about())
         fit(learner, run, Callbacks())
     expected = seen[0]
     for step, weights in enumerate(seen[1:], 1):
@@ -418,7 +418,7 @@ def test_the_steps_are_traced_once(tiny, tmp_path):
     recipe = load_recipe(tiny, ("train.steps_per_call=3",))
     with new_run(tmp_path / "run", recipe) as run:
         learner = Learner(recipe, Access(), Settings())
-        begin(run, learner.about_data(), {})
+        commit(run, learner.about_data(), {})
         fit(learner, run, Callbacks())
     assert learner.train_steps.experimental_get_tracing_count() == 1
 

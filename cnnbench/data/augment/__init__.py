@@ -1,1 +1,1 @@
-"""Augmentations: of single images and of batches."""
+"""Augmentations of single images and of batches."""

@@ -1,10 +1,10 @@
-"""Augmentations: pure functions of images and of where in training they are.
+"""Crops, and augmentations of whole batches.
 
-A function is of one of four kinds. "crop" brings one image of any size to the network's size, in
-NumPy; it comes first in a recipe. "image" changes one image, in NumPy. "batch" changes a batch,
-(batch, height, width, channels) uint8, in TensorFlow; every image of it draws for itself. "mix"
-makes new images and soft labels of a batch. Whatever the kind, the draws depend on nothing but the
-recipe's seed, the augmentation's place in the recipe, and the epoch and position in training.
+There are four kinds of augmentation. "crop" fits one image of any size to the network's input, in
+NumPy, and comes first in a recipe. "image" changes one image, in NumPy. "batch" changes a batch,
+(batch, height, width, channels) uint8, in TensorFlow, with independent draws for each image. "mix"
+makes new images and soft labels from a batch. All draws depend only on the recipe's seed, the
+augmentation's index in the recipe, and the epoch and position in training.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from pydantic import Field
 
 from cnnbench.backend.lazy import tf
 from cnnbench.data import images as geometry
-from cnnbench.data.augment import policies  # noqa: F401 - registers those of one image
+from cnnbench.data.augment import policies  # noqa: F401 - registers its augmentations
 from cnnbench.registry.kinds import AUGMENTATIONS
 from cnnbench.registry.limits import Alpha, Fraction, Ratios, Shares
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Where the random numbers of a batch come from.
+    """The source of a batch's random numbers.
 
-    seed: (2,) int64, of the augmentation and the training step.
-    key: of the augmentation alone.
-    examples: (batch,) int64, the place of each image among the training examples.
-    epoch: () int64, from 0.
+    Attributes:
+        seed: (2,) int64, from the augmentation and the training step.
+        key: from the augmentation only.
+        examples: (batch,) int64, the position of each image in the training examples.
+        epoch: () int64, from 0.
     """
 
     seed: Any
@@ -39,13 +40,20 @@ class Draw:
     epoch: Any
 
     def uniform(self, shape: Any, *limits: Any, stream: int = 0, dtype: Any = None) -> Any:
-        """Returns uniform numbers, float32 in 0-1 or as the limits say, of a stream by itself."""
+        """Returns uniform random numbers; each `stream` is independent of the others.
+
+        Args:
+            shape: of the result.
+            *limits: lower and upper limit; by default 0 and 1.
+            stream: number of the stream.
+            dtype: by default float32.
+        """
         seed = self.seed + tf.constant([0, stream << 48], tf.int64)
         return tf.random.stateless_uniform(shape, seed, *limits, dtype=dtype or tf.float32)
 
     def coin_of_example(self) -> Any:
-        """Returns (batch,) bool, a fair coin for each example, the same in every epoch."""
-        # The finalizer of SplitMix64 (Steele et al. 2014), a hash with well mixed bits.
+        """Returns a fair coin flip per example, the same in every epoch, (batch,) bool."""
+        # The finalizer of SplitMix64 (Steele et al. 2014), a hash that mixes bits well.
         x = tf.cast(self.examples, tf.uint64) + tf.constant(self.key, tf.uint64)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = tf.bitwise.bitwise_xor(x, tf.bitwise.right_shift(x, tf.constant(shift, tf.uint64)))
@@ -54,7 +62,7 @@ class Draw:
 
 
 @AUGMENTATIONS.register(
-    "random_crop",  # a mirror has no more than the image, without its edge
+    "random_crop",  # reflection can pad by at most the side less the edge pixel
     most=lambda options, side: ("padding", side - (options["mode"] == "reflect")),
 )
 def random_crop(
@@ -64,9 +72,9 @@ def random_crop(
     padding: Annotated[int, Field(ge=1, le=256)] = 4,
     mode: Literal["constant", "reflect"] = "constant",
 ) -> Any:
-    """Pads, with zeros or a mirror image, and crops back at a random place.
+    """Pads with zeros or by reflection, and crops the original size at a random position.
 
-    He et al. 2015, section 4.2, with zeros; Jordan 2024, section 3.1, with two mirrored pixels.
+    He et al. 2015, section 4.2, pads with zeros; Jordan 2024, section 3.1, reflects two pixels.
     """
     batch, height, width, _ = tf.unstack(tf.shape(images))
     padded = tf.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode)
@@ -80,17 +88,17 @@ def random_crop(
 
 @AUGMENTATIONS.register("random_flip")
 def random_flip(images: Any, draw: Draw, *, probability: Fraction = 0.5) -> Any:
-    """Mirrors left and right."""
+    """Flips images horizontally at random."""
     flip = draw.uniform((tf.shape(images)[0],)) < probability
     return tf.where(flip[:, None, None, None], tf.reverse(images, (2,)), images)
 
 
 @AUGMENTATIONS.register("alternating_flip")
 def alternating_flip(images: Any, draw: Draw) -> Any:
-    """Mirrors left and right in every second epoch, of which a coin decides once an image.
+    """Flips each image horizontally in every second epoch; a coin flip per image decides which.
 
-    Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: any two epochs in
-    a row show both sides of each image.
+    Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6: any two consecutive
+    epochs show both orientations of each image.
     """
     flip = tf.math.logical_xor(draw.coin_of_example(), tf.equal(draw.epoch % 2, 1))
     return tf.where(flip[:, None, None, None], tf.reverse(images, (2,)), images)
@@ -100,14 +108,14 @@ def alternating_flip(images: Any, draw: Draw) -> Any:
 def random_rotation(
     images: Any, draw: Draw, *, degrees: Annotated[float, Field(gt=0, le=180)] = 15.0
 ) -> Any:
-    """Rotates about the centre by an angle uniform in [-degrees, degrees]; zeros come in."""
+    """Rotates about the center by an angle uniform in [-degrees, degrees]; fills with zeros."""
     batch, height, width, _ = tf.unstack(tf.shape(images))
     limit = math.radians(degrees)
     angles = draw.uniform((batch,), -limit, limit)
     cos, sin = tf.cos(angles), tf.sin(angles)
     y, x = (tf.cast(side - 1, tf.float32) / 2 for side in (height, width))
     zero = tf.zeros_like(cos)
-    # Row-major coefficients of the map from a pixel of the output to one of the input.
+    # Row-major coefficients of the map from output pixels to input pixels.
     transforms = tf.stack(
         (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, zero, zero), axis=1
     )
@@ -119,23 +127,23 @@ def random_rotation(
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    # In uint8 the operation would cut off what is behind the point.
+    # On uint8 the operation would truncate instead of rounding.
     return tf.ensure_shape(tf.cast(tf.round(rotated), tf.uint8), images.shape)
 
 
 @AUGMENTATIONS.register(
-    "cutout",  # one more, and nothing would be left wherever the centre is
+    "cutout",  # a larger square could cover the whole image wherever its center is
     most=lambda options, side: ("size", 2 * side - 2),
 )
 def cutout(images: Any, draw: Draw, *, size: Annotated[int, Field(ge=1, le=1024)] = 16) -> Any:
-    """Blackens a square of `size` pixels whose centre may be any pixel (DeVries & Taylor 2017).
+    """Zeroes a square with sides of `size` pixels, centered anywhere (DeVries & Taylor 2017).
 
-    Deviation: the authors' code blanks images that are normalised already, to the mean.
+    Deviation: the authors' code zeroes normalized images, so it fills with the mean.
     """
     batch, height, width, _ = tf.unstack(tf.shape(images))
-    centre = draw.uniform((2, batch))
+    center = draw.uniform((2, batch))
     top, left = (
-        tf.cast(centre[axis] * tf.cast(side, tf.float32), tf.int32) - size // 2
+        tf.cast(center[axis] * tf.cast(side, tf.float32), tf.int32) - size // 2
         for axis, side in enumerate((height, width))
     )
     inside = _boxes(images, top, left, top + size, left + size)
@@ -143,9 +151,9 @@ def cutout(images: Any, draw: Draw, *, size: Annotated[int, Field(ge=1, le=1024)
 
 
 def _boxes(images: Any, top: Any, left: Any, bottom: Any, right: Any) -> Any:
-    """Returns whether each pixel is in its image's box, (batch, height, width, 1) bool.
+    """Returns whether each pixel is inside its image's box, (batch, height, width, 1) bool.
 
-    The limits are (batch,) int32; bottom and right are the first pixels outside.
+    The limits are (batch,) int32; `bottom` and `right` are exclusive.
     """
     rows, columns = tf.range(tf.shape(images)[1]), tf.range(tf.shape(images)[2])
     in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
@@ -157,10 +165,10 @@ def _boxes(images: Any, top: Any, left: Any, bottom: Any, right: Any) -> Any:
 def mixup(
     images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 0.2, probability: Fraction = 1.0
 ) -> tuple[Any, Any]:
-    """Adds another image of the batch and its label, by weights of Beta(alpha, alpha).
+    """Blends images, and their labels, in pairs, with weights drawn from Beta(alpha, alpha).
 
-    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", section 2; each image draws its
-    weight, and its partner by a permutation of the batch. Pixels are rounded.
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization", section 2. Each image draws its
+    own weight; partners are a random permutation of the batch. Pixels are rounded.
     """
     kept = tf.where(_chosen(images, draw, probability), _beta(images, draw, alpha), 1.0)
     partner = _partners(images, draw)
@@ -175,19 +183,20 @@ def mixup(
 def cutmix(
     images: Any, labels: Any, draw: Draw, *, alpha: Alpha = 1.0, probability: Fraction = 1.0
 ) -> tuple[Any, Any]:
-    """Puts a box of another image of the batch in, and weighs the labels by the areas.
+    """Pastes a box from another image of the batch, and weights the labels by area.
 
-    Yun et al. 2019, "CutMix", section 3.1 and its algorithm: the box has a share of the area of
-    Beta(alpha, alpha), the image's aspect, and its centre anywhere; what lies outside is cut off.
+    Yun et al. 2019, "CutMix", section 3.1 and its algorithm: the box's fraction of the area is
+    drawn from Beta(alpha, alpha); it has the image's aspect ratio, is centered anywhere, and is
+    clipped at the borders.
     """
     batch, height, width, _ = tf.unstack(tf.shape(images))
     share = tf.where(_chosen(images, draw, probability), _beta(images, draw, alpha), 0.0)
-    centre = draw.uniform((2, batch), stream=3)
+    center = draw.uniform((2, batch), stream=3)
     limits = []
     for axis, side in enumerate((height, width)):
         length = tf.cast(side, tf.float32)
         half = tf.cast(tf.sqrt(share) * length, tf.int32) // 2
-        middle = tf.cast(centre[axis] * length, tf.int32)
+        middle = tf.cast(center[axis] * length, tf.int32)
         limits.append((tf.maximum(middle - half, 0), tf.minimum(middle + half, side)))
     (top, bottom), (left, right) = limits
     inside = _boxes(images, top, left, bottom, right)
@@ -209,7 +218,7 @@ def mixup_or_cutmix(
     cutmix_share: Fraction = 0.5,
     probability: Fraction = 1.0,
 ) -> tuple[Any, Any]:
-    """Does one of the two to each batch: CutMix with probability `cutmix_share`, else MixUp.
+    """Applies CutMix to a batch with probability `cutmix_share`, otherwise MixUp.
 
     Touvron et al. 2021, "Training data-efficient image transformers", table 9.
     """
@@ -229,9 +238,9 @@ def _partners(images: Any, draw: Draw) -> Any:
 
 
 def _beta(images: Any, draw: Draw, alpha: float) -> Any:
-    """Returns a draw of Beta(alpha, alpha) for each image, (batch,) float32 in 0-1."""
+    """Returns a draw from Beta(alpha, alpha) per image, (batch,) float32 in [0, 1]."""
     shape = (2, tf.shape(images)[0])
-    # In float64, for those of a small alpha are often too small for float32.
+    # In float64, because gamma draws of a small alpha are often too small for float32.
     one, other = tf.unstack(
         tf.random.stateless_gamma(shape, draw.seed, alpha, dtype=tf.float64), axis=0
     )
@@ -251,10 +260,11 @@ def random_resized_crop(
     scale: Shares = [0.08, 1.0],
     ratio: Ratios = [3 / 4, 4 / 3],
 ) -> np.ndarray:
-    """Cuts out a share `scale` of the area, of aspect `ratio`, and resizes it to the input.
+    """Crops a random box with area in `scale` and aspect in `ratio`, and resizes it to the input.
 
-    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6, in the form of torchvision:
-    ten tries, then the largest central box of an allowed aspect.
+    `scale` is a range of fractions of the image's area. Szegedy et al. 2015, "Going Deeper with
+    Convolutions", section 6, as in torchvision: ten tries, then the largest central box of an
+    allowed aspect ratio.
     """
     height, width = image.shape[:2]
     for _ in range(10):

@@ -1,9 +1,9 @@
-"""Elementary operations on one picture, from which the augmentation policies are put together.
+"""Elementary image operations that the augmentation policies are composed of.
 
-A picture is a Pillow image of mode "L" or "RGB". An operation takes the picture, its magnitude, the
-value 0-255 of pixels that come in from outside, and the interpolation; each reads what it needs.
-The results are those of Pillow's ImageOps and ImageEnhance, which the authors of the policies used;
-the tables of pixel values are made in NumPy, because Pillow makes them in Python, ten times slower.
+A picture is a Pillow image of mode "L" or "RGB". An operation takes the picture, a magnitude, the
+fill value in [0, 255] and the interpolation, and ignores those it does not need. Results equal
+those of Pillow's ImageOps and ImageEnhance, which the authors of the policies used; lookup tables
+are computed in NumPy because Pillow computes them in Python, ten times slower.
 """
 
 from __future__ import annotations
@@ -21,55 +21,55 @@ VALUES = np.arange(256)
 
 
 def to_picture(image: np.ndarray) -> Picture:
-    """Returns the picture of (height, width, 1 or 3) uint8."""
+    """Converts (height, width, 1 or 3) uint8 to a picture."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def to_array(picture: Picture) -> np.ndarray:
-    """Returns (height, width, 1 or 3) uint8, read-only."""
+    """Converts a picture to (height, width, 1 or 3) uint8, read-only."""
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
 def identity(picture: Picture, *_: Any) -> Picture:
-    """Returns the picture as it is."""
+    """Returns the picture unchanged."""
     return picture
 
 
-# Geometry: the coefficients lead from a pixel of the result to one of the picture.
+# Geometry. Affine coefficients map output pixels to input pixels.
 
 
 def shear_x(picture: Picture, slope: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves each row to the left by `slope` pixels for each pixel that it lies below the top."""
+    """Shifts each row left by `slope` pixels per row below the top."""
     return _affine(picture, (1, slope, 0, 0, 1, 0), fill, resample)
 
 
 def shear_y(picture: Picture, slope: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves each column up by `slope` pixels for each pixel that it lies right of the left edge."""
+    """Shifts each column up by `slope` pixels per column from the left edge."""
     return _affine(picture, (1, 0, 0, slope, 1, 0), fill, resample)
 
 
 def translate_x(picture: Picture, pixels: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves the picture to the left by whole pixels, what is behind the point cut off."""
+    """Shifts the picture left by `pixels`, truncated to an integer."""
     return _affine(picture, (1, 0, int(pixels), 0, 1, 0), fill, resample)
 
 
 def translate_y(picture: Picture, pixels: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves the picture up by whole pixels, what is behind the point cut off."""
+    """Shifts the picture up by `pixels`, truncated to an integer."""
     return _affine(picture, (1, 0, 0, 0, 1, int(pixels)), fill, resample)
 
 
 def shift_x(picture: Picture, share: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves the picture to the left by a share of its width."""
+    """Shifts the picture left by a fraction of its width."""
     return translate_x(picture, share * picture.width, fill, resample)
 
 
 def shift_y(picture: Picture, share: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Moves the picture up by a share of its height."""
+    """Shifts the picture up by a fraction of its height."""
     return translate_y(picture, share * picture.height, fill, resample)
 
 
 def rotate(picture: Picture, degrees: float, fill: int, resample: Image.Resampling) -> Picture:
-    """Turns the picture about its centre, counter-clockwise."""
+    """Rotates the picture counterclockwise about its center."""
     return picture.rotate(degrees, resample, fillcolor=_color(picture, fill))
 
 
@@ -86,31 +86,31 @@ def _color(picture: Picture, fill: int) -> float | tuple[float, ...]:
     return fill if picture.mode == "L" else (fill, fill, fill)
 
 
-# Tables of pixel values
+# Lookup tables of pixel values.
 
 
 def invert(picture: Picture, *_: Any) -> Picture:
-    """Turns each value v into 255 - v."""
+    """Replaces each value v by 255 - v."""
     return solarize(picture, 0)
 
 
 def solarize(picture: Picture, threshold: float, *_: Any) -> Picture:
-    """Inverts the values that are not below the threshold."""
+    """Inverts the values at or above the threshold."""
     return _mapped(picture, _solarized(math.ceil(threshold)))
 
 
 def solarize_add(picture: Picture, addition: float, *_: Any) -> Picture:
-    """Adds to the values below 128, up to 255; what is behind the point is cut off."""
+    """Adds `addition`, truncated to an integer, to the values below 128; clips at 255."""
     return _mapped(picture, _added(int(addition)))
 
 
 def posterize(picture: Picture, bits: float, *_: Any) -> Picture:
-    """Keeps the highest bits of each value, a started bit counting as whole."""
+    """Keeps the highest `bits` bits of each value; `bits` is rounded up."""
     return _mapped(picture, _posterized(math.ceil(bits)))
 
 
 def autocontrast(picture: Picture, *_: Any) -> Picture:
-    """Stretches the values of each channel to 0-255; a channel of one value stays."""
+    """Stretches each channel to the range [0, 255]; constant channels are unchanged."""
     low, high = _extrema(picture)
     scale = 255 / np.maximum(high - low, 1)
     table = np.clip(VALUES * scale - low * scale, 0, 255)
@@ -118,10 +118,10 @@ def autocontrast(picture: Picture, *_: Any) -> Picture:
 
 
 def equalize(picture: Picture, *_: Any) -> Picture:
-    """Spreads the values of each channel so that all come up about equally often.
+    """Equalizes the histogram of each channel.
 
-    A value turns into the number of pixels below it, in steps of 1/255 of the pixels that are not
-    of the highest value; a channel of too few pixels for a step stays.
+    A value becomes the number of pixels below it, in steps of 1/255 of the pixels that do not have
+    the highest value. A channel with too few pixels for one step is unchanged.
     """
     pixels, (_, high) = to_array(picture), _extrema(picture)
     bands = pixels.shape[-1]
@@ -135,7 +135,7 @@ def equalize(picture: Picture, *_: Any) -> Picture:
 
 
 def _mapped(picture: Picture, table: np.ndarray) -> Picture:
-    """Looks each value up in a table, (256) for all channels or (channels, 256)."""
+    """Maps each value by a table, (256,) for all channels or (channels, 256)."""
     pixels = np.asarray(picture)
     if table.ndim == 2:
         pixels = pixels + 256 * np.arange(len(table))
@@ -162,16 +162,16 @@ def _posterized(bits: int) -> np.ndarray:
     return (VALUES >> (8 - bits) << (8 - bits)).astype(np.uint8)
 
 
-# Blends: factor 0 gives what the name takes away, 1 the picture, and more overdoes it.
+# Blends. Factor 0 gives the degenerate image, 1 the picture; more than 1 extrapolates.
 
 
 def color(picture: Picture, factor: float, *_: Any) -> Picture:
-    """Blends the picture with its greyscale (ITU-R 601-2 luma)."""
+    """Blends the picture with its grayscale version (ITU-R 601-2 luma)."""
     return ImageEnhance.Color(picture).enhance(factor)
 
 
 def contrast(picture: Picture, factor: float, *_: Any) -> Picture:
-    """Blends the picture with the mean of its greyscale."""
+    """Blends the picture with the mean of its grayscale version."""
     return ImageEnhance.Contrast(picture).enhance(factor)
 
 
@@ -181,16 +181,16 @@ def brightness(picture: Picture, factor: float, *_: Any) -> Picture:
 
 
 def sharpness(picture: Picture, factor: float, *_: Any) -> Picture:
-    """Blends the picture with its blur by the kernel (1 1 1; 1 5 1; 1 1 1) / 13."""
+    """Blends the picture with a copy blurred by the kernel (1 1 1; 1 5 1; 1 1 1) / 13."""
     return ImageEnhance.Sharpness(picture).enhance(factor)
 
 
 def hue(picture: Picture, turn: float) -> Picture:
-    """Turns the hue by a share of the colour circle, in whole steps of 1/255; grey stays."""
+    """Rotates the hue by a fraction of the circle, in steps of 1/255; gray is unchanged."""
     if picture.mode == "L":
         return picture
     hues, *others = picture.convert("HSV").split()
-    turned = (np.asarray(hues, np.int16) + int(turn * 255)).astype(np.uint8)  # goes round at 256
+    turned = (np.asarray(hues, np.int16) + int(turn * 255)).astype(np.uint8)  # wraps at 256
     return Image.merge("HSV", (Image.fromarray(turned), *others)).convert("RGB")
 
 

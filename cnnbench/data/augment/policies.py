@@ -1,12 +1,12 @@
-"""Augmentation policies of the literature: functions of one image and its random generator.
+"""Augmentation policies from the literature: functions of an image and a random generator.
 
-Each takes (height, width, 1 or 3) uint8 and returns the same shape and type. Every draw comes from
-the generator, so an image depends on the generator's state alone.
+Each takes (height, width, 1 or 3) uint8 and returns the same shape and dtype. All draws come from
+the generator, so the result depends only on the image and the generator's state.
 
-A policy names elementary operations and says how strong they are. The authors' codes, torchvision
-and timm differ in that; a docstring tells what is done here. In all of them, the sign of
-a shear, a translation and a rotation is drawn anew, solarize and posterize grow stronger with the
-level (timm: the increasing variant), and pixels and bits are cut off to whole ones.
+A policy selects elementary operations and their strength. The authors' code, torchvision and timm
+differ in the strengths; each docstring states which ones are used here. In all policies, the sign
+of a shear, translation or rotation is drawn each time, solarize and posterize get stronger with the
+level (timm's "increasing" variant), and translations are truncated to whole pixels.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def auto_augment(
 ) -> np.ndarray:
     """Applies one of 25 learned pairs of operations (Cubuk et al. 2019, tables 6 to 9).
 
-    Levels 0-9 are spread evenly over the ranges of table 6. A translation of at most 150 pixels,
-    of ImageNet's 331, is one of 150/331 of the side. As in the authors' code, a level of a blend is
-    its factor 0.1-1.9 (torchvision: a distance from 1, of either sign), and solarize and posterize
-    grow stronger with the level, which the paper's words leave open; its code of CIFAR-10 divides
-    levels by 10, moves by at most 10 pixels and keeps 4 to 1 bits, against the paper's 8 to 4.
-    The policy named "v0" in the TPU code and timm is another one.
+    Levels 0-9 map linearly to the ranges of table 6. The largest translation, 150 of ImageNet's 331
+    pixels, becomes 150/331 of the side. As in the authors' code, the level of a blend gives a
+    factor in [0.1, 1.9] (torchvision: a distance from 1, of either sign), and solarize and
+    posterize get stronger with the level, which the paper does not state. Their CIFAR-10 code
+    differs: it divides levels by 10, translates by at most 10 pixels and keeps 4 to 1 bits, where
+    the paper has 8 to 4. The policy "v0" in the TPU code and timm is a different one.
     """
     picture = to_picture(image)
     pairs = tables.AUTO_AUGMENT_POLICIES[policy]
@@ -64,12 +64,12 @@ def rand_augment(
     operations: Operations = tables.FOURTEEN,
     fill: Fill = 128,
 ) -> np.ndarray:
-    """Applies `num_ops` operations, each drawn uniformly (Cubuk et al. 2020, section 3).
+    """Applies `num_ops` operations, drawn uniformly (Cubuk et al. 2020, section 3).
 
-    The magnitude 0-30 is spread evenly over AutoAugment's ranges, and blends go as far from 1 as
-    it says, down or up, as in torchvision. The authors' TPU code and timm reach the ends of the
-    ranges at 10 already: their 9 is 27 here. With `magnitude_std`, each operation draws its own
-    from a normal distribution, cut off at 0 and 30 (timm's mstd).
+    Magnitudes 0-30 map linearly to AutoAugment's ranges; for blends they give the distance from 1,
+    of either sign, as in torchvision. The authors' TPU code and timm reach the ends of the ranges
+    at 10: their 9 is 27 here. With `magnitude_std`, each operation draws its magnitude from a
+    normal distribution, clipped to [0, 30] (timm's mstd).
     """
     picture = to_picture(image)
     for index in random.integers(len(operations), size=num_ops):
@@ -84,10 +84,10 @@ def rand_augment(
 def trivial_augment(
     image: np.ndarray, random: np.random.Generator, *, fill: Fill = 0
 ) -> np.ndarray:
-    """Applies one operation at a strength, both uniform (Müller & Hutter 2021, wide).
+    """Applies one operation at one strength, both uniform (Müller & Hutter 2021, "wide").
 
-    The strength is one of 0 to 30. As in the authors' code, blends have the factors 0.01 to 2
-    (torchvision: 0.01 to 1.99), and translations are of up to 32 pixels whatever the image.
+    Strengths are the integers in [0, 30]. As in the authors' code, blend factors are in [0.01, 2]
+    (torchvision: [0.01, 1.99]), and translations reach 32 pixels whatever the image size.
     """
     name = tables.FOURTEEN[random.integers(len(tables.FOURTEEN))]
     level = int(random.integers(31))
@@ -106,13 +106,14 @@ def aug_mix(
     operations: Operations = tables.NINE,
     fill: Fill = 0,
 ) -> np.ndarray:
-    """Mixes the image with chains of operations on it (Hendrycks et al. 2020, algorithm 1).
+    """Mixes an image with augmented copies of itself (Hendrycks et al. 2020, algorithm 1).
 
-    Each of `width` chains applies `depth` operations, or 1 to 3 if it is null, at levels uniform
-    between 0.1 and `severity` of 10. The chains are averaged with weights drawn from
-    Dirichlet(alpha), and the average with the image by a weight from Beta(alpha, alpha). Only the
-    images: the paper's consistency loss between two mixtures is not here. Its operations leave out
-    Color, Contrast, Brightness and Sharpness, which are among the corruptions of its test.
+    Each of `width` chains applies `depth` operations (null: 1 to 3) at levels uniform in
+    [0.1, `severity`], out of 10. The results of the chains are averaged with weights drawn from
+    Dirichlet(alpha), and the average is blended with the image with a weight from
+    Beta(alpha, alpha). The paper's consistency loss is not implemented. As in the paper, the
+    default operations exclude Color, Contrast, Brightness and Sharpness, which overlap with the
+    corruptions of its benchmark.
     """
     original = to_picture(image)
     weights = random.dirichlet([alpha] * width)
@@ -129,10 +130,10 @@ def aug_mix(
 
 @AUGMENTATIONS.register("three_augment", kind="image")
 def three_augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Turns to greyscale, solarizes or blurs, each as often (Touvron et al. 2022, section 3).
+    """Applies grayscale, solarize or blur with equal probability (Touvron et al. 2022, section 3).
 
-    Solarizes from 128 on; blurs by a Gaussian of 0.1 to 2 pixels. The flip and the colour jitter of
-    0.3 that go with it in the paper are augmentations of their own.
+    The solarize threshold is 128; the blur is Gaussian, with sigma uniform in [0.1, 2] pixels. The
+    paper's flip and color jitter of 0.3 are separate augmentations.
     """
     picture = to_picture(image)
     choice = random.integers(3)
@@ -153,9 +154,10 @@ def color_jitter(
     saturation: Fraction = 0.4,
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0,
 ) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue in a random order, as torchvision does.
+    """Changes brightness, contrast, saturation and hue in random order, as torchvision does.
 
-    Each factor is uniform in [1 - x, 1 + x], the turn of the hue in [-hue, hue] of the circle.
+    Each factor is uniform in [1 - x, 1 + x]; the hue shift is uniform in [-hue, hue], a fraction of
+    the circle.
     """
     steps = (
         (elementary.brightness, 1.0, brightness),
@@ -165,9 +167,9 @@ def color_jitter(
     )
     picture = to_picture(image)
     for index in random.permutation(len(steps)):
-        operation, centre, spread = steps[index]
+        operation, center, spread = steps[index]
         if spread:
-            picture = operation(picture, random.uniform(centre - spread, centre + spread))
+            picture = operation(picture, random.uniform(center - spread, center + spread))
     return to_array(picture)
 
 
@@ -175,7 +177,7 @@ def color_jitter(
 def random_grayscale(
     image: np.ndarray, random: np.random.Generator, *, probability: Fraction = 0.2
 ) -> np.ndarray:
-    """Turns to greyscale, in as many channels (Chen et al. 2020, "SimCLR", appendix A)."""
+    """Converts to grayscale, with the same channels (Chen et al. 2020, "SimCLR", appendix A)."""
     if random.random() >= probability:
         return image
     return to_array(elementary.greyscale(to_picture(image)))
@@ -189,7 +191,7 @@ def gaussian_blur(
     probability: Fraction = 0.5,
     sigma: Ratios = [0.1, 2.0],
 ) -> np.ndarray:
-    """Blurs by a Gaussian of uniform sigma in pixels (Chen et al. 2020, "SimCLR", appendix A)."""
+    """Gaussian blur with uniform `sigma` in pixels (Chen et al. 2020, "SimCLR", appendix A)."""
     if random.random() >= probability:
         return image
     return to_array(_blurred(to_picture(image), random.uniform(sigma[0], sigma[1])))
@@ -211,8 +213,8 @@ def random_erasing(
 ) -> np.ndarray:
     """Fills a rectangle with noise, the image's mean or zeros (Zhong et al. 2020, algorithm 1).
 
-    The rectangle has a share `scale` of the area, and a height of `ratio` times its width, both
-    uniform; it is drawn again until it fits, at most 100 times. The paper's mean is ImageNet's.
+    The rectangle's fraction of the area is uniform in `scale` and its height over width in `ratio`.
+    It is redrawn until it fits, at most 100 times. Deviation: the paper fills with ImageNet's mean.
     """
     if random.random() >= probability:
         return image
@@ -224,15 +226,15 @@ def random_erasing(
         if 0 < h <= height and 0 < w <= width:
             top, left = random.integers(height - h + 1), random.integers(width - w + 1)
             erased = image.copy()
-            erased[top : top + h, left : left + w] = _filling(image, (h, w), value, random)
+            erased[top : top + h, left : left + w] = _fill_values(image, (h, w), value, random)
             return erased
     return image
 
 
-def _filling(
+def _fill_values(
     image: np.ndarray, size: tuple[int, int], value: str, random: np.random.Generator
 ) -> np.ndarray:
-    """Returns what fills (height, width) of an image, or broadcasts to it."""
+    """Returns the values for a region of `size`, (height, width, channels) or (channels,) uint8."""
     channels = image.shape[-1]
     if value == "random":
         return random.integers(0, 256, (*size, channels), np.uint8)

@@ -1,4 +1,4 @@
-"""Tables of the augmentation policies: the operations, how strong they are, and how often."""
+"""Tables of the augmentation policies: operations, their strengths and their probabilities."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ Name = Literal[
 
 
 class Strength(NamedTuple):
-    """An operation, and its magnitude from level 0 of a policy to the highest level.
+    """An operation and its range of magnitudes.
 
-    mirrored: whether the change from the start goes down as often as up.
+    Attributes:
+        highest: the policy's highest level.
+        start: magnitude at level 0.
+        end: magnitude at the highest level.
+        mirrored: whether the change from `start` is negated with probability 0.5.
     """
 
     highest: int
@@ -32,7 +36,7 @@ class Strength(NamedTuple):
     mirrored: bool = False
 
     def magnitude(self, level: float, random: np.random.Generator) -> float:
-        """Returns the magnitude at a level, on one of its sides."""
+        """Returns the magnitude at a level, with a random sign if mirrored."""
         change = (self.end - self.start) * level / self.highest
         if self.mirrored and random.random() < 0.5:
             change = -change
@@ -46,7 +50,7 @@ class Strength(NamedTuple):
         fill: int,
         resample: Image.Resampling = Image.Resampling.NEAREST,
     ) -> Picture:
-        """Returns the picture after the operation at a level."""
+        """Applies the operation at a level."""
         return self.operation(picture, self.magnitude(level, random), fill, resample)
 
 
@@ -64,21 +68,19 @@ def _strengths(
     """Returns a paper's table of operations.
 
     Args:
-        highest: level.
-        shear: most pixels a row or column.
-        rotate: most degrees.
-        bits: kept by posterize at the lowest level and at the highest.
+        highest: highest level.
+        shear: largest shear, in pixels per row or column.
+        rotate: largest rotation, in degrees.
+        bits: bits that posterize keeps at the lowest and at the highest level.
         blend: factors of color, contrast, brightness and sharpness, likewise.
-        mirrored: whether these factors go down from the first as often as up.
-        shift: most translation, as a share of the side.
-        pixels: most translation, in place of `shift`.
+        mirrored: whether the change of these factors is negated with probability 0.5.
+        shift: largest translation, as a fraction of the side.
+        pixels: largest translation in pixels; replaces `shift`.
     """
     strength = partial(Strength, highest)
-    translate_x, translate_y, most = (
-        (operations.translate_x, operations.translate_y, pixels)
-        if pixels
-        else (operations.shift_x, operations.shift_y, shift)
-    )
+    translate_x: Callable[..., Picture] = operations.translate_x if pixels else operations.shift_x
+    translate_y: Callable[..., Picture] = operations.translate_y if pixels else operations.shift_y
+    farthest = pixels or shift
     return {
         "Identity": strength(operations.identity),
         "AutoContrast": strength(operations.autocontrast),
@@ -86,7 +88,7 @@ def _strengths(
         "Invert": strength(operations.invert),
         "Rotate": strength(operations.rotate, 0, rotate, mirrored=True),
         "Solarize": strength(operations.solarize, 256, 0),
-        "SolarizeAdd": strength(operations.solarize_add, 0, 110),  # of the TPU code alone
+        "SolarizeAdd": strength(operations.solarize_add, 0, 110),  # only in the TPU code
         "Posterize": strength(operations.posterize, *bits),
         "Color": strength(operations.color, *blend, mirrored),
         "Contrast": strength(operations.contrast, *blend, mirrored),
@@ -94,14 +96,14 @@ def _strengths(
         "Sharpness": strength(operations.sharpness, *blend, mirrored),
         "ShearX": strength(operations.shear_x, 0, shear, mirrored=True),
         "ShearY": strength(operations.shear_y, 0, shear, mirrored=True),
-        "TranslateX": strength(translate_x, 0, most, mirrored=True),
-        "TranslateY": strength(translate_y, 0, most, mirrored=True),
+        "TranslateX": strength(translate_x, 0, farthest, mirrored=True),
+        "TranslateY": strength(translate_y, 0, farthest, mirrored=True),
     }
 
 
 AUTO_AUGMENT = _strengths(9, shear=0.3, rotate=30, bits=(8, 4), blend=(0.1, 1.9), shift=150 / 331)
 
-# A sub-policy: two operations, each with its probability and its level 0-9.
+# Two operations, each with its probability and its level, 0-9.
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 AUTO_AUGMENT_POLICIES: Mapping[str, tuple[SubPolicy, ...]] = {
     "cifar10": (

@@ -1,1 +1,1 @@
-"""Data sets: one file a kind of source."""
+"""Data sets, one module per kind of source."""

@@ -17,13 +17,13 @@ from cnnbench.registry.limits import Side
 Shape = Annotated[list[Side], Field(min_length=3, max_length=3)]
 
 
-# Made-up images are held in memory.
+# Limit of synthetic images, which are held in memory.
 SYNTHETIC_BYTES = 8 * 1024**3
 
 
 @DATASETS.register("digits", train_examples=1_437, classes=10, shape=(8, 8, 1))
 def digits(data: DataSpec, access: Access) -> Dataset:
-    """1,797 handwritten digits of 8x8 pixels from scikit-learn: 1,437 to train on, 360 to test."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels: 1,437 for training, 360 for testing."""
 
     def load() -> dict[str, ArraySource]:
         from sklearn.datasets import load_digits
@@ -58,14 +58,15 @@ def synthetic(
     examples: Annotated[int, Field(ge=2, le=10_000_000)] = 512,
     shape: Shape = [32, 32, 3],
 ) -> Dataset:
-    """Made-up images of stripes, one angle a class, under noise; for trying things out."""
+    """Synthetic images of noisy stripes, one angle per class, for trying things out."""
     classes = data.classes or 10
     if shape[2] not in (1, 3):
-        raise UsageError(f"data.shape of {shape[2]} channels", allowed="1 or 3")
+        raise UsageError(f"{shape[2]} channels", key="data.shape", allowed="must be 1 or 3")
     if (size := examples * math.prod(shape)) > SYNTHETIC_BYTES:
         raise UsageError(
-            f"data.examples of data.shape take {size:,} bytes",
-            allowed=f"at most {SYNTHETIC_BYTES:,}",
+            f"{examples:,} images of data.shape take {size:,} bytes",
+            key="data.examples",
+            allowed=f"at most {SYNTHETIC_BYTES:,} bytes",
         )
 
     def load(split: str) -> ArraySource:

@@ -1,4 +1,4 @@
-"""Data sets: one function each, from a recipe's `data` to a Dataset."""
+"""Data sets from the TFDS catalog."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnbench.registry.kinds import DATASETS, DataSpec
 
 
 def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) -> Dataset:
-    """A data set of the TFDS catalogue."""
+    """A data set from the TFDS catalog."""
     facts = DATASETS.get(data.name).facts
     found = tfds_reader.dataset(
         builder,
@@ -80,5 +80,5 @@ def tfds(
     train_split: str = "train",
     test_split: str = "test",
 ) -> Dataset:
-    """Any classification data set of the TFDS catalogue, by its builder's name."""
+    """Any image classification data set from the TFDS catalog, by its builder name."""
     return tfds_reader.dataset(builder, train_split, test_split, access.data_dir, access.download)

@@ -1,4 +1,4 @@
-"""A folder of images, with a folder for each split and class."""
+"""A folder of images, with one folder per split and one per class in each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cnnbench.errors import DataError, MissingDataError
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
 
-# Of each end of an image file; see `_content`.
+# Bytes read at each end of an image file; see `_content`.
 COMPARED_BYTES = 4096
 
 
 @DATASETS.register("image_folder", own_validation=True)
 def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
-    """Your own images: train/ and test/ or val/, with a folder a class in each."""
+    """Your own images: train/ and test/ or val/, each with one folder per class."""
     root = Path(path).expanduser()
     folders = {
         "train": _first(root, "train"),
@@ -36,22 +36,22 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
             raise MissingDataError(
                 f"no folder of {split} images",
                 where=str(root),
-                allowed="give it train/ and test/ or val/, with a folder a class in each",
+                allowed="must contain train/ and test/ or val/, each with one folder per class",
             )
     found = {split: _scan(folder) for split, folder in folders.items() if folder}
     classes = tuple(sorted(found["train"]))
     if len(classes) < 2:
         raise DataError(
-            f"{len(classes)} classes", where=str(folders["train"]), allowed="at least 2 folders"
+            f"{len(classes)} classes", where=str(folders["train"]), allowed="must be at least 2"
         )
     for split, by_class in found.items():
-        if strange := sorted(set(by_class) - set(classes)):
+        if unknown := sorted(set(by_class) - set(classes)):
             raise DataError(
-                f"classes that train/ has not: {', '.join(strange)}", where=str(folders[split])
+                f"classes missing from train/: {', '.join(unknown)}", where=str(folders[split])
             )
         if empty := sorted(name for name, files in by_class.items() if not files):
             raise DataError(
-                f"classes without an image: {', '.join(empty)}", where=str(folders[split])
+                f"classes without images: {', '.join(empty)}", where=str(folders[split])
             )
     channels = 1 if data.color == "grey" else 3
 
@@ -82,7 +82,7 @@ def _first(root: Path, *names: str) -> Path | None:
 
 
 def _scan(folder: Path) -> dict[str, list[Path]]:
-    """Returns the image files of every class folder, sorted; hidden files are passed over."""
+    """Returns the image files of each class folder, sorted; hidden files are ignored."""
     return {
         entry.name: sorted(
             file
@@ -99,9 +99,10 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
 def _content(file: Path) -> str:
     """Returns a file's size, and the CRC-32 of its first and last COMPARED_BYTES.
 
-    Of an image of up to twice as many bytes any change shows. Of a larger one, which is not read
-    whole for its cost, a change shows that alters its size, header or end, as encoding another
-    picture does; one in the middle of an uncompressed file, or a flipped bit there, does not.
+    Any change to a file of at most twice that size is detected. Larger files are not read whole,
+    to save time: a change of their size, header or end is detected, which covers a re-encoded or
+    replaced picture; a change in the middle of an uncompressed file, or a flipped bit there, is
+    not.
     """
     try:
         with file.open("rb") as opened:
@@ -114,8 +115,8 @@ def _content(file: Path) -> str:
 
 
 def _is_below(folder: Path, name: str) -> bool:
-    """Refuses a class that is a link to a folder above, which has the images in it again."""
+    """Returns True; raises if a class is a link to a parent folder, which would repeat images."""
     above = folder.resolve()
     if Path(name).resolve() in (above, *above.parents):
-        raise DataError("the class is a link to a folder above it", where=name)
+        raise DataError("the class folder is a link to one of its parents", where=name)
     return True

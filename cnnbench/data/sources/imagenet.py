@@ -1,4 +1,4 @@
-"""The names of ImageNet's classes, which TFDS and published weights know by number alone."""
+"""ImageNet's class names; TFDS and published weights have only synsets or numbers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def class_names() -> dict[str, str]:
-    """Returns the name of each class by its synset, in the order of the labels.
+    """Returns class names by synset, in the order of the labels.
 
-    Where two classes have one name, as crane has, the synset is added.
+    If two classes share a name, e.g. crane, the synset is appended.
     """
     text = Path(__file__).with_name("imagenet_classes.txt").read_text()
     words = dict(line.split(" ", 1) for line in text.splitlines() if not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""Data sets of the TFDS catalogue: found, prepared, and read by index."""
+"""Preparing data sets of the TFDS catalog, and reading them by index."""
 
 from __future__ import annotations
 
@@ -26,22 +26,27 @@ from cnnbench.errors import DataError, MissingDataError, RunError
 from cnnbench.system import locks
 from cnnbench.system.files import cache_folder, new_file
 
-# Images of one size that take at most so many bytes in all are kept in memory.
+# Splits of equally sized images up to this size are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
 CONNECT_SECONDS = 4.0
-# Of a record, before its bytes: their number and a checksum.
+# Before the data of a record: its length and a checksum.
 HEADER_BYTES = 12
 CATALOGUE = "see https://www.tensorflow.org/datasets/catalog"
-# Asked whether there is a network where a data set does not say whence it comes.
+# Contacted to check for a network if a data set lists no download URL.
 CATALOGUE_HOST = "https://storage.googleapis.com"
 
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Examples in TFRecord files, found by their offsets."""
+    """Examples in TFRecord files, read by offset.
+
+    Attributes:
+        places: (examples, 3) int64: index into `files`, offset of the record's data, its length,
+            both in bytes.
+    """
 
     files: tuple[str, ...]
-    places: np.ndarray  # (examples, 3) int64: file, offset of the record's bytes, their number
+    places: np.ndarray
     image_key: str
     label_key: str
     channels: int
@@ -54,7 +59,7 @@ class RecordSource:
         """Reads one record and decodes its image."""
         file, offset, _ = (int(place) for place in self.places[index])
         try:
-            # TensorFlow's reader compares checksums.
+            # TensorFlow's reader verifies checksums.
             record, _ = private.record_reader(self.files[file]).read(offset - HEADER_BYTES)
         except (OSError, IndexError, tf.errors.OpError) as error:
             raise DataError(f"cannot read the record: {error}", where=self.name(index)) from None
@@ -62,7 +67,7 @@ class RecordSource:
             features = tf.train.Example.FromString(record).features.feature
             data = features[self.image_key].bytes_list.value[0]
             label = features[self.label_key].int64_list.value[0]
-        except Exception as error:  # protobuf has an error type a back end
+        except Exception as error:  # the error type depends on protobuf's backend
             raise DataError(f"the record is damaged: {error}", where=self.name(index)) from None
         if not 0 <= label < self.classes:
             raise DataError(
@@ -84,19 +89,19 @@ def dataset(
     download: bool,
     **statistics: Any,
 ) -> Dataset:
-    """Opens a TFDS classification data set, preparing it first if it is not.
+    """Opens a TFDS classification data set, and prepares it first if necessary.
 
     Args:
-        builder_name: as TFDS writes it, such as `cifar10` or `cifar10:3.0.2`.
-        train_split: a split of the data set, or a part of one such as `train[:80%]`.
+        builder_name: in TFDS notation, e.g. `cifar10` or `cifar10:3.0.2`.
+        train_split: a split of the data set or a slice of one, e.g. `train[:80%]`.
         test_split: likewise.
-        data_dir: where prepared data sets lie; None: TFDS_DATA_DIR, else TFDS's own default.
-        download: whether what is missing may be downloaded.
-        **statistics: mean and std of the data set, if they are published.
+        data_dir: folder of prepared data sets; None: TFDS_DATA_DIR, or else TFDS's default.
+        download: whether missing files may be downloaded.
+        **statistics: the published mean and std of the data set, if any.
 
     Raises:
-        DataError: there is no such data set, it is no classification of images, it is not
-            prepared and cannot be, or a split is missing.
+        DataError: the data set does not exist, is not for image classification, cannot be
+            prepared, or lacks a split.
     """
     builder = _prepared(builder_name, data_dir, download)
     image_key, label_key = _keys(builder)
@@ -110,15 +115,15 @@ def dataset(
             known = False
         if not known:
             raise DataError(
-                f"data set {builder.name!r} has no examples {split!r}",
+                f"data set {builder.name!r} has no split {split!r}, or it is empty",
                 where=str(builder.data_path),
-                allowed=f"one of {', '.join(sorted(builder.info.splits))}, or a part of one such "
-                "as train[:80%]",
+                allowed=f"one of {', '.join(sorted(builder.info.splits))}, or a slice of one, "
+                "e.g. train[:80%]",
             )
     counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
 
     def load(split: str) -> Source:
-        found = _places(builder, split)  # raises where a file is cut off, or has too much
+        found = _places(builder, split)  # raises if a file is truncated or too long
         one_size = None not in (height, width)
         if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
             try:
@@ -126,12 +131,12 @@ def dataset(
             except DataError:
                 source = records(*found)
                 for index in range(len(source)):
-                    source.read(index)  # raises at the record that is damaged, by its name
+                    source.read(index)  # raises at the damaged record, with its name
                 raise
         return records(*found)
 
     def records(files: tuple[str, ...], places: np.ndarray) -> RecordSource:
-        load_tensorflow()  # here, for the threads that read would import it at the same time
+        load_tensorflow()  # now, because the reading threads would import it concurrently
         return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
 
     return Dataset(
@@ -157,18 +162,18 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
         where=str(root),
         allowed=_how_to_get(builder, manual),
     )
-    if not _at_hand(builder, manual) and not (download and _reachable(builder)):
+    if not _has_archives(builder, manual) and not (download and _is_reachable(builder)):
         raise missing
     try:
-        with _alone(root / f".{builder.name}.lock", builder.name):
-            # Anew, for another process may have prepared it meanwhile.
+        with _preparation_lock(root / f".{builder.name}.lock", builder.name):
+            # Check again: another process may have prepared it meanwhile.
             builder = _builder(name, data_dir)
             if not _is_prepared(builder):
-                load_tensorflow()  # before TFDS does, and with less noise
+                load_tensorflow()  # before TFDS does, with fewer log messages
                 config = tfds.download.DownloadConfig(manual_dir=str(manual))
                 with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
                     builder.download_and_prepare(download_config=config)
-    except Exception as error:  # TFDS raises whatever its builders do
+    except Exception as error:  # builders raise errors of any type
         raise DataError(
             f"data set {builder.name!r} could not be prepared: {str(error).strip()[:500]}",
             where=str(root),
@@ -193,15 +198,15 @@ def _is_prepared(builder: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Keeps other processes from preparing a data set, and waits for one that already does.
+def _preparation_lock(lock: Path, name: str) -> Iterator[None]:
+    """Holds the lock for preparing a data set; waits while another process holds it.
 
-    TFDS would do all the work in each of them, and fail in all but the first that is ready.
-    The file of the lock stays, so that all lock the same one.
+    Without it, TFDS would do all the work in each process, and fail in all but the first to finish.
+    The lock file is not deleted, so that all processes lock the same file.
     """
 
     def wait(holder: str) -> None:
-        what = f"another process ({holder}) prepares data set {name!r}"
+        what = f"another process ({holder}) is preparing data set {name!r}"
         sys.stderr.write(f"{what}: waiting for it\n")
 
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -213,16 +218,16 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _at_hand(builder: Any, manual: Path) -> bool:
-    """Tells whether the archives lie where TFDS looks for what people download themselves."""
+def _has_archives(builder: Any, manual: Path) -> bool:
+    """Returns whether the archives are in `manual`, TFDS's folder for manual downloads."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return manual.is_dir() and any(manual.iterdir())
     names = [info.filename for info in builder.url_infos.values()]
     return bool(names) and all((manual / name).is_file() for name in names)
 
 
-def _reachable(builder: Any) -> bool:
-    """Tells within a few seconds whether the first archive's host answers."""
+def _is_reachable(builder: Any) -> bool:
+    """Returns whether the first archive's host accepts a connection within CONNECT_SECONDS."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return False
     parts = urlsplit(next(iter(builder.url_infos), CATALOGUE_HOST))
@@ -235,12 +240,12 @@ def _reachable(builder: Any) -> bool:
 
 
 def _how_to_get(builder: Any, manual: Path) -> str:
-    elsewhere = f"or name the folder that holds {builder.name}/ with --data-dir or TFDS_DATA_DIR"
+    elsewhere = f"or set --data-dir or TFDS_DATA_DIR to the folder that contains {builder.name}/"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         text = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-        return f"put its archives into {manual} ({text}), {elsewhere}"
+        return f"put its archives in {manual} ({text}), {elsewhere}"
     archives = ", ".join(builder.url_infos) or "its archive"
-    return f"no network: put {archives} into {manual}, {elsewhere}"
+    return f"no network: put {archives} in {manual}, {elsewhere}"
 
 
 def _keys(builder: Any) -> tuple[str, str]:
@@ -258,13 +263,13 @@ def _keys(builder: Any) -> tuple[str, str]:
         ):
             return pair
     raise DataError(
-        f"data set {builder.name!r} is no classification of images",
-        allowed=f"it has {', '.join(features)}",
+        f"data set {builder.name!r} is not for image classification",
+        allowed=f"its features are {', '.join(features)}",
     )
 
 
 def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int) -> ArraySource:
-    load_tensorflow()  # before TFDS does, and with less noise
+    load_tensorflow()  # before TFDS does, with fewer log messages
     import tensorflow_datasets as tfds
 
     raw = builder.as_dataset(
@@ -282,7 +287,7 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             pixels[position : position + size] = batch[image_key]
             labels[position : position + size] = batch[label_key]
             position += size
-    except (tf.errors.OpError, ValueError) as error:  # ValueError: there are more than `count`
+    except (tf.errors.OpError, ValueError) as error:  # ValueError: more than `count`
         where = f"{builder.data_path}, split {split}, after example {position}"
         raise DataError(f"the data set is damaged: {str(error)[:200]}", where=where) from None
     classes = builder.info.features[label_key].num_classes
@@ -292,13 +297,17 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
         )
     if position != count:
         raise DataError(
-            f"split {split!r} holds {position} examples of {count}", where=str(builder.data_path)
+            f"split {split!r} has {position} of {count} examples", where=str(builder.data_path)
         )
     return ArraySource(pixels, labels)
 
 
 def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Finds every record of a split; the result is kept in the user's cache."""
+    """Finds the records of a split; their offsets are kept in the user's cache.
+
+    Returns:
+        The files, and the `places` of a RecordSource.
+    """
     instructions = builder.info.splits[split].file_instructions
     files = tuple(str(instruction.filename) for instruction in instructions)
     digest = hashlib.sha256(_file_sizes(builder).encode()).hexdigest()
@@ -313,23 +322,23 @@ def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
         if name not in known:
             known[name], new = _index(Path(file)), True
         if len(known[name]) != instruction.examples_in_shard:
-            what = f"{len(known[name])} records of {instruction.examples_in_shard}"
-            raise DataError(f"the file holds {what}", where=file)
+            what = f"{len(known[name])} of {instruction.examples_in_shard} records"
+            raise DataError(f"the file has {what}", where=file)
         part = known[name][instruction.skip :]
         part = part[: instruction.take] if instruction.take >= 0 else part
         places.append(np.column_stack([np.full(len(part), number), part]))
     if not new:
         return files, np.concatenate(places)
-    # A cache that cannot be written is none: the next process looks again.
+    # If the cache cannot be written, the next process reads the offsets again.
     with contextlib.suppress(RunError), new_file(cache) as partial, partial.open("wb") as opened:
-        np.savez(opened, **known)  # type: ignore[arg-type]  # its stub takes one keyword for another
+        np.savez(opened, **known)  # type: ignore[arg-type]  # allow_pickle is not among `known`
     return files, np.concatenate(places)
 
 
 def _index(file: Path) -> np.ndarray:
-    """Returns (records, 2) int64, the offset and size of each record in a TFRecord file.
+    """Returns the offset and length of each record's data in a TFRecord file, (records, 2) int64.
 
-    Source: a record is its length (uint64), a checksum (uint32), the bytes, a checksum (uint32).
+    A record is its length (uint64), a checksum (uint32), the data and a checksum (uint32).
     """
     places: list[tuple[int, int]] = []
     try:
@@ -343,7 +352,7 @@ def _index(file: Path) -> np.ndarray:
             size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else end
             if offset + HEADER_BYTES + size + 4 > end:
                 where = f"{file} at byte {offset}"
-                raise DataError(f"record {len(places)} is cut off", where=where)
+                raise DataError(f"record {len(places)} is truncated", where=where)
             places.append((offset + HEADER_BYTES, size))
             offset += HEADER_BYTES + size + 4
     return np.array(places, np.int64).reshape(-1, 2)
