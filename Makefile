@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else; the rest follows them.
+# `make demo` and `make test` need only Python 3.11, 3.12 or 3.13; they install everything else.
 PYTHON ?= python3
 BIN := .venv/bin
 DEFAULT_TESTS := -n 2 --dist worksteal -m "not slow and not network and not gpu"
@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL = 3
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST)
 
-setup: .venv/installed ## make .venv with everything, from the lock
+setup: .venv/installed ## create .venv with everything in requirements.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) scripts/check_python.py
@@ -19,40 +19,40 @@ setup: .venv/installed ## make .venv with everything, from the lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup ## train, evaluate and export a small network: a minute
+demo: setup ## train, evaluate and export a small network, in about a minute
 	$(BIN)/python scripts/demo.py
 
-test: setup ## the default tests: within 12 minutes
+test: setup ## run the default tests, in less than 12 minutes
 	$(BIN)/python -m pytest $(DEFAULT_TESTS)
 
-shuffle: setup ## the default tests in a random order, whose seed it prints
+shuffle: setup ## run the default tests in random order; prints the seed
 	$(BIN)/python -m pytest -p randomly $(DEFAULT_TESTS)
 
-check: setup ## every test that this machine can run, with its coverage; takes far longer
+check: setup ## run every test that this machine can, with coverage; takes far longer
 	$(BIN)/python -m pytest -m "not network and not gpu" --cov=cnnbench --cov-branch \
 		--cov-report=term:skip-covered
 
 wheel: setup ## build the wheel, install it into an empty environment, and run the demo from it
 	$(BIN)/python scripts/check_wheel.py
 
-smoke: setup ## a few steps of every recipe that ships, then eval and export
+smoke: setup ## train every shipped recipe for a few steps, evaluate and export it
 	$(BIN)/python scripts/smoke_recipes.py
 
-faults: setup ## kill, damage, fill the disk: the whole scoreboard; hours, and needs strace
+faults: setup ## kill processes, damage files, fill disks: all fault tests; takes hours, needs strace
 	$(BIN)/python -m tests.faults
 
-parity: setup ## every network against keras.applications, torchvision and timm (installs PyTorch)
+parity: setup ## compare every network with keras.applications, torchvision and timm (installs PyTorch)
 	$(BIN)/python -m pip install --quiet torch torchvision timm
 	$(BIN)/python tests/parity.py
 
-bench: setup ## layers against Keras's, training steps against it and PyTorch's (installs PyTorch)
+bench: setup ## time layers and training steps against Keras and PyTorch (installs PyTorch)
 	$(BIN)/python -m pip install --quiet torch torchvision timm
 	$(BIN)/python scripts/compare_layers.py
 	$(BIN)/python scripts/compare_peers.py
 
-lint: setup ## ruff and mypy
+lint: setup ## run ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-lock: ## resolve requirements.lock anew (needs uv)
+lock: ## regenerate requirements.lock (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --group dev pyproject.toml --output-file requirements.lock

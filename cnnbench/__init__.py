@@ -1,4 +1,4 @@
-"""Train, measure and ship convolutional networks from one YAML recipe."""
+"""Train, measure, compress and export convolutional networks from one YAML recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cnnbench.training.callbacks import Callbacks
     from cnnbench.training.stages import resume, train
 
-# Imported when first used, so that `import cnnbench` costs nothing.
+# Imported on first use, so that `import cnnbench` is fast.
 _MODULES = {
     "Access": "cnnbench.data.open",
     "Callbacks": "cnnbench.training.callbacks",

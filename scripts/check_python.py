@@ -1,4 +1,4 @@
-"""Stops the set-up with a plain word if this Python cannot run cnnbench."""
+"""Exits with a clear message if this Python version cannot run cnnbench."""
 
 import sys
 

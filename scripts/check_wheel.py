@@ -19,7 +19,7 @@ def run(*command: object, **options) -> None:
 
 
 def main() -> None:
-    """Nothing of the checkout but the demo script and the lock is used after the build."""
+    """After the build, uses only the demo script and the lock file from the checkout."""
     with tempfile.TemporaryDirectory(prefix="cnnbench wheel ") as scratch:
         folder = Path(scratch)
         pip = (sys.executable, "-m", "pip")

@@ -1,8 +1,9 @@
-"""Times cnnbench's layers against those of Keras that they replace, forward and backward, in turn.
+"""Times cnnbench's layers against the Keras layers they replace, forward and backward.
 
     python scripts/compare_layers.py [--rounds 5]
 
-Each layer is in a process of its own, in float32. A ratio above 1 is why a layer is here at all.
+Each layer runs in its own process, in float32; rounds alternate. A ratio above 1 means that
+cnnbench's layer is faster.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ ROUND_SECONDS = 0.5
 
 
 class Case(NamedTuple):
-    """A layer of Keras by its class, the options for it, and the shape of a batch of images."""
+    """The class name of a Keras layer, its options, and the shape of a batch of images."""
 
     layer: str
     options: dict[str, object]
     shape: tuple[int, int, int, int]
 
     def __str__(self) -> str:
-        words = " ".join(f"{key} {value}" for key, value in self.options.items())
-        return f"{self.layer} {words} on {'x'.join(map(str, self.shape))}"
+        options = " ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{self.layer} {options} on {'x'.join(map(str, self.shape))}"
 
 
 CASES = (
@@ -44,13 +45,13 @@ CASES = (
 
 
 def training(case: Case, own: bool) -> Round:
-    """Builds a layer; a round returns the seconds of its outputs and all its gradients."""
+    """Builds a layer; a round returns the seconds of one forward and backward pass."""
     from cnnbench.backend import session
     from cnnbench.backend.lazy import keras, tf
     from cnnbench.models.layers.fast import PLAIN
 
     keep_freed_memory()
-    session.prepare(seed=0, deterministic=True)  # both, for the layer alone is compared
+    session.prepare(seed=0, deterministic=True)  # for both layers, to compare nothing else
     theirs = getattr(keras.layers, case.layer)
     kind = next(fast for fast, plain in PLAIN.items() if plain is theirs) if own else theirs
     layer = kind(**case.options)
@@ -77,7 +78,7 @@ def training(case: Case, own: bool) -> Round:
 
 
 def main() -> None:
-    """Prints a line for each layer, with oneDNN's kernels and without."""
+    """Prints a line per layer, with and without oneDNN's kernels."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

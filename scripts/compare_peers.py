@@ -1,10 +1,10 @@
-"""Times training steps of cnnbench, stock Keras and PyTorch against each other, in turn.
+"""Times training steps of cnnbench, stock Keras and PyTorch against each other.
 
     python scripts/compare_peers.py [--rounds 5] [--compiled] [NETWORK...]
 
-The same networks, inputs and batches, in float32 and by SGD with momentum, all else as each
-library has it by default; every one in a process of its own, all of a row ready at the same time.
-PyTorch's networks are timm's, in channels_last. What is not installed is left out.
+All train the same networks on the same inputs and batches, in float32 and with SGD with momentum;
+everything else is the library's default. Each runs in its own process, and their rounds alternate.
+PyTorch's networks are timm's, in channels_last. Libraries that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cnnbench.system.processes import Round, Worker, WorkerError, alternate
 
 TIMEOUT_S = 900.0
 PRODUCTS = "matrix products"
-# Where a step takes longer, two rounds have to do.
+# If a round takes longer, only two rounds are run.
 SLOW_S = 20.0
 
 
 class Case(NamedTuple):
-    """A network of ours, its input in pixels, a batch, and timm's name for it."""
+    """A network, the side of its input in pixels, the batch size, and timm's name of it."""
 
     model: str
     size: int
@@ -49,7 +49,7 @@ CASES = (
 
 
 def recipe_of(case: Case) -> Recipe:
-    """Returns a recipe that trains a case on made-up images, without any penalty."""
+    """Returns a recipe that trains a case on synthetic images, without weight decay."""
     classes = MODELS.get(case.model).facts["native_classes"]
     return parse_recipe(
         f"name: {case.model}\nmodel: {{name: {case.model}}}\n"
@@ -94,7 +94,7 @@ def _timm(name: str, classes: int):
 
     if name not in ("resnet20", "resnext29"):
         return timm.create_model(name, num_classes=classes)
-    # timm has none for 32 pixels: these are its blocks behind a stem that keeps the size.
+    # timm lacks these networks for 32 pixels: build them from its blocks, with a stem of stride 1.
     options = (
         {"block": BasicBlock, "channels": (16, 32, 64), "stem_width": 16}
         if name == "resnet20"
@@ -112,7 +112,7 @@ def _timm(name: str, classes: int):
 
 
 def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
-    """Returns the seconds of a step in each round, by library."""
+    """Returns the seconds per step in each round, by library."""
     recipe = recipe_of(case)
     settings = autotune.choose(recipe, seconds=math.inf).settings
     classes = MODELS.get(case.model).facts["native_classes"]
@@ -145,23 +145,25 @@ def compare(case: Case, rounds: int, compiled: bool) -> dict[str, list[float]]:
 
 
 def share_of_peak(case: Case, seconds: list[float], products: list[float]) -> float:
-    """Returns what a step computes in a second, as a share of what a matrix product does."""
+    """Returns the FLOP/s of a training step, as a share of those of a matrix product."""
     with Worker(jobs.counting, recipe_of(case).dump()) as worker:
         worker.ready(TIMEOUT_S)
-        # A multiply-accumulate is two operations, and the backward pass twice the forward one.
+        # Two operations per multiply-accumulate; the backward pass costs twice the forward pass.
         flops = 6 * case.batch * worker.round(TIMEOUT_S)
     peak = 2 * jobs.MATRIX_SIDE**3
     return statistics.median(flops / s / (peak / p) for s, p in zip(seconds, products, strict=True))
 
 
 def main() -> None:
-    """Prints a block a network, and the geometric means of the ratios."""
+    """Prints a block per network, and the geometric means of the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("networks", nargs="*", choices=[[], *(case.model for case in CASES)])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true", help="PyTorch by torch.compile too")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time PyTorch with torch.compile"
+    )
     arguments = parser.parse_args()
     about, installed = machine(), versions()
     print(f"{about['cpu']}, {about['cores']} cores; {time.strftime('%d %B %Y')}")

@@ -1,4 +1,4 @@
-"""Trains, evaluates and exports a small network, and says what was done and where it lies."""
+"""Trains, evaluates and exports a small network, and prints the results and where they are."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ RECIPE = "lenet5_digits"
 
 
 def cnnbench(*arguments: str) -> tuple[str, float]:
-    """Runs a command as a user would; returns its stdout and how many seconds it took."""
+    """Runs a command as a user would; returns its stdout and its duration in seconds."""
     print("\n$ cnnbench", *arguments, file=sys.stderr, flush=True)
     start = time.perf_counter()
     command = [sys.executable, "-m", "cnnbench", *arguments]
@@ -24,7 +24,7 @@ def cnnbench(*arguments: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    """Runs the three commands on the digits that come with scikit-learn."""
+    """Runs the three commands on scikit-learn's digits."""
     stdout, train_seconds = cnnbench("train", RECIPE)
     run = stdout.splitlines()[-1]
     stdout, eval_seconds = cnnbench("eval", run, "--json")
@@ -32,7 +32,7 @@ def main() -> None:
     stdout, export_seconds = cnnbench("export", run, "--tflite", "--json")
     (row,) = json.loads(stdout)["rows"]
 
-    table = Table("what", "result", "seconds", "where it lies", title="cnnbench demo")
+    table = Table("step", "result", "seconds", "path", title="cnnbench demo")
     epochs = len((Path(run) / "metrics.jsonl").read_text().splitlines())
     table.add_row("trained", f"{epochs} epochs of {RECIPE}", f"{train_seconds:.0f}", run)
     table.add_row(

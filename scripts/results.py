@@ -1,10 +1,10 @@
-"""Keeps the proof of what recipes reach: copies runs, and writes the tables of them.
+"""Records the results of recipes: copies the evidence from runs, and updates the tables.
 
 python scripts/results.py [RUN...]
 
-A run must be finished and evaluated on the test split; of a recipe of several stages, each of them.
-What its exports were proven to be is kept with it. What names this machine's folders is left out of
-the copies. docs/results.md has the tables of all runs and of all exports, README.md a short one.
+A run must be finished and evaluated on the test split; for a multi-stage recipe, every stage must
+be. The verification of its exports is copied too. Paths of this machine are left out of the copies.
+docs/results.md has the tables of all runs and all exports, README.md has a summary.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench import load_recipe, open_run
-from cnnbench.exports.formats.format import FORMATS
+from cnnbench.exports.formats.format import known_formats
 from cnnbench.runs import find
 from cnnbench.runs.run import STAGES, Run
 from cnnbench.system import files
@@ -29,7 +29,7 @@ BEGIN, END = "<!-- table: {name} -->\n", "<!-- end of table -->\n"
 TITLES = (
     "recipe", "network", "epochs", "test top-1", "target", "NLL", "ECE", "minutes", "images/s",
 )  # fmt: skip
-# The rows of the README: measured on one kind of machine.
+# The rows of the README's table, all measured on the same kind of machine.
 SUMMARY = (
     "fast94_cifar10",
     "resnet20_cifar10",
@@ -40,7 +40,7 @@ SUMMARY_TITLES = ("recipe", "test top-1", "minutes", "TFLite float32", "TFLite i
 
 
 def main() -> None:
-    """Copies the runs named on the command line, and writes the tables of all."""
+    """Copies the runs given on the command line, and updates the tables of all runs."""
     for path in sys.argv[1:]:
         keep(Path(path))
     for page, text in pages().items():
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def pages() -> dict[Path, str]:
-    """Returns the text of each page that has tables, with the tables of what is kept."""
+    """Returns the updated text of each page that has tables."""
     kept = sorted(RESULTS.iterdir())
     tables = {
         PAGE: {"trained": [TITLES, *map(trained, kept)], "exports": list(exported(kept))},
@@ -64,10 +64,10 @@ def pages() -> dict[Path, str]:
 
 
 def with_table(text: str, name: str, rows: list[tuple[str, ...]]) -> str:
-    """Puts a table between its marks in a text; the first row is the titles.
+    """Returns a text with a table put between its markers; the first row has the titles.
 
     Raises:
-        ValueError: the text has no such marks.
+        ValueError: the text lacks the markers.
     """
     titles, *rest = rows
     lines = [titles, ("---",) * len(titles), *rest]
@@ -78,19 +78,20 @@ def with_table(text: str, name: str, rows: list[tuple[str, ...]]) -> str:
 
 
 def link(text: str, target: Path, page: Path) -> str:
-    """Returns a link from a page to a file."""
+    """Returns a relative Markdown link from a page to a file."""
     return f"[{text}]({Path(os.path.relpath(target, page.parent)).as_posix()})"
 
 
 def keep(path: Path) -> None:
-    """Copies what proves a run's result to recipes/results/NAME, or NAME.seedN if that differs."""
+    """Copies a run's evidence to recipes/results/NAME, or NAME.seedN for another seed."""
     runs = runs_of(path)
     last = runs[-1].recipe
     ours = load_recipe(RECIPES / f"{last.name}.yaml").absolute()
-    # A goal that was set before may have become what was reached.
+    # The target may have been changed since, to the result that was reached.
     if last != ours.model_copy(update={"target": last.target, "seed": last.seed}):
         sys.exit(f"{path}: its recipe is not recipes/{last.name}.yaml")
-    folder = RESULTS / (last.name + f".seed{last.seed}" * (last.seed != ours.seed))
+    name = last.name if last.seed == ours.seed else f"{last.name}.seed{last.seed}"
+    folder = RESULTS / name
     if len(runs) > 1:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path / STAGES, folder / STAGES)
@@ -99,12 +100,12 @@ def keep(path: Path) -> None:
 
 
 def runs_of(path: Path) -> list[Run]:
-    """Returns the run of each stage, or the one that lies there."""
+    """Returns the run of each stage, or the single run in the folder."""
     return find.stages(path) if (path / STAGES).is_file() else [open_run(path)]
 
 
 def keep_run(run: Run, folder: Path) -> None:
-    """Copies what proves the result of one training."""
+    """Copies the evidence of one run."""
     path = run.path
     if not run.finished or not (path / "eval.json").is_file():
         sys.exit(f"{path}: not finished, or not evaluated on the test split")
@@ -112,7 +113,7 @@ def keep_run(run: Run, folder: Path) -> None:
     found = [json.loads(file.read_text()) for file in proofs if file.is_file()]
     machines = {json.dumps(proof.get("machine")) for proof in found}
     if len(machines) > 1 or "null" in machines:
-        sys.exit(f"{path}: exported on several machines, or on one that is not known")
+        sys.exit(f"{path}: exported on several machines, or on an unknown one")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("recipe.yaml", "metrics.jsonl"):
         shutil.copyfile(path / name, folder / name)
@@ -131,7 +132,7 @@ def keep_run(run: Run, folder: Path) -> None:
 
 
 def trained(folder: Path) -> tuple[str, ...]:
-    """Returns the cells of one result."""
+    """Returns the row of the table of trained networks for one result."""
     runs = runs_of(folder)
     recipe = runs[-1].recipe
     result: dict[str, Any] = json.loads((runs[-1].path / "eval.json").read_text())
@@ -140,9 +141,10 @@ def trained(folder: Path) -> tuple[str, ...]:
     seconds = sum(each["seconds"] for each in epochs)
     images = sum(each["seconds"] * each["throughput_images_per_s"] for each in epochs)
     target = f"{recipe.target.top1}" if recipe.target else ""
-    _, dot, seed = folder.name.partition(".seed")
+    title = link(recipe.name, RECIPES / f"{recipe.name}.yaml", PAGE)
+    _, has_seed, seed = folder.name.partition(".seed")
     return (
-        link(recipe.name, RECIPES / f"{recipe.name}.yaml", PAGE) + f", seed {seed}" * bool(dot),
+        f"{title}, seed {seed}" if has_seed else title,
         recipe.model.name,
         " + ".join(str(len(each)) for each in stages),
         f"{result['top1']:.4f}",
@@ -155,8 +157,9 @@ def trained(folder: Path) -> tuple[str, ...]:
 
 
 def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
-    """Yields a row for each format and precision, with a cell for each network that has all."""
-    kinds = [(form, each) for form, about in FORMATS.items() for each in about.precisions]
+    """Yields a row per format and precision, with a cell per network that has all of them."""
+    formats = known_formats()
+    kinds = [(form, each) for form, about in formats.items() for each in about.precisions]
     proven: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for folder in kept:
         if (file := folder / "exports.json").is_file():
@@ -168,35 +171,38 @@ def exported(kept: list[Path]) -> Iterator[tuple[str, ...]]:
     yield ("", *proven)
     for form, precision in kinds:
         yield (
-            f"{FORMATS[form].title} {precision}",
+            f"{formats[form].title} {precision}",
             *(cell(each[form, precision]) for each in proven.values()),
         )
 
 
 def summary(folder: Path) -> tuple[str, ...]:
-    """Returns the cells of the README for one result: accuracy, time, and its TFLite files."""
+    """Returns the row of the README for one result: accuracy, time and TFLite artifacts."""
     row = dict(zip(TITLES, trained(folder), strict=True))
     file = folder / "exports.json"
     proven = json.loads(file.read_text())["rows"] if file.is_file() else []
     artifacts = {each["precision"]: each for each in proven if each["format"] == "tflite"}
-    cells = [
-        f"{found['size_bytes'] / 1e6:.3g} MB, {found['latency_ms']['p50']:.2g} ms"
-        if (found := artifacts.get(precision))
-        else "-"
-        for precision in ("float32", "int8")
-    ]
+    cells = []
+    for precision in ("float32", "int8"):
+        artifact = artifacts.get(precision)
+        if artifact is None:
+            cells.append("-")
+        else:
+            size, latency = artifact["size_bytes"] / 1e6, artifact["latency_ms"]["p50"]
+            cells.append(f"{size:.3g} MB, {latency:.2g} ms")
     recipe = link(folder.name, RECIPES / f"{folder.name}.yaml", ROOT / "README.md")
     return recipe, row["test top-1"], row["minutes"], *cells
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Returns top-1 and agreement, in per cent, megabytes, and milliseconds an image."""
+    """Returns top-1 and agreement in per cent, size in MB, and latency of one image in ms."""
     if "error" in row:
         return "refused: does not run"
-    return "refused: " * (not row["passed"]) + (
-        f"{row['top1']:.1%} / {row['agreement']:.1%} / {row['size_bytes'] / 1e6:.3g} / "
-        f"{row['latency_ms']['p50']:.3g}"
-    ).replace("%", "")
+    text = (
+        f"{100 * row['top1']:.1f} / {100 * row['agreement']:.1f} / "
+        f"{row['size_bytes'] / 1e6:.3g} / {row['latency_ms']['p50']:.3g}"
+    )
+    return text if row["passed"] else f"refused: {text}"
 
 
 if __name__ == "__main__":

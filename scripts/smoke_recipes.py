@@ -1,8 +1,8 @@
-"""Trains a few steps of every recipe that ships, then evaluates and exports each to TFLite.
+"""Trains every shipped recipe for a few steps, then evaluates it and exports it to TFLite.
 
-Those of AS_TYPED go through the three commands, as when a user types them. The others go through
-Python in JOBS processes, which spares each the import of TensorFlow, and without the SavedModel
-that `cnnbench train` writes besides: TFLite's converter starts from one anyway.
+The recipes in BY_COMMANDS are run with the three commands, as a user would. The others are run from
+Python in JOBS processes, which saves importing TensorFlow for each, and without the SavedModel that
+`cnnbench train` also writes: TFLite's converter starts from one anyway.
 """
 
 import multiprocessing
@@ -15,16 +15,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-AS_TYPED = ("lenet5_digits", "resnet20_cifar10")
+BY_COMMANDS = ("lenet5_digits", "resnet20_cifar10")
 EXAMPLES = 16
-# The classes that a network of four steps names are chance. Integers name some otherwise: top-1 of
-# sixteen images may fall by four. What a float artifact may differ by is as always.
+# After four steps, predictions are at chance level and int8 changes some of them: top-1 may drop by
+# 4 of 16 images. Float artifacts have the usual tolerance.
 INT8_TOLERANCE = 4 / EXAMPLES
 JOBS = 2
 
 
 def main() -> None:
-    """Runs the recipes named on the command line, or all; exits 1 if any fails."""
+    """Runs the recipes given on the command line, or all; exits with 1 if any fails."""
     recipes = [Path(name) for name in sys.argv[1:]] or sorted(RECIPES.glob("*.yaml"))
     start = time.perf_counter()
     with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn")) as pool:
@@ -35,21 +35,21 @@ def main() -> None:
 
 
 def run(recipe: Path) -> bool:
-    """Trains, evaluates and exports; tells whether all went well."""
-    start, word = time.perf_counter(), "ok"
+    """Trains, evaluates and exports; returns whether everything succeeded."""
+    start, status = time.perf_counter(), "ok"
     with tempfile.TemporaryDirectory(prefix="cnnbench-smoke-") as scratch:
         try:
-            way = by_commands if recipe.stem in AS_TYPED else by_python
-            way(recipe, Path(scratch) / recipe.stem)
-        except Exception:  # whatever it is, the other recipes are run too
+            run_recipe = by_commands if recipe.stem in BY_COMMANDS else by_python
+            run_recipe(recipe, Path(scratch) / recipe.stem)
+        except Exception:  # go on with the other recipes
             traceback.print_exc()
-            word = "FAILED"
-    print(f"{word}  {recipe.name}  {time.perf_counter() - start:.0f} s", flush=True)
-    return word == "ok"
+            status = "FAILED"
+    print(f"{status}  {recipe.name}  {time.perf_counter() - start:.0f} s", flush=True)
+    return status == "ok"
 
 
 def by_commands(recipe: Path, folder: Path) -> None:
-    """Runs the three commands of the README, a process each."""
+    """Runs the README's three commands, each in its own process."""
     for command in (
         ["train", str(recipe), "--smoke", "--run-dir", str(folder)],
         ["eval", str(folder)],
@@ -61,7 +61,7 @@ def by_commands(recipe: Path, folder: Path) -> None:
 
 
 def by_python(recipe: Path, folder: Path) -> None:
-    """Does what the commands do, in this process."""
+    """Does the same as the commands, in this process."""
     import cnnbench
     from cnnbench.data.open import Access
     from cnnbench.exports.options import ExportOptions

@@ -16,29 +16,43 @@ ROBUST_EXAMPLES = 1000
 
 @click.command(name="eval")
 @run_argument
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test")
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Split to evaluate on.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Weights to evaluate: the best by validation, or the last.",
+)
 @click.option(
     "--tta",
     type=click.Choice(list(TTA)),
     help="Test-time augmentation. [default: the recipe's evaluation.tta]",
 )
-@click.option("--robust", is_flag=True, help="Also on corrupted images: 15 ways, 5 severities.")
+@click.option("--robust", is_flag=True, help="Also measure 15 corruptions at 5 severities.")
 @click.option(
     "--robust-examples",
     type=click.IntRange(1),
-    help=f"To corrupt, at most. [default: {ROBUST_EXAMPLES}]",
+    help=f"Maximum number of images for --robust. [default: {ROBUST_EXAMPLES}]",
 )
-@click.option("--require-target", is_flag=True, help="Exit with 5 if the target is missed.")
+@click.option(
+    "--require-target", is_flag=True, help="Exit with 5 if the recipe's target is missed."
+)
 @click.option(
     "--artifact",
     type=click.Path(path_type=Path),
-    help="Measure this export instead; RUN is by default the one it lies in.",
+    help="Evaluate this exported artifact instead; RUN defaults to the run that contains it.",
 )
 @click.option(
     "--trust-model",
     is_flag=True,
-    help="Open an artifact that cnnbench did not write: it can run any code.",
+    help="Open an artifact that cnnbench did not write; it can run any code.",
 )
 @data_dir
 @as_json
@@ -55,15 +69,18 @@ def evaluate(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a RUN on the test split: accuracy, calibration, robustness, speed, size."""
+    """Evaluate a RUN: accuracy, calibration, robustness, speed and size.
+
+    The default RUN is the newest finished one.
+    """
     if robust_examples and not robust:
-        raise click.UsageError("--robust-examples is for --robust.")
+        raise click.UsageError("--robust-examples requires --robust.")
     if require_target and split != "test":
-        raise click.UsageError("--require-target is for --split test.")
+        raise click.UsageError("--require-target requires --split test.")
     if artifact and (tta or robust or weights != "best"):
-        raise click.UsageError("--tta, --robust and --weights are not for --artifact.")
+        raise click.UsageError("--artifact cannot be used with --tta, --robust or --weights.")
     if trust_model and not artifact:
-        raise click.UsageError("--trust-model is for --artifact.")
+        raise click.UsageError("--trust-model requires --artifact.")
     from cnnbench.runs.find import run_around
 
     opened = chosen_run(run) if run or not artifact else run_around(artifact)
@@ -72,7 +89,7 @@ def evaluate(
         raise UsageError(
             "--require-target, but the recipe has no target",
             where=str(opened.path),
-            allowed=f"a recipe with target.{task.score.key}",
+            allowed=f"must have target.{task.score.key}",
         )
     from cnnbench.evaluation.artifact import evaluate_artifact
     from cnnbench.evaluation.evaluate import evaluate as measure
@@ -84,7 +101,7 @@ def evaluate(
     else:
         corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
         if corrupted:
-            say(f"robustness: at most {corrupted} images, each corrupted in 75 ways; it takes long")
+            say(f"robustness: up to {corrupted} images with 75 corruptions each; takes a while")
         result = measure(
             opened,
             split=split,
@@ -104,19 +121,33 @@ def evaluate(
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw them all: a .png file.")
-@click.option("--examples", type=click.IntRange(1), default=1000, help="Test images to compare on.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Plot accuracy against size and latency.",
+)
+@click.option(
+    "--examples",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Maximum number of test images.",
+)
 @data_dir
 @as_json
 def compare(
     runs: Sequence[Path], plot: Path | None, examples: int, data_dir: Path | None, as_json: bool
 ) -> None:
-    """Compare the networks of RUNS, or of all stages of one: accuracy, size and speed in TFLite."""
+    """Compare the accuracy, size and speed of RUNS, exported to TFLite.
+
+    The folder of a multi-stage recipe compares all of its stages.
+    """
     from cnnbench.evaluation.compare import compare as measure
     from cnnbench.report import tables
 
     if plot is not None and plot.suffix != ".png":
-        raise click.UsageError("--plot is for a .png file.")
+        raise click.UsageError("--plot must be a .png file.")
     result = measure(runs, examples=examples, access=access_to(data_dir))
     answer(result, as_json, tables.comparison)
     if plot is not None:
@@ -128,14 +159,20 @@ def compare(
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(1), default=5, help="Classes to name for each image.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of classes to show for each image.",
+)
 @as_json
 def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
-    """Name the classes of IMAGES by the network of a RUN."""
+    """Predict the classes of image files with the network of a RUN."""
     opened = chosen_run(run)
-    from cnnbench.evaluation.predict import predict as ask
+    from cnnbench.evaluation.predict import predict as predict_files
     from cnnbench.report import tables
 
-    rows = ask(opened, images, top=top)
+    rows = predict_files(opened, images, top=top)
     task = opened.recipe.task
     answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))

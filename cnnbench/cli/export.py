@@ -13,7 +13,7 @@ from cnnbench.exports.options import CALIBRATION_METHODS, EXAMPLES, PRECISIONS, 
 
 
 class _ExportCommand(click.Command):
-    """A command with an option for each format, found when the command is used."""
+    """A command with an option for each format; formats are looked up when the command is used."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from cnnbench.exports.formats.format import known_formats
@@ -33,40 +33,49 @@ class _ExportCommand(click.Command):
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    help="Of every format named; may be given several times. [default: the network's own]",
+    help="Precision of every given format. Can be repeated. [default: float32; int8 for TFLite of "
+    "networks trained with quantization]",
 )
-@click.option("--no-preprocessing", is_flag=True, help="Files take normalised images.")
-@click.option("--verify/--no-verify", default=True, help="Run each file and compare.")
+@click.option(
+    "--no-preprocessing", is_flag=True, help="Artifacts take normalized images, not pixels."
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Run each artifact and compare it with the network.",
+)
 @click.option(
     "--examples",
     type=click.IntRange(1),
-    help=f"Test images to compare on. [default: {EXAMPLES}]",
+    help=f"Maximum number of test images to verify on. [default: {EXAMPLES}]",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
-    help="Share of the images by which a file may be worse: float32 and float16 name another "
-    "class, the others are right less often. [default: 0.001, 0.005; 0.01]",
+    help="Largest share of test images on which float32 and float16 may predict another class, or "
+    "by which accuracy may drop in other precisions. [default: 0.001 for float32, 0.005 for "
+    "float16, 0.01 for others]",
 )
 @click.option(
     "--calibration-examples",
     type=int,
-    help="Training images for int8 and int16x8. [default: 200]",
+    help="Number of training images to calibrate int8 and int16x8 on. [default: 200]",
 )
 @click.option(
     "--calibration-method",
     type=click.Choice(CALIBRATION_METHODS),
     default="min_max",
     show_default=True,
-    help="How int8 ranges are computed from them.",
+    help="How int8 ranges are computed from the calibration images.",
 )
-@click.option("--explain", is_flag=True, help="Tell what each layer of TFLite int8 loses.")
+@click.option("--explain", is_flag=True, help="Show the error of each layer of TFLite int8.")
 @click.option(
     "--keep-float",
     type=click.IntRange(0),
     default=0,
     metavar="K",
-    help="Keep the K layers that lose most in float32.",
+    help="Keep the K layers of TFLite int8 with the largest error in float32.",
 )
 @data_dir
 @as_json
@@ -78,9 +87,9 @@ def export(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write a RUN's best weights in other formats, each file verified on real images.
+    """Export a RUN's best weights, and verify each artifact on test images.
 
-    By default, as SavedModel and TFLite.
+    The default RUN is the newest finished one, and the default formats are SavedModel and TFLite.
     """
     from cnnbench.exports.formats.format import known_formats
 
@@ -89,7 +98,7 @@ def export(
     if not options.verify:
         for name in ("tolerance", "examples"):
             if given[name] is not None:
-                raise click.UsageError(f"--{name} is for --verify.")
+                raise click.UsageError(f"--{name} cannot be used with --no-verify.")
     opened = chosen_run(run)
     from cnnbench.exports.export import export as write
     from cnnbench.report import tables
@@ -98,7 +107,7 @@ def export(
     access = access_to(data_dir)
     try:
         write(opened, formats, precisions, options=options, access=access, on_row=rows.append)
-    finally:  # of what failed too, and beside it what did not
+    finally:  # also if an artifact failed: the table shows it, and those that did not
         if rows:
             result = {"run": str(opened.path), "rows": rows}
             answer(result, as_json, lambda found: tables.exports(found, opened.recipe.task))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cnnbench.cli.options import access_to, answer, as_json, data_dir
+from cnnbench.cli.options import access_to, answer, as_json, data_dir, overrides
 from cnnbench.errors import UsageError
 from cnnbench.recipe.shipped import find_recipe, recipes_folder
 
@@ -28,12 +28,15 @@ LISTS = (
 
 @click.command()
 @click.argument("recipe_or_model")
-@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the stages: a .png file.")
+@overrides
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network's stages."
+)
 @click.option(
     "--augmented",
     type=click.Path(path_type=Path),
-    help="Draw training images as the network of a recipe sees them: a .png file.",
+    metavar="FILE.png",
+    help="Draw training images of a recipe, original and augmented.",
 )
 @data_dir
 @as_json
@@ -45,7 +48,7 @@ def show(
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what a RECIPE or a MODEL is, without training: stages, parameters, MACs."""
+    """Show the stages, parameters and MACs of a RECIPE or a MODEL, without training."""
     if augmented is not None:
         from cnnbench.recipe.load import load_recipe
         from cnnbench.report import image_grid, plots
@@ -84,7 +87,7 @@ def _describe(recipe_or_model: str, overrides: tuple[str, ...]) -> dict[str, Any
 @click.argument("what", type=click.Choice(LISTS))
 @as_json
 def list_parts(what: str, as_json: bool) -> None:
-    """List what a recipe can name."""
+    """List the models, data sets and other parts that a recipe can use."""
     from cnnbench.report import describe, tables
 
     rows = describe.recipes(recipes_folder()) if what == "recipes" else describe.parts(what)
@@ -102,7 +105,7 @@ def schema() -> None:
 @click.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Tell what this machine has: versions, processor, devices, data sets."""
+    """Show versions, processor, devices and data sets of this machine."""
     from cnnbench.report import doctor as doctor_module
     from cnnbench.report import tables
 

@@ -1,6 +1,6 @@
-"""The command line: one group of thin commands over the modules that do the work.
+"""The command line: thin commands that call the modules that do the work.
 
-TensorFlow, Keras and everything that needs them are imported inside the commands.
+Commands import TensorFlow, Keras and everything that needs them when they are run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cnnbench.system.processes import keep_freed_memory
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cnnbench")
 def cli() -> None:
-    """Train, measure and ship convolutional networks from one YAML recipe.
+    """Train, measure, compress and export convolutional networks from one YAML recipe.
 
     \b
     cnnbench train recipes/lenet5_digits.yaml
     cnnbench eval
     cnnbench export --tflite
-    """  # noqa: D301 - click keeps the lines after a backspace as they are
+    """  # noqa: D301 - click does not rewrap a paragraph that starts with \b
 
 
 for _command in (
@@ -46,7 +46,14 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; every error a user can make is one block of text and an exit code."""
+    """Runs the command line; a user's error is printed as text without a traceback.
+
+    Args:
+        arguments: the command-line arguments; None: those of the process.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_freed_memory()
     try:

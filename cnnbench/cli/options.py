@@ -1,4 +1,4 @@
-"""Options that several commands share, and how commands print."""
+"""Options shared by several commands, and printing."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ if TYPE_CHECKING:
     from cnnbench.data.open import Access
     from cnnbench.runs.run import Run
 
-# Exit code of a command that a signal stopped with nothing left to resume, as shells count it.
+# Exit code of a command that a signal stopped with nothing to resume: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
+overrides = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, such as data.batch_size=64. Can be repeated.",
+)
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
     envvar="TFDS_DATA_DIR",
-    help="Where prepared data sets lie. [env: TFDS_DATA_DIR]",
+    help="Folder of prepared data sets. [env: TFDS_DATA_DIR]",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
 run_argument = click.argument("run", required=False, type=click.Path(path_type=Path))
 
 
 def access_to(data_dir: Path | None) -> Access:
-    """Returns where data sets are looked for, as --data-dir says."""
+    """Returns access to data sets, in the folder of --data-dir if it is given."""
     from cnnbench.data.open import Access
 
     return Access(data_dir)
 
 
 def chosen_run(path: Path | None) -> Run:
-    """Opens the run of that path, or the newest finished one, and says which."""
+    """Opens the run at the path; without a path, the newest finished run, whose path it prints."""
     from cnnbench.runs.find import newest_run
     from cnnbench.runs.run import open_run
 
@@ -47,17 +54,18 @@ def chosen_run(path: Path | None) -> Run:
 
 
 def say(text: str) -> None:
-    """Prints a line for people, on stderr."""
+    """Prints a message on stderr."""
     click.echo(printable(text), err=True)
 
 
 def answer(result: dict[str, Any], as_json: bool, table: Any) -> None:
-    """Prints a result on stdout: as one JSON object, or as the table that `table` makes of it."""
+    """Prints a result on stdout, as a JSON object or as the table that `table` makes from it."""
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
         from rich.console import Console
 
         console = Console()
-        wide = Console(width=120)  # where nobody looks, a file or a pipe, nothing need be folded
-        (console if console.is_terminal else wide).print(table(result))
+        if not console.is_terminal:  # in a file or a pipe, do not fold lines at 80 columns
+            console = Console(width=120)
+        console.print(table(result))

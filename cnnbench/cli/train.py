@@ -11,21 +11,29 @@ import click
 
 if TYPE_CHECKING:
     from cnnbench.recipe.recipe import Recipe
-from cnnbench.cli.options import INTERRUPTED, access_to, data_dir, say
+from cnnbench.cli.options import INTERRUPTED, access_to, data_dir, overrides, say
 from cnnbench.recipe.shipped import find_recipe
+
+run_dir = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Run directory. [default: a new folder in runs/]",
+)
 
 
 @click.command()
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As train.epochs=3.")
+@overrides
 @data_dir
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
-@click.option("--resume", is_flag=True, help="Continue the run in --run-dir, or the newest.")
+@run_dir
 @click.option(
-    "--force", is_flag=True, help="Resume though the code or versions of packages changed."
+    "--resume", is_flag=True, help="Continue the run in --run-dir, or the newest unfinished one."
 )
-@click.option("--smoke", is_flag=True, help="The same code, a few steps on a few images.")
-@click.option("--no-tune", is_flag=True, help="Do not look for the fastest settings first.")
+@click.option(
+    "--force", is_flag=True, help="Resume even if the code or package versions have changed."
+)
+@click.option("--smoke", is_flag=True, help="Train only a few steps on a few images, as a test.")
+@click.option("--no-tune", is_flag=True, help="Do not search for the fastest settings first.")
 def train(
     recipe: Path | None,
     overrides: Sequence[str],
@@ -36,16 +44,16 @@ def train(
     smoke: bool,
     no_tune: bool,
 ) -> None:
-    """Train the network of a RECIPE; print the run directory on the last line of stdout."""
+    """Train the network of a RECIPE; the last line of stdout is the run directory."""
     from cnnbench.recipe.load import load_recipe
     from cnnbench.report import terminal
 
     if recipe is None and not (resume and run_dir):
-        raise click.UsageError("name a RECIPE, or a run to continue with --resume --run-dir.")
+        raise click.UsageError("give a RECIPE, or a run to continue with --resume --run-dir.")
     if resume and (overrides or smoke):
-        raise click.UsageError("--resume continues a run as it is, without --set or --smoke.")
+        raise click.UsageError("--resume cannot be used with --set or --smoke.")
     if force and not resume:
-        raise click.UsageError("--force is for --resume.")
+        raise click.UsageError("--force requires --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
     access = access_to(data_dir)
     if resume:
@@ -53,7 +61,7 @@ def train(
         from cnnbench.training import stages
 
         if checked is None:
-            assert run_dir is not None  # refused above
+            assert run_dir is not None  # checked above
             folder = run_dir
         else:
             folder = run_dir or find.unfinished(checked)
@@ -88,20 +96,20 @@ def train(
     try:
         export(run, ["saved_model"], options=ExportOptions(verify=False))
     except KeyboardInterrupt:
-        say(f"interrupted: {run.path} is trained; cnnbench export --saved-model writes the rest")
+        say(f"interrupted: {run.path} is trained; cnnbench export --saved-model exports it")
         sys.exit(INTERRUPTED)
     click.echo(run.path)
 
 
 @click.command(name="import")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="K=V", help="As model.weights=FILE.")
+@overrides
 @data_dir
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: a new one in runs/.")
+@run_dir
 def import_weights(
     recipe: Path, overrides: Sequence[str], data_dir: Path | None, run_dir: Path | None
 ) -> None:
-    """Make a finished run of the published weights that a RECIPE starts from, without training."""
+    """Make a finished run from a RECIPE's pretrained weights, without training."""
     from cnnbench.recipe.load import load_recipe
 
     checked = load_recipe(find_recipe(recipe), tuple(overrides))
@@ -112,10 +120,11 @@ def import_weights(
 
 
 def _download_weights(recipe: Recipe) -> None:
-    """Fetches the preset that a recipe starts from, if it does and the file is not at hand."""
+    """Downloads the preset that a recipe starts from, if it has one that is not yet cached."""
     from cnnbench.models.pretrained import presets
     from cnnbench.report import terminal
 
-    if (name := recipe.model.weights) in presets.PRESETS:
+    name = recipe.model.weights
+    if name in presets.PRESETS:
         with terminal.downloading(f"weights {name}") as report:
             presets.download(name, report)

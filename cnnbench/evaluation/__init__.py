@@ -1,1 +1,1 @@
-"""Evaluation: accuracy, calibration, robustness, prediction and comparison."""
+"""Evaluation of trained networks and artifacts, prediction, and comparison of runs."""

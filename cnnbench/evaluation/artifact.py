@@ -1,4 +1,4 @@
-"""Evaluates an exported file in its own run-time."""
+"""Evaluation of an artifact in its own runtime."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ def evaluate_artifact(
     trust: bool = False,
     access: Access | None = None,
 ) -> dict[str, Any]:
-    """Measures an exported file on a run's data, in a process of its own.
+    """Evaluates an artifact on a run's data, in a separate process.
 
-    Writes eval.json beside it. Everything is computed from the file's outputs.
+    All metrics are computed from the artifact's own outputs. Writes eval.json next to it.
 
     Args:
-        run: whose data, recipe and preprocessing.
+        run: the run whose data, recipe and preprocessing to use.
         artifact: a file or a folder.
         split: "test" or "validation".
-        trust: whether to open one that this run did not write.
-        access: where data sets lie; None: where the training found them.
+        trust: whether to open an artifact that cnnbench did not write into this run.
+        access: where data sets are stored; None: where the training found them.
 
     Returns:
-        What the file says; its keys are those of `evaluate`, "artifact" in place of "weights".
+        The content of eval.json; its keys are those of `evaluate`, with "artifact" instead of
+        "weights".
 
     Raises:
-        UsageError: it is no exported file, cannot be run, or cnnbench did not write it, or did when
-            the run had other weights.
-        VerificationError: an output of it is not finite.
+        UsageError: the path is not an artifact, the artifact cannot be run, cnnbench did not write
+            it, or the run's weights have changed since it was exported.
+        VerificationError: one of its outputs is not finite.
         RunError, DataError: as for `evaluate`.
     """
     form, file = format_of(artifact)
@@ -92,7 +93,7 @@ def evaluate_artifact(
     result["batch_size"] = fastest["batch_size"]
     folder = file if file.is_dir() else file.parent
     kind = "" if split == "test" else f"-{split}"
-    if folder.resolve() == run.path.resolve():  # whose own eval.json lies there
+    if folder.resolve() == run.path.resolve():  # the run has its own eval.json there
         kind = f"-{file.name}{kind}"
     files.write_json(folder / f"eval{kind}.json", result)
     return result
@@ -101,11 +102,11 @@ def evaluate_artifact(
 def _read(
     outputs: dict[str, np.ndarray], net: Network, count: int, artifact: Path
 ) -> dict[str, np.ndarray]:
-    """Returns the outputs of a file as the task has them.
+    """Returns an artifact's outputs in the form that the task uses.
 
     Raises:
-        UsageError: they are not those of the network's task, or of another shape.
-        VerificationError: one is not finite.
+        UsageError: the task cannot read the outputs, or their shape is not the network's.
+        VerificationError: an output is not finite.
     """
     try:
         read = net.task.read(outputs)
@@ -114,25 +115,25 @@ def _read(
     expected = (count, *net.model.output_shape[1:])
     if read[net.task.primary].shape != expected:
         raise UsageError(
-            f"its outputs are {read[net.task.primary].shape} for {count} images",
+            f"its outputs have shape {read[net.task.primary].shape} for {count} images",
             where=str(artifact),
-            allowed=f"{expected}, as the run's network has",
+            allowed=f"must be {expected}, as of the run's network",
         )
     if not np.isfinite(read[net.task.primary]).all():
-        raise VerificationError("it answers NaN or infinity", where=str(artifact))
+        raise VerificationError("its outputs have NaN or infinity", where=str(artifact))
     return read
 
 
 def must_be_written_by(run: Run, artifact: Path) -> None:
-    """Refuses a file that does not lie in a run as `export` put it there.
+    """Checks that an artifact is in a run and unchanged since `export` wrote it.
 
     Args:
         run: the run.
-        artifact: what its run-time opens.
+        artifact: the path that its runtime opens.
 
     Raises:
-        UsageError: it lies elsewhere, metadata.json beside it has not the SHA-256 of its files, or
-            the run has other weights by now.
+        UsageError: it is not in the run's folder, the SHA-256 of its files differ from those in its
+            metadata.json, or the run's weights have changed since.
     """
     folder = artifact if artifact.is_dir() else artifact.parent
     try:
@@ -145,14 +146,14 @@ def must_be_written_by(run: Run, artifact: Path) -> None:
         str(path.relative_to(folder)): files.sha256(path) for path in files_of(folder)
     }:
         raise UsageError(
-            "cnnbench did not write this file into the run; to open an artifact is to run the "
-            "program in it",
+            "cnnbench did not write this artifact into the run, and opening it runs the program in "
+            "it",
             where=str(artifact),
-            allowed="--trust-model opens it if you trust who made it",
+            allowed="pass --trust-model if you trust its source",
         )
     if about.get("weights_sha256") != run.weights_sha256():
         raise UsageError(
-            "the run has other weights than when this was exported",
+            "the run's weights have changed since this artifact was exported",
             where=str(artifact),
-            allowed="cnnbench export writes it anew",
+            allowed="run cnnbench export again",
         )

@@ -1,4 +1,4 @@
-"""Comparison: what networks cost and reach side by side, as the files that a device is given."""
+"""Comparison of the accuracy, size and speed of networks, exported to TFLite."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ from cnnbench.runs.run import STAGES, Run, open_run
 def compare(
     paths: Sequence[Path], *, examples: int = EXAMPLES, access: Access | None = None
 ) -> dict[str, Any]:
-    """Exports the networks of runs to TFLite, and measures each file by its own run-time.
+    """Exports the networks of runs to TFLite and measures each artifact in its own runtime.
 
-    A network that was trained with rounded weights is exported in int8, another in float32.
+    Networks trained with quantization are exported in int8, others in float32.
 
     Args:
-        paths: runs; the folder of a recipe of several stages stands for the run they began with,
-            and each of theirs.
-        examples: of the test split to measure on, at the most.
-        access: where data sets lie; None: where the trainings found them.
+        paths: runs; the folder of a multi-stage recipe counts as the run that its first stage
+            started from, if any, and the run of each stage.
+        examples: maximum number of images of the test split to measure on.
+        access: where data sets are stored; None: where the training found them.
 
     Returns:
         {"examples", "score" {key, title}, "rows": [{name, run, precision, the score, params, macs,
-        sparsity, size_bytes, zip_bytes, latency_ms {p50, p95}, is_best}]}; is_best tells that no
-        other is at least as good, small and fast, and better in one of them.
+        sparsity, size_bytes, zip_bytes, latency_ms {p50, p95}, is_best}]}. is_best: whether the row
+        is Pareto-optimal, that is, no other is at least as good, small and fast, and better in one
+        of these.
 
     Raises:
-        UsageError: a path is named twice, or there are no runs.
-        VerificationError: a file is not what its network is.
+        UsageError: a path is given twice, or there are no runs, or they have different tasks.
+        VerificationError: an artifact differs from its network.
         RunError: a run is damaged or has no weights.
     """
     if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("a run is named twice")
-    # Several may have begun with the same run.
+        raise UsageError("a run is given twice")
+    # Several may have started from the same run.
     runs = {run.path.resolve(): run for path in paths for run in _runs(path)}
     task, *others = {run.recipe.task for run in runs.values()}
     if others:
         names = sorted(each.name for each in (task, *others))
-        raise UsageError(f"runs of {' and '.join(names)}", allowed="runs of one task")
+        raise UsageError(f"runs of {' and '.join(names)}", allowed="must be of the same task")
     rows = [_row(run, examples, access) for run in runs.values()]
     for row in rows:
         row["is_best"] = not any(_beats(other, row, task.score.key) for other in rows)
@@ -66,23 +67,23 @@ def _runs(path: Path) -> list[Run]:
 
 def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
     model = network.restore(run).model
-    (file,) = export(run, ["tflite"], options=ExportOptions(examples=examples), access=access)
+    (artifact,) = export(run, ["tflite"], options=ExportOptions(examples=examples), access=access)
     score = run.recipe.task.score.key
     sparsity, _ = sparsity_of(model)
     return {
         "name": run.recipe.name,
         "run": str(run.path),
-        "precision": file["precision"],
-        score: file[score],
+        "precision": artifact["precision"],
+        score: artifact[score],
         "params": count_params(model),
         "macs": count_macs(model),
         "sparsity": round(sparsity, 4),
-        **{key: file[key] for key in ("size_bytes", "zip_bytes", "latency_ms")},
+        **{key: artifact[key] for key in ("size_bytes", "zip_bytes", "latency_ms")},
     }
 
 
 def _beats(one: dict[str, Any], other: dict[str, Any], score: str) -> bool:
-    """Tells whether one row is nowhere worse than another, and somewhere better."""
+    """Returns whether one row Pareto-dominates another: never worse, and better in something."""
 
     def costs(row: dict[str, Any]) -> tuple[float, ...]:
         return -row[score], row["zip_bytes"], row["latency_ms"]["p50"]

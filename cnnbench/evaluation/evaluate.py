@@ -35,36 +35,38 @@ def evaluate(
     robust_examples: int | None = None,
     access: Access | None = None,
 ) -> dict[str, Any]:
-    """Measures a run's network on a split and writes eval.json.
+    """Evaluates a run's network on a split and writes eval.json.
 
-    Of another split, other weights or test-time augmentation, or with robustness, the file is
-    eval-validation.json, eval-last.json, eval-flip.json, eval-robust.json, ….
+    With another split, other weights, another test-time augmentation than the recipe's, or with
+    robustness, the file is eval-validation.json, eval-last.json, eval-flip.json, eval-robust.json,
+    and so on.
 
     Args:
         run: a run with weights.
         split: "test" or "validation".
         weights: "best" by validation, or "last".
-        tta: test-time augmentation, a name in TTA; None: as the recipe says.
-        robust_examples: how many examples, at most, to measure robustness on; None: not measured.
-        access: where data sets lie; None: where the training found them.
+        tta: test-time augmentation, a name in TTA; None: the recipe's.
+        robust_examples: maximum number of examples to measure robustness on; None: not measured.
+        access: where data sets are stored; None: where the training found them.
 
     Returns:
-        What the file says; docs/reliability.md names its keys.
+        The content of the file; docs/reliability.md lists its keys.
 
     Raises:
-        RunError: the run has no weights, or the data is not that of the training.
-        DataError: the data is not there or an image is bad.
-        UsageError: the run has no validation split, or its task no test-time augmentation.
+        RunError: the run has no weights, or the data differs from that of the training.
+        DataError: the data is missing or an image is damaged.
+        UsageError: the run has no validation split, or its task does not support test-time
+            augmentation.
     """
     recipe, task = run.recipe, run.recipe.task
     tta = tta or recipe.evaluation.tta
     if tta != "none" and not task.averages_answers:
-        raise UsageError(f"test-time augmentation {tta} for {task.name}", allowed="none")
+        raise UsageError(f"test-time augmentation {tta} for {task.name}", allowed="must be none")
     net = network.restore(run, weights=weights)
     dataset = network.open_data(run, access or Access())
     examples, skipped = evaluation_examples(dataset, recipe.data, split)
-    asked = _Asked(run, net, tta)
-    found = asked.measured(examples)
+    evaluator = _Evaluator(run, net, tta)
+    found = evaluator.measure(examples)
     result: dict[str, Any] = {
         "recipe": recipe.name,
         "run": str(run.path),
@@ -77,11 +79,11 @@ def evaluate(
     if tta != "none":
         result[f"{task.score.key}_without_tta"] = found.score_without_tta
     if robust_examples:
-        from cnnbench.evaluation.robustness import robustness  # SciPy takes a while to import
+        from cnnbench.evaluation.robustness import robustness  # SciPy is slow to import
 
-        some = examples.take(slice(robust_examples))
-        batches = asked.batches(some, len(examples))
-        result["robust"] = robustness(asked.hits, batches)
+        subset = examples.take(slice(robust_examples))
+        batches = evaluator.batches(subset, len(examples))
+        result["robust"] = robustness(evaluator.hits, batches)
     files.write_json(_file(run, split, weights, tta, bool(robust_examples)), result)
     return result
 
@@ -89,14 +91,14 @@ def evaluate(
 def summary(
     run: Run, net: Network, measures: Mapping[str, np.ndarray], targets: np.ndarray, split: str
 ) -> dict[str, Any]:
-    """Returns what eval.json says of the measures of all examples, the network and the target.
+    """Returns the part of eval.json on the metrics, the network's size and the target.
 
     Args:
-        run: whose recipe has the target.
-        net: that was measured.
-        measures: of `Task.measures`, over all examples.
-        targets: of all examples.
-        split: "test", on which a target is judged, or "validation".
+        run: the run whose recipe has the target.
+        net: the network that was measured.
+        measures: results of `Task.measures` for all examples.
+        targets: targets of all examples.
+        split: "test" or "validation"; only "test" is compared with the recipe's target.
     """
     task = net.task
     found = {"examples": len(targets)} | task.summary(measures, targets, net.classes)
@@ -110,7 +112,7 @@ def summary(
 
 
 class _Measured:
-    """What was measured of the examples of a split."""
+    """Measurements on the examples of a split."""
 
     def __init__(self) -> None:
         self.measures: dict[str, np.ndarray] = {}
@@ -119,8 +121,8 @@ class _Measured:
         self.speed: dict[str, Any] = {}
 
 
-class _Asked:
-    """A network that is asked under test-time augmentation, compiled."""
+class _Evaluator:
+    """A compiled network with test-time augmentation."""
 
     def __init__(self, run: Run, net: Network, tta: str):
         self._data, self._loss, self._task = run.recipe.data, run.recipe.loss, net.task
@@ -129,27 +131,27 @@ class _Asked:
         self._plain = tf.function(net.answer, autograph=False) if tta != "none" else None
         self._serve = lambda answer: net.task.serve(answer, net.loss)
 
-    def batches(self, examples: Examples, at_most: int) -> Any:
-        """Yields evaluation batches of at most so many examples."""
-        size = min(self._data.batch_size, at_most)
+    def batches(self, examples: Examples, max_size: int) -> Any:
+        """Returns evaluation batches of the recipe's size, but at most `max_size` examples."""
+        size = min(self._data.batch_size, max_size)
         return evaluation_batches(examples, self._data, self._size, size)
 
     def hits(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Returns the score of each image, (batch,)."""
         return self._task.hits(self._answer(images), targets).numpy()
 
-    def measured(self, examples: Examples) -> _Measured:
-        """Measures every example."""
+    def measure(self, examples: Examples) -> _Measured:
+        """Measures all examples."""
 
         @tf.function(autograph=False)
-        def measure(images: Any, targets: Any) -> dict[str, Any]:
+        def compute(images: Any, targets: Any) -> dict[str, Any]:
             outputs = self._serve(self._answer(images))
             return self._task.measures(self._loss, outputs, targets)
 
         rows, truth, seconds, plain_hits = [], [], [], []
         for images, targets, count in self.batches(examples, len(examples)):
             start = time.perf_counter()
-            row = {key: each.numpy()[:count] for key, each in measure(images, targets).items()}
+            row = {key: each.numpy()[:count] for key, each in compute(images, targets).items()}
             seconds.append(time.perf_counter() - start)
             if self._plain is not None:
                 hits = self._task.hits(self._plain(images), targets)
@@ -162,7 +164,7 @@ class _Asked:
         if plain_hits:
             found.score_without_tta = float(np.concatenate(plain_hits).mean())
         batch_size = min(self._data.batch_size, len(examples))
-        # The first batch pays for tracing; where there is no other, there is nothing to tell.
+        # The first batch includes tracing; if there is no other, the throughput is unknown.
         found.speed = {
             "throughput_images_per_s": _throughput(seconds[1:], batch_size),
             "batch_size": batch_size,
@@ -182,7 +184,7 @@ def _throughput(seconds: list[float], batch_size: int) -> float | None:
 
 
 def _file(run: Run, split: str, weights: str, tta: str, robust: bool) -> Path:
-    """Returns eval.json, with what is unusual of the evaluation in its name."""
+    """Returns the path of eval.json; its name has every choice that is not the default."""
     parts = ["eval"]
     if split != "test":
         parts.append(split)

@@ -1,4 +1,4 @@
-"""Prediction: a trained network's answers to image files."""
+"""Predictions of a trained network for image files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ BATCH = 32
 
 @session.isolated()
 def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
-    """Answers for image files of any common format and size.
+    """Predicts image files of any common format and size.
 
     Args:
         run: a run with weights.
-        paths: the files.
-        top: how many classes to name for each.
+        paths: the image files.
+        top: number of classes to return for each file.
 
     Returns:
-        A row a file: "file", and what the run's task says of it; of classification "top", a list of
-        {"class", "probability"} from the likeliest class down.
+        One row per file: "file", and the prediction of the run's task. For classification, that is
+        "top": a list of {"class", "probability"} in descending order of probability.
 
     Raises:
-        DataError: a file is missing or no image.
+        DataError: a file is missing or is not an image.
         RunError: the run has no weights.
     """
     about = run.data()

@@ -14,18 +14,19 @@ def robustness(
     hits: Callable[[np.ndarray, np.ndarray], Any],
     batches: Iterable[tuple[np.ndarray, np.ndarray, int]],
 ) -> dict[str, Any]:
-    """Measures the mean score under every corruption in every severity.
+    """Measures the mean score under every corruption at every severity.
 
-    The mean corruption error is the plain mean of the errors; Hendrycks & Dietterich 2019 divide
-    each by AlexNet's, which there is for ImageNet only.
+    The mean corruption error is the plain mean of the errors. Hendrycks & Dietterich 2019 divide
+    each error by that of AlexNet, which is available for ImageNet only.
 
     Args:
-        hits: from (batch, height, width, channels) uint8 and their targets to scores, (batch,).
-        batches: as of `evaluation_batches`, each example at its place in the split.
+        hits: maps (batch, height, width, channels) uint8 images and their targets to scores,
+            (batch,).
+        batches: from `evaluation_batches`, starting at the first example of the split.
 
     Returns:
         "examples", "corruptions" (five scores each), "mean_corruption_accuracy",
-        "mean_corruption_error", and "notes" on what does not compare with published numbers.
+        "mean_corruption_error", and "notes" on differences from published benchmarks.
     """
     sums = {name: [0.0] * len(SEVERITIES) for name in CORRUPTIONS}
     examples = 0

@@ -1,6 +1,6 @@
-"""Test-time augmentation: the mean of a network's answers to several views of an image.
+"""Test-time augmentation: the mean of a network's outputs for several views of an image.
 
-A task serves it if the mean of answers is an answer, which is so of logits.
+A task supports it if the mean of outputs is a valid output, as it is for logits.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from typing import Any
 
 from cnnbench.backend.lazy import tf
 
+# Maps images to the network's output.
 Answer = Callable[[Any], Any]
 
 
 def none(answer: Answer, images: Any) -> Any:
-    """Returns the answer to the images as they are.
+    """Returns the output for the images as they are.
 
     Args:
-        answer: from (batch, height, width, channels) to the network's output.
-        images: (batch, height, width, channels) uint8, or float in 0-255.
+        answer: maps (batch, height, width, channels) to the network's output.
+        images: (batch, height, width, channels) uint8, or float in [0, 255].
     """
     return answer(images)
 
 
 def flip(answer: Answer, images: Any) -> Any:
-    """Returns the mean of the answers to each image and its mirror.
+    """Returns the mean of the outputs for each image and its horizontal mirror image.
 
-    Args: as for none.
+    Args: as for `none`.
     """
     return (answer(images) + answer(tf.reverse(images, (2,)))) / 2
 
 
 def flip_shift(answer: Answer, images: Any) -> Any:
-    """Returns the mean of `flip` of the images, and of two translates of them.
+    """Returns the weighted mean of `flip` for the images and two translations of them.
 
-    Half the weight is on the images, a quarter on each translate: by one pixel down and right, and
-    by one up and left, with the border reflected (Jordan 2024, arXiv:2404.00498, multi-crop).
+    The images have weight 1/2, and each translation 1/4: one pixel down and right, and one pixel up
+    and left, with a reflected border (Jordan 2024, arXiv:2404.00498, multi-crop).
 
-    Args: as for none; at least 2x2 pixels.
+    Args: as for `none`; images must have at least 2x2 pixels.
     """
     height, width = images.shape[1:3]
     padded = tf.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "REFLECT")

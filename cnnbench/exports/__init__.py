@@ -1,1 +1,1 @@
-"""Exports: writing a trained network for other run-times, and verifying each file."""
+"""Export of trained networks to other runtimes, and verification of each artifact."""

@@ -1,4 +1,4 @@
-"""Calibration: the training images whose activations give integer artifacts their ranges."""
+"""Calibration: the training images that the activation ranges of integers are computed from."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ MIN_EXAMPLES = 10
 
 
 def check(examples: int, method: str = "min_max") -> None:
-    """Refuses too few examples, and a method that there is not.
+    """Checks the number of calibration images and the method.
 
     Raises:
-        UsageError: the message says why.
+        UsageError: there are too few images, or the method is unknown.
     """
     if method not in CALIBRATION_METHODS:
         raise UsageError(
-            f"there is no calibration method {method!r}", allowed=", ".join(CALIBRATION_METHODS)
+            f"unknown calibration method {method!r}",
+            allowed=f"must be one of {', '.join(CALIBRATION_METHODS)}",
         )
     if examples < MIN_EXAMPLES:
         raise UsageError(
-            f"calibration on {examples} images: too few to tell the ranges of activations",
-            allowed=f"at least {MIN_EXAMPLES}, of the training split",
+            f"{examples} calibration images are too few to compute ranges of activations",
+            allowed=f"must be at least {MIN_EXAMPLES}, from the training split",
         )
 
 
 def images(run: Run, examples: int, access: Access) -> np.ndarray:
-    """Returns training images of a run, always the same ones, and never any it is tested on.
+    """Returns the first images of a run's training split, the same ones on every call.
 
-    One more is that with the widest range of values, stretched to 0-255, so that the range of the
-    input is known to be that of all pixels.
+    A copy of the image with the widest range of values, stretched to [0, 255], is appended, so that
+    the calibrated range of the input covers all pixel values.
 
     Args:
         run: the run.
-        examples: how many, of as many as it was trained on.
-        access: where data sets lie.
+        examples: number of images; all of the training split if it has fewer.
+        access: where data sets are stored.
 
     Returns:
         (images + 1, *pixel_shape) uint8, not augmented.
 
     Raises:
-        UsageError: there are too few.
-        DataError: the training images are not there.
+        UsageError: there are too few images.
+        DataError: the training images are missing.
     """
     dataset = network.open_data(run, access)
     train = training_splits(dataset, run.recipe.data).train
@@ -60,11 +61,11 @@ def images(run: Run, examples: int, access: Access) -> np.ndarray:
 
 
 def _stretched(pixels: np.ndarray) -> np.ndarray:
-    """Returns the image with the widest range of values, as if it had all of 0 to 255."""
+    """Returns a copy of the image with the widest range of values, stretched to [0, 255]."""
     lowest, highest = (f(pixels, axis=(1, 2, 3)).astype(np.float32) for f in (np.min, np.max))
     i = int((highest - lowest).argmax())
     span = max(highest[i] - lowest[i], 1)
     stretched = np.round((pixels[i] - lowest[i]) * (255 / span)).astype(np.uint8)
-    if highest[i] == lowest[i]:  # every image is of one colour
+    if highest[i] == lowest[i]:  # every image has a single value
         stretched.flat[0] = 255
     return stretched

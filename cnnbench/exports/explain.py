@@ -1,4 +1,4 @@
-"""Which layers of a network lose most by int8, in TFLite."""
+"""The error of each layer of a TFLite int8 file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ IMAGES = 50
 
 @dataclass(frozen=True)
 class LayerError:
-    """What one operation loses by being computed on integers, given the same inputs.
+    """The error of one operation computed on integers instead of floats, given the same inputs.
 
-    layer: of the network, that it computes.
-    operation: of TFLite.
-    error: root mean square of the difference to float32.
-    relative_error: the same, over the root mean square of the float32 values.
-    tensor: of its output, in the file.
+    layer: the layer of the network that the operation computes.
+    operation: TFLite's name of the operation.
+    error: root mean square of the difference from float32.
+    relative_error: the same, divided by the root mean square of the float32 values.
+    tensor: the name of its output tensor in the file.
     """
 
     layer: str
@@ -42,39 +42,41 @@ class LayerError:
 
 
 def layer_errors(request: Request) -> list[LayerError]:
-    """Returns the error of every operation, the largest relative one first.
+    """Returns the error of every operation, in descending order of relative error.
 
-    It is measured on IMAGES of the calibration images by TensorFlow's QuantizationDebugger, which
-    computes each operation in both types from the inputs that it has in the integer file.
+    Measured on the first IMAGES calibration images by TensorFlow's QuantizationDebugger, which
+    computes each operation in both int8 and float32 from its inputs in the integer file.
 
     Args:
-        request: for int8.
+        request: for int8, with calibration images.
 
     Raises:
-        UsageError: an operation of the network does not exist in int8.
+        UsageError: the network has an operation that TFLite lacks in int8.
     """
     assert request.calibration is not None
-    shown = replace(request, calibration=request.calibration[:IMAGES])
-    debugger = tf.lite.experimental.QuantizationDebugger
-    options = tf.lite.experimental.QuantizationDebugOptions
+    subset = replace(request, calibration=request.calibration[:IMAGES])
+    experimental = tf.lite.experimental
+    options = experimental.QuantizationDebugOptions(
+        layer_direct_compare_metrics={"noise": _noise, "power": _power}
+    )
     with (
         tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch,
         warnings.catch_warnings(),
         converter_errors(request.precision),
     ):
-        # TensorFlow's own interpreter tells that it is deprecated, and that debugging takes memory.
+        # TensorFlow's interpreter warns that it is deprecated, and the debugger of its memory use.
         warnings.simplefilter("ignore", UserWarning)
         saved_model.write_function(request, Path(scratch), 1, "float32", request.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         content = calibrated(converter, request)
-        opened = debugger(
+        debugger = experimental.QuantizationDebugger(
             quant_debug_model_content=private.quantize(content, enable_numeric_verify=True),
-            debug_dataset=lambda: images_of(shown),
-            debug_options=options(layer_direct_compare_metrics={"noise": _noise, "power": _power}),
+            debug_dataset=lambda: images_of(subset),
+            debug_options=options,
         )
-        opened.run()
+        debugger.run()
         table = io.StringIO()
-        opened.layer_statistics_dump(table)
+        debugger.layer_statistics_dump(table)
     rows = csv.DictReader(io.StringIO(table.getvalue()))
     names = [layer.name for layer in request.net.model.layers]
     errors = [
@@ -92,21 +94,24 @@ def layer_errors(request: Request) -> list[LayerError]:
 
 
 def layer_of(tensor: str, operation: str, names: Sequence[str], task: Task) -> str:
-    """Returns the layer that computes a tensor.
+    """Returns the name of the layer that computes a tensor.
 
     Args:
-        tensor: the names of all operations that were fused into one, as
-            "resnet20_1/stem_act_1/Relu;resnet20_1/stem_conv_1/convolution".
-        operation: that computes it.
-        names: of the network's layers.
-        task: of the network.
+        tensor: its name in the file, which joins the names of all operations fused into one, such
+            as "resnet20_1/stem_act_1/Relu;resnet20_1/stem_conv_1/convolution".
+        operation: the operation that computes it.
+        names: the names of the network's layers.
+        task: the network's task.
     """
-    if tensor.startswith("StatefulPartitionedCall"):  # the two outputs have lost their names
+    if tensor.startswith("StatefulPartitionedCall"):  # the names of outputs are lost
         return task.output_of_operation(operation)
     parts = [part for name in tensor.split(";") for part in name.split("/")]
     found = [name for part in parts for name in names if part in (name, f"{name}_1")]
-    # Of what was fused, people know the convolution, not the activation behind it.
-    return next((n for n in found if not n.endswith(("_act", "_norm"))), (found or [tensor])[0])
+    # Of fused layers, name the convolution rather than the activation or normalization after it.
+    for name in found:
+        if not name.endswith(("_act", "_norm")):
+            return name
+    return found[0] if found else tensor
 
 
 def _noise(exact: Any, integers: Any, scale: float, zero_point: int) -> float:

@@ -1,4 +1,4 @@
-"""Exports a run's network to other run-times, each file verified on real images."""
+"""Export of a run's network to other runtimes, with each artifact verified on real images."""
 
 from __future__ import annotations
 
@@ -32,30 +32,34 @@ def export(
     access: Access | None = None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Writes files of a run's best weights, and verifies each on images of the test split.
+    """Exports a run's best weights and verifies each artifact on images of the test split.
 
-    A file lies in `folder_of(run, …)` with metadata.json and, verified, verify.json. One that fails
-    lies in a folder named *.failed instead; the others are written and verified all the same.
+    Each artifact is written to `folder_of(run, …)` with metadata.json and, if it is verified,
+    verify.json. One that fails verification is kept in a folder named *.failed instead; the others
+    are still written and verified.
 
     Args:
         run: a run with weights.
-        formats: names of formats, each of which is written in every precision; none: SavedModel and
-            TFLite, each in those that it has.
-        precisions: names in PRECISIONS; none: int8 for the TFLite file of a network that was
-            trained for it, else float32.
-        options: how they are written and verified.
-        access: where data sets lie; None: where the training found them.
-        on_row: called with the row of each file when it is done, of one that failed too.
+        formats: names of formats, each written in every precision; if empty, SavedModel and TFLite,
+            each in the precisions that it supports.
+        precisions: names in PRECISIONS; if empty, int8 for TFLite if the network was trained with
+            quantization, else float32.
+        options: how artifacts are written and verified.
+        access: where data sets are stored; None: where the training found them.
+        on_row: called with the row of each artifact when it is done or has failed.
 
     Returns:
-        A row a file, as verify.json has it; without verification only format, precision, size and
-        whether its bytes are the same each time. "layers" has the rows of explain.json.
+        One row per artifact, as in verify.json. Without verification, a row has only the format,
+        the precision, the sizes and whether two exports are byte-identical. "layers" has the rows
+        of explain.json.
 
     Raises:
-        UsageError: a format lacks a precision, a package or an operation, or an option fits none.
-        VerificationError: a file differs from the network beyond tolerance.
-        RunError: the run has no weights, they change meanwhile, or its folder cannot be written.
-        DataError: the images are not there.
+        UsageError: a format lacks a precision, a package or an operation, or an option applies to
+            none of the artifacts.
+        VerificationError: an artifact differs from the network by more than the tolerance.
+        RunError: the run has no weights, they changed during the export, or its folder cannot be
+            written.
+        DataError: the images are missing.
     """
     from cnnbench.models.layers.fast import plain  # imports Keras
 
@@ -70,24 +74,24 @@ def export(
     if options.verify:
         reference = Reference(run, net, options.examples or EXAMPLES, access)
     source = Source(run, weights_sha256, reference)
-    request = Request(replace(net, model=plain(net.model)), preprocessing=options.preprocessing)
+    base = Request(replace(net, model=plain(net.model)), preprocessing=options.preprocessing)
     rows: list[dict[str, Any]] = []
     failed: list[CnnbenchError] = []
     unwritten: list[CnnbenchError] = []
     for form, precision in planned.files:
-        wish = replace(request, precision=precision)
+        request = replace(base, precision=precision)
         if precision in CALIBRATED:
-            wish = replace(wish, calibration=images)
+            request = replace(request, calibration=images)
         if precision == "int8":
-            wish = replace(wish, calibration_method=options.calibration_method)
+            request = replace(request, calibration_method=options.calibration_method)
         try:
-            row = write(source, form, wish, options)
+            row = write(source, form, request, options)
         except (UsageError, VerificationError) as error:
             row = {"format": form, "precision": precision, "error": str(error), "passed": False}
             unwritten.append(error)
         else:
             if not row.get("passed", True):
-                remedy = _remedy(wish, form, options.keep_float)
+                remedy = _remedy(request, form, options.keep_float)
                 failed.append(net.task.refusal(row, Path(row["path"]), remedy))
         rows.append(row)
         on_row(row)
@@ -100,21 +104,21 @@ def _restored(run: Run) -> tuple[Network, str]:
     """Returns a run's network and the SHA-256 of its weights.
 
     Raises:
-        RunError: the run has no weights, or they were replaced meanwhile.
+        RunError: the run has no weights, or they changed while they were read.
     """
     weights_sha256 = run.weights_sha256()
     net = network.restore(run)
     if run.weights_sha256() != weights_sha256:
         raise RunError(
-            "its weights were replaced while they were read: it is being trained",
+            "the weights changed while they were read, as the run is still being trained",
             where=str(run.path),
-            allowed="another try",
+            allowed="try again",
         )
     return net, weights_sha256
 
 
 def _remedy(request: Request, form: str, keep_float: int) -> str | None:
-    """Returns the options that may reduce what an int8 file lost."""
+    """Returns the options that may reduce the error of an int8 artifact, or None."""
     options = []
     if request.precision == "int8" and request.calibration is not None:
         if request.calibration_method == "min_max":

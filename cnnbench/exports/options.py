@@ -1,29 +1,33 @@
-"""What a user chooses of an export; light, because the command line imports it for its help."""
+"""Options of an export.
+
+Imports nothing heavy, because the command line imports this module for its help.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
-# How the range of an int8 tensor is computed from images: the least and the greatest value, or the
-# means of the least and of the greatest values of small batches, which an outlier hardly moves.
+# How the range of an int8 tensor is computed from images: from the minimum and maximum over all of
+# them, or from the means of the minima and maxima of small batches, which outliers hardly change.
 CALIBRATION_METHODS = ("min_max", "average_min_max")
-# Test images that files are verified on, at the most.
+# Default maximum number of test images to verify on.
 EXAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How files are written and verified.
+    """How artifacts are written and verified.
 
-    preprocessing: whether they take uint8 pixels, or normalised images.
-    verify: whether each is run by its own run-time and compared with the network.
-    examples: test images to verify on, at the most; None: EXAMPLES.
-    tolerance: share of the images, 0-1, by which a file may be worse; None: by the precision.
+    preprocessing: whether artifacts take uint8 pixels; if not, they take normalized images.
+    verify: whether each artifact is run in its own runtime and compared with the network.
+    examples: maximum number of test images to verify on; None: EXAMPLES.
+    tolerance: share of the images, in [0, 1], by which an artifact may be worse; None: the default
+        of the precision.
     calibration_examples: training images that integer ranges are computed from; None: 200.
     calibration_method: one of CALIBRATION_METHODS.
-    explain: whether explain.json tells what each layer of the TFLite int8 file loses.
-    keep_float: how many of the layers that lose most stay in float32 there.
+    explain: whether to write explain.json, the error of each layer of the TFLite int8 file.
+    keep_float: number of layers, those with the largest error, to keep in float32 in that file.
     """
 
     preprocessing: bool = True

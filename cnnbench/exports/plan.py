@@ -1,4 +1,4 @@
-"""Decides which formats are written in which precisions, and refuses options without use."""
+"""Chooses the formats and precisions to write, and rejects options that have no effect."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cnnbench.exports.formats.format import CALIBRATED, known_formats, require
 from cnnbench.exports.options import PRECISIONS, ExportOptions
 
 DEFAULT_FORMATS = ("saved_model", "tflite")
-# What a network that was trained with quantization can be written as.
+# What a network trained with quantization can be exported as.
 QUANTIZED = {"saved_model": "float32", "tflite": "int8"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written.
+    """The artifacts to write.
 
-    files: a format and a precision each.
-    calibration_examples: training images that integer ranges are computed from; 0: none needed.
+    files: the format and the precision of each.
+    calibration_examples: training images that integer ranges are computed from; 0: none are needed.
     """
 
     files: Sequence[tuple[str, str]]
@@ -34,19 +34,19 @@ def plan(
     *,
     quantized: bool = False,
 ) -> Plan:
-    """Returns which format is to be written in which precision.
+    """Returns the artifacts to write.
 
     Args:
-        names: of formats, each written in every precision; none: DEFAULT_FORMATS, in those of the
-            precisions that they have.
-        precisions: names in PRECISIONS; none: the network's own.
-        options: checked against the files.
+        names: names of formats, each written in every precision; if empty, DEFAULT_FORMATS, each in
+            the precisions that it supports.
+        precisions: names in PRECISIONS; if empty, the network's own.
+        options: checked against the artifacts.
         quantized: whether the network was trained with quantization.
 
     Raises:
-        UsageError: there is no such format or precision, a format lacks one that is asked for or a
-            package that is not installed; the ranges of a network that was trained with
-            quantization would be lost; or an option has no file to work on.
+        UsageError: a format or a precision is unknown; a format does not support a precision or
+            needs a package that is not installed; the ranges of a network trained with quantization
+            would be lost; or an option applies to none of the artifacts.
     """
     files = _quantized(names, precisions) if quantized else _plain(names, precisions)
     if options.explain or options.keep_float:
@@ -57,8 +57,8 @@ def plan(
     count = options.calibration_examples
     if count is not None and not is_calibrated:
         raise UsageError(
-            "--calibration-examples is for int8 and int16x8 of a network that was not trained for "
-            "them, which are not exported"
+            "--calibration-examples has no effect, as no artifact is calibrated",
+            allowed="it is only for int8 and int16x8 of a network trained without quantization",
         )
     if not is_calibrated:
         return Plan(files, 0)
@@ -75,7 +75,9 @@ def _plain(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, s
     ):
         for name in given:
             if name not in allowed:
-                raise UsageError(f"there is no {kind} {name!r}", allowed=", ".join(allowed))
+                raise UsageError(
+                    f"unknown {kind} {name!r}", allowed=f"must be one of {', '.join(allowed)}"
+                )
     files = [
         (form, precision)
         for form in names or DEFAULT_FORMATS
@@ -85,8 +87,8 @@ def _plain(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, s
     for form, precision in files:
         if precision not in known[form].precisions:
             raise UsageError(
-                f"{known[form].title} has no precision {precision}",
-                allowed=f"it has {', '.join(known[form].precisions)}",
+                f"{known[form].title} does not support precision {precision}",
+                allowed=f"it supports {', '.join(known[form].precisions)}",
             )
         require(form)
     return files
@@ -94,10 +96,13 @@ def _plain(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, s
 
 def _quantized(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
     if names:
-        own = [(form, QUANTIZED.get(form, "float32")) for form in dict.fromkeys(names)]
-        files = [(form, each) for form, mine in own for each in dict.fromkeys(precisions or [mine])]
+        files = [
+            (form, precision)
+            for form in dict.fromkeys(names)
+            for precision in dict.fromkeys(precisions or [QUANTIZED.get(form, "float32")])
+        ]
     elif precisions:
-        # Without a format, a precision stands for the format that has it.
+        # Without formats, a precision selects the format that has it.
         files = [pair for pair in QUANTIZED.items() if pair[1] in precisions]
         files += [
             (form, p) for form in QUANTIZED for p in precisions if p not in QUANTIZED.values()
@@ -107,9 +112,9 @@ def _quantized(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[st
     for form, precision in files:
         if QUANTIZED.get(form) != precision:
             raise UsageError(
-                f"{form} {precision} of a network that was trained with quantization",
-                allowed="TFLite int8, which has its ranges, and SavedModel, which computes as it "
-                "was trained",
+                f"{form} {precision} is not available for a network trained with quantization",
+                allowed="use TFLite int8, which has its trained ranges, or SavedModel, which "
+                "computes as in training",
             )
     return files
 
@@ -117,16 +122,22 @@ def _quantized(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[st
 def _check_int8(
     options: str, names: Sequence[str], files: Sequence[tuple[str, str]], quantized: bool
 ) -> None:
-    """Refuses options for int8 where none is written in those formats, or its ranges are trained.
+    """Checks that options for int8 apply to an artifact.
+
+    Args:
+        options: the options and a verb, which begin the message.
+        names: names of the formats that the options are for.
+        files: the format and the precision of each artifact.
+        quantized: whether the network was trained with quantization.
 
     Raises:
-        UsageError: the message begins with the options and their verb.
+        UsageError: no int8 artifact is written in these formats, or its ranges are trained.
     """
     if not any(form in names and precision == "int8" for form, precision in files):
         what = f"{known_formats()[names[0]].title} int8" if len(names) == 1 else "int8"
-        raise UsageError(f"{options} for {what}, which is not exported")
+        raise UsageError(f"{options} only for {what}, which is not exported")
     if quantized:
         raise UsageError(
-            f"{options} not for a network that was trained with quantization",
-            allowed="those without; its ranges were trained, and all its layers have them",
+            f"{options} only for networks trained without quantization",
+            allowed="this one has trained ranges in all layers",
         )

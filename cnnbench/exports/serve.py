@@ -1,7 +1,6 @@
-"""Opens an exported file and answers, as a process of its own: `python -m cnnbench.exports.serve`.
+"""Opens an artifact and serves requests: `python -m cnnbench.exports.serve`; see `process`.
 
-Its arguments are the format, the path and the handle of a socket, through which it is asked. See
-`process`.
+Its arguments are the format, the path, and the handle of the socket that requests come from.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ BATCH_SECONDS = 0.25
 
 
 def outputs(loaded: Loaded, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the outputs for all images by their names, float32."""
+    """Returns the outputs for all images by name, float32."""
     if loaded.batch is None:
         return loaded.run(images)
     rows = []
@@ -36,7 +35,7 @@ def outputs(loaded: Loaded, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def speed(loaded: Loaded, images: np.ndarray) -> dict[str, Any]:
-    """Returns the ms of one image, and the peak memory until then, in MB of 2**20 bytes."""
+    """Returns the latency of one image, in ms, and the peak memory so far, in MB of 2**20 bytes."""
     one = np.resize(images, (loaded.batch or 1, *images.shape[1:]))
     return {
         "latency_ms": latency_ms(lambda: loaded.run(one)),
@@ -69,7 +68,7 @@ COMMANDS: dict[str, Callable[[Loaded, np.ndarray], Any]] = {
 
 
 def main(form: str, path: str, handle: str) -> None:
-    """Answers until the other end hangs up."""
+    """Serves requests until the other end closes the connection."""
 
     def prepare() -> tuple[bool, Callable[[str, np.ndarray], Any]]:
         loaded = module_of(form).load(Path(path))

@@ -1,4 +1,4 @@
-"""Verification: whether an exported file, in its own run-time, does what the network does."""
+"""Verification: comparison of an artifact, in its own runtime, with the network."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from cnnbench.system.processes import WorkerError
 
 
 class Reference:
-    """The network's own outputs on test images, which files are compared with.
+    """The network's outputs on test images, with which artifacts are compared.
 
     Raises:
-        VerificationError: they are not finite.
+        VerificationError: an output is not finite.
     """
 
     def __init__(self, run: Run, net: Network, examples: int, access: Access):
         dataset = network.open_data(run, access)
         chosen, _ = evaluation_examples(dataset, run.recipe.data, "test")
         chosen = chosen.take(slice(examples))
-        answer = tf.function(net, autograph=False)
+        compute = tf.function(net, autograph=False)
         batch_size = min(run.recipe.data.batch_size, len(chosen))
         pixels, truth, rows = [], [], []
         for images, targets, count in evaluation_batches(
@@ -39,25 +39,25 @@ class Reference:
         ):
             pixels.append(images[:count])
             truth.append(targets[:count])
-            rows.append({name: each.numpy()[:count] for name, each in answer(images).items()})
+            rows.append({name: each.numpy()[:count] for name, each in compute(images).items()})
         self._images, self._targets = np.concatenate(pixels), np.concatenate(truth)
         self._outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         self._net = net
         if not all(np.isfinite(each).all() for each in self._outputs.values()):
-            raise VerificationError("the network's own outputs are not finite")
+            raise VerificationError("the network's outputs are not finite")
 
     def verify(
         self, artifact: Path, precision: str, tolerance: float | None = None
     ) -> dict[str, Any]:
-        """Runs a file on every image, in a process of its own, and compares its outputs.
+        """Runs an artifact on every image, in a separate process, and compares its outputs.
 
         Args:
             artifact: the file or folder.
-            precision: what it was written in.
-            tolerance: a share of the images; None: what is usual for the precision.
+            precision: its precision.
+            tolerance: share of the images, in [0, 1]; None: the default of the precision.
 
         Returns:
-            The row of verify.json, as far as it is measured; "error" if the run-time fails.
+            The measured part of the row of verify.json; it has "error" if the runtime failed.
         """
         task, images = self._net.task, self._images
         share = task.tolerance(precision) if tolerance is None else tolerance
@@ -69,12 +69,12 @@ class Reference:
                 outputs = task.read(opened.outputs(images))
                 found, expected = (each[task.primary].shape for each in (outputs, self._outputs))
                 if found != expected:
-                    raise WorkerError(f"the outputs are {found}, not {expected}")
+                    raise WorkerError(f"the outputs have shape {found}, not {expected}")
                 row = task.agreement(self._outputs, outputs, self._targets, self._net.loss)
                 row |= speed | {"tolerance": share}
                 row["passed"] = task.passes(row, precision)
                 if row["passed"]:
                     row["best_batch"] = opened.best_batch(images)
-        except (WorkerError, ValueError) as error:  # ValueError: no output that the task can read
+        except (WorkerError, ValueError) as error:  # ValueError: the task cannot read the outputs
             return {"examples": len(self._targets), "error": str(error), "passed": False}
         return row

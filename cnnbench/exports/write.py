@@ -1,4 +1,4 @@
-"""Writes one file of an export: measured, verified, and whole under its name or not there."""
+"""Writing of one artifact, which is measured, verified and then put in place atomically."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from cnnbench.system.environment import machine
 
 @dataclass(frozen=True)
 class Source:
-    """What files are written of.
+    """What artifacts are made from.
 
-    run: whose network it is, and in whose folder they lie.
-    weights_sha256: of the weights that the network has.
-    reference: what files are compared with; None: they are not verified.
+    run: the run whose network is exported, and whose folder artifacts are written to.
+    weights_sha256: SHA-256 of the network's weights.
+    reference: the outputs that artifacts are compared with; None: artifacts are not verified.
     """
 
     run: Run
@@ -40,7 +40,7 @@ class Source:
 def folder_of(
     run: Run, form: str, precision: str = "float32", *, preprocessing: bool = True
 ) -> Path:
-    """Returns where a run keeps a file of a format and a precision."""
+    """Returns the folder of a run's artifact in a format and a precision."""
     if (form, precision, preprocessing) == ("saved_model", "float32", True):
         return run.path / "saved_model"
     parts = [form]
@@ -52,16 +52,16 @@ def folder_of(
 
 
 def write(source: Source, form: str, request: Request, options: ExportOptions) -> dict[str, Any]:
-    """Writes one file, measures and verifies it, and puts it in its place.
+    """Writes one artifact, measures and verifies it, and moves it into the run.
 
     Returns:
-        Its row of verify.json, with its path, and the rows of explain.json as "layers".
+        Its row of verify.json, with its "path", and the rows of explain.json as "layers".
 
     Raises:
-        UsageError: the format lacks an operation of the network, or there are fewer layers than
-            are to be kept in float32.
-        VerificationError: the file is not what was asked for.
-        RunError: the disk refuses.
+        UsageError: the format lacks an operation of the network, or keep_float exceeds the number
+            of layers.
+        VerificationError: the converter did not do what was requested.
+        RunError: the run's folder cannot be written.
     """
     run = source.run
     folder = folder_of(run, form, request.precision, preprocessing=request.preprocessing)
@@ -83,16 +83,19 @@ def write(source: Source, form: str, request: Request, options: ExportOptions) -
         if source.reference is not None:
             row |= source.reference.verify(artifact, request.precision, options.tolerance)
             files.write_json(artifact / "verify.json", {"machine": machine(), "rows": [row]})
-        place, other = (folder, failed) if row.get("passed", True) else (failed, folder)
-        files.recover(place)
-        with files.new_folder(place) as partial:
+        target, outdated = (folder, failed) if row.get("passed", True) else (failed, folder)
+        files.recover(target)
+        with files.new_folder(target) as partial:
             shutil.copytree(artifact, partial, dirs_exist_ok=True)
-        shutil.rmtree(other, ignore_errors=True)
-    return row | {"path": str(place)} | ({"layers": layers} if layers else {})
+        shutil.rmtree(outdated, ignore_errors=True)
+    row["path"] = str(target)
+    if layers:
+        row["layers"] = layers
+    return row
 
 
 def _described(form: str, request: Request, artifact: Path) -> dict[str, Any]:
-    """Returns what the row of a file says before it is verified."""
+    """Returns the part of an artifact's row that needs no verification."""
     about = known_formats()[form]
     row: dict[str, Any] = {
         "format": form,
@@ -111,17 +114,21 @@ def _described(form: str, request: Request, artifact: Path) -> dict[str, Any]:
 
 
 def _explained(request: Request, keep_float: int) -> tuple[Request, list[dict[str, Any]]]:
-    """Measures what each layer loses by int8, and asks that the worst ones be kept in float32.
+    """Measures the int8 error of each layer.
+
+    Returns:
+        The request with the worst layers to be kept in float32, and the rows of explain.json.
 
     Raises:
-        UsageError: there are not so many layers.
+        UsageError: keep_float exceeds the number of layers.
     """
-    from cnnbench.exports.explain import layer_errors  # a debugger that few need
+    from cnnbench.exports.explain import layer_errors  # rarely needed
 
     errors = layer_errors(request)
     if keep_float > len(errors):
         raise UsageError(
-            f"--keep-float {keep_float}, of {len(errors)} layers", allowed=f"0 to {len(errors)}"
+            f"--keep-float {keep_float}, but there are only {len(errors)} layers",
+            allowed=f"must be in [0, {len(errors)}]",
         )
     kept = tuple(error.tensor for error in errors[:keep_float])
     layers = [asdict(error) | {"kept_float": error.tensor in kept} for error in errors]
@@ -131,7 +138,7 @@ def _explained(request: Request, keep_float: int) -> tuple[Request, list[dict[st
 def _metadata(
     run: Run, form: str, request: Request, artifact: Path, layers: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns what a user of a file has to know, and what tells that cnnbench wrote it."""
+    """Returns what users of an artifact need to know, and hashes that show cnnbench wrote it."""
     net, (height, width, channels) = request.net, request.input_shape
     writers = ("cnnbench", "tensorflow", "keras", *known_formats()[form].packages)
     packed = metadata.packages_distributions()
@@ -150,7 +157,7 @@ def _metadata(
         "mean": list(net.preprocess.mean),
         "std": list(net.preprocess.std),
         "float_layers": [row["layer"] for row in layers if row["kept_float"]],
-        # A package may come of a distribution of another name, such as onnxruntime-gpu.
+        # A package may come from a distribution with another name, such as onnxruntime-gpu.
         "versions": {name: metadata.version(packed.get(name, [name])[0]) for name in writers},
         "files": {str(p.relative_to(artifact)): files.sha256(p) for p in files_of(artifact)},
     }
@@ -165,7 +172,7 @@ def _input_type(form: str, request: Request, artifact: Path) -> dict[str, Any]:
 
 
 def _zipped(folder: Path) -> int:
-    """Returns the bytes of a zip of the files of a format."""
+    """Returns the size in bytes of a zip archive of an artifact's files."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files_of(folder):

@@ -1,1 +1,1 @@
-"""What people read: tables, plots, descriptions and progress on a terminal."""
+"""Output for people: tables, plots, descriptions and progress in the terminal."""

@@ -1,4 +1,4 @@
-"""What can be known without training: of a network, a recipe, and of every registered part."""
+"""Descriptions of networks, recipes and registered parts, without training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def show_model(name: str) -> dict[str, Any]:
 def show_recipe(recipe: Recipe) -> dict[str, Any]:
     """Describes what a recipe would train, with every default written out.
 
-    A data set whose classes are not known before it is opened counts as the model's own number.
+    If the number of classes is unknown until the data set is opened, the model's native number is
+    used.
     """
     native = MODELS.get(recipe.model.name).facts
     facts = DATASETS.get(recipe.data.name).facts
@@ -62,8 +63,8 @@ def list_models() -> list[dict[str, Any]]:
     """Lists the registered networks.
 
     Returns:
-        A row each: "name", "family", "params" (trainable), "macs" of one native image, "input"
-        [height, width, channels], "source".
+        One row per network: "name", "family", "params" (trainable), "macs" for one image of the
+        native size, "input" [height, width, channels], "source".
 
     Example:
         >>> import cnnbench
@@ -74,7 +75,7 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def parts(kind: str) -> list[dict[str, Any]]:
-    """Lists what is registered of a kind: "models", "presets", "datasets", …; a row each."""
+    """Lists the registered parts of a kind ("models", "presets", "datasets", …), one row each."""
     if kind == "models":
         return list_models()
     if kind == "presets":
@@ -133,7 +134,7 @@ def _describe(model: Any, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stages(model: Any) -> Iterator[dict[str, Any]]:
-    """Yields a row for each run of layers whose names begin alike: stem, stage1, …, logits."""
+    """Yields a row per stage: consecutive layers with a common prefix, such as stem or stage1."""
     layers = [layer for layer in model.layers if layer.name != "images"]
     for stage, group in groupby(layers, lambda layer: stage_of(layer.name)):
         members = list(group)

@@ -1,4 +1,4 @@
-"""What this machine has, for a look before training and for reports of problems."""
+"""Facts about this machine, for a check before training and for bug reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnbench.system.environment import machine, versions
 
 
 def examine() -> dict[str, Any]:
-    """Returns versions, the machine, the devices TensorFlow sees, and the data sets at hand."""
+    """Returns versions, the machine, TensorFlow's devices, and the data sets that are prepared."""
     root = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
     prepared = {path.parent.parent.name for path in root.glob("*/*/dataset_info.json")}
     return {

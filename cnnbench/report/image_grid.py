@@ -16,24 +16,26 @@ from cnnbench.registry.kinds import input_shape
 from cnnbench.report.plots import _must_be_png
 from cnnbench.system import files
 
-# Of the grid of augmented images: rows, pixels that a cell has at least, and pixels between cells.
-GRID_ROWS, CELL, GAP = 8, 64, 2
+# Rows of the grid, one image each.
+GRID_ROWS = 8
+# Minimum pixels of a cell's shorter side, and pixels between cells.
+CELL, GAP = 64, 2
 
 
 def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> None:
-    """Draws a grid of training images: a row each, as stored and as augmented in some epochs.
+    """Draws a grid with a row per training image: as stored, then as augmented in each epoch.
 
-    What is drawn is what the network is given in these epochs, before normalisation.
+    The augmented images are those that the network gets in these epochs, before normalization.
 
     Args:
-        recipe: what would be trained.
-        path: of the PNG file.
-        access: where data sets lie.
-        epochs: how many, from the first; the columns after that of the stored images.
+        recipe: the recipe to take the data and the augmentations from.
+        path: path of the PNG file.
+        access: where data sets are stored.
+        epochs: number of epochs, from the first; one column each, after that of the stored images.
 
     Raises:
         UsageError: the file's name does not end in .png, or the recipe does not fit the data.
-        DataError: the data set is not there.
+        DataError: the data set is missing.
         RunError: the file cannot be written.
     """
     _must_be_png(path)
@@ -56,7 +58,7 @@ def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> No
 
 
 def _grid(cells: np.ndarray) -> Image.Image:
-    """Returns (rows, columns, height, width, channels) uint8 as one picture, enlarged if small."""
+    """Tiles (rows, columns, height, width, channels) uint8 into one image; enlarges small cells."""
     scale = math.ceil(CELL / min(cells.shape[2:4]))
     cells = cells.repeat(scale, 2).repeat(scale, 3)
     if cells.shape[-1] == 1:

@@ -1,4 +1,4 @@
-"""Pictures, as PNG files."""
+"""Plots, as PNG files."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cnnbench.system import files
 
 
 def stages(result: dict[str, Any], path: Path) -> None:
-    """Draws a network as `show` describes it: its stages in order, and what each of them costs.
+    """Draws the stages of a network in order, with the parameters and MACs of each.
 
     Args:
-        result: what `cnnbench.report.describe` returns of a model or a recipe.
-        path: of the PNG file.
+        result: from `cnnbench.report.describe.show_model` or `show_recipe`.
+        path: path of the PNG file.
 
     Raises:
         UsageError: the file's name does not end in .png.
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     _must_be_png(path)
     from matplotlib.figure import Figure
@@ -51,15 +51,15 @@ def stages(result: dict[str, Any], path: Path) -> None:
 
 
 def pareto(result: dict[str, Any], path: Path) -> None:
-    """Draws accuracy against zipped size and against latency, with the best networks joined.
+    """Plots accuracy against zipped size and against latency, each with its Pareto front.
 
     Args:
-        result: what `cnnbench.evaluation.compare.compare` returns.
-        path: of the PNG file.
+        result: from `cnnbench.evaluation.compare.compare`.
+        path: path of the PNG file.
 
     Raises:
         UsageError: the file's name does not end in .png.
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     _must_be_png(path)
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def pareto(result: dict[str, Any], path: Path) -> None:
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Returns the points that none of less cost is as good as, from the least cost on."""
+    """Returns the Pareto front of (cost, value) points, by ascending cost."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -101,4 +101,4 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _must_be_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
-        raise UsageError(f"cannot draw {path.name!r}", allowed="a file .png")
+        raise UsageError(f"cannot draw to {path.name!r}", allowed="must be a .png file")

@@ -14,12 +14,12 @@ from rich.text import Text
 from cnnbench.errors import printable
 from cnnbench.tasks.task import Task
 
-# Layers beyond so many are in explain.json alone.
+# Layers beyond this number are only in explain.json.
 MAX_LAYERS = 20
 
 
 def evaluation(result: dict[str, Any], task: Task) -> Any:
-    """What `eval` found, of a network of a task."""
+    """Returns the table of an evaluation."""
     latency = result["latency_ms"]
     rows = [
         ("run", result["run"]),
@@ -45,7 +45,7 @@ def evaluation(result: dict[str, Any], task: Task) -> Any:
 
 
 def verdict(target: dict[str, Any]) -> str:
-    """Whether the target of `eval` was reached, and by how much it was not or more than that."""
+    """Returns whether the target was reached, and the difference, as text."""
     difference = target["difference"]
     if not target["reached"]:
         return f"missed by {-difference:.4f}"
@@ -55,7 +55,7 @@ def verdict(target: dict[str, Any]) -> str:
 
 
 def exports(result: dict[str, Any], task: Task) -> Any:
-    """What `export` wrote and how it was verified."""
+    """Returns the tables of an export: artifacts, errors, layers, and paths."""
     lines, paths = [], []
     parts: list[Any] = []
     for row in result["rows"]:
@@ -85,7 +85,7 @@ def exports(result: dict[str, Any], task: Task) -> Any:
 
 
 def _layers(layers: Sequence[dict[str, Any]]) -> Table:
-    """What layers lose by int8, the worst of them."""
+    """Returns the table of the layers with the largest int8 error."""
     rows = [
         (
             row["layer"],
@@ -99,7 +99,7 @@ def _layers(layers: Sequence[dict[str, Any]]) -> Table:
 
 
 def comparison(result: dict[str, Any]) -> Any:
-    """What networks cost and reach, a line each."""
+    """Returns the table of a comparison, a row per network."""
     score = result["score"]
     columns = (
         "network", "precision", score["title"], "params", "MACs", "zeros", "size", "zip", "p50",
@@ -125,7 +125,7 @@ def comparison(result: dict[str, Any]) -> Any:
 
 
 def predictions(result: dict[str, Any], task: Task) -> Any:
-    """What a network says of each image."""
+    """Returns the table of predictions."""
     lines = [
         {"file": row["file"] if i == 0 else "", **dict(cells)}
         for row in result["images"]
@@ -135,7 +135,7 @@ def predictions(result: dict[str, Any], task: Task) -> Any:
 
 
 def model(result: dict[str, Any]) -> Any:
-    """A network by stage, and the recipe around it if there is one."""
+    """Returns the description of a network by stage, and of its recipe if there is one."""
     stages = _table(
         ("stage", "output", "layers", "parameters", "MACs"),
         [
@@ -152,7 +152,7 @@ def model(result: dict[str, Any]) -> Any:
     about = dict(result["facts"])
     if rate := result.get("learning_rate"):
         about["learning rate"] = (
-            f"lr {rate['lr']:g} at batch {rate['batch_size']}, that is "
+            f"lr {rate['lr']:g} at batch {rate['batch_size']}, i.e. "
             f"{rate['lr_per_256_images']:.4g} per 256 images (Goyal et al. 2017)"
         )
     recipe = [Text(printable(result["recipe"]))] if "recipe" in result else []
@@ -160,7 +160,7 @@ def model(result: dict[str, Any]) -> Any:
 
 
 def parts(result: dict[str, Any]) -> Any:
-    """Rows with the same keys, as `list` prints them."""
+    """Returns the table of `list`; its rows have the same keys."""
     (rows,) = result.values()
     if not rows:
         return "nothing"
@@ -168,14 +168,14 @@ def parts(result: dict[str, Any]) -> Any:
 
 
 def benchmark(result: dict[str, Any]) -> Any:
-    """What `bench` measured."""
+    """Returns the table of a benchmark."""
     rows = result["rows"]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     titles = {
         "batch_size": "batch",
         "throughput_images_per_s": "images/s",
         "gflops_per_s": "GFLOP/s",
-        "share_of_peak": "of peak",
+        "share_of_peak": "share of peak",
         "stock_throughput_images_per_s": "stock images/s",
         "ratio_to_stock": "x stock",
         "seconds_to_first_step": "s to 1st step",
@@ -195,7 +195,7 @@ def benchmark(result: dict[str, Any]) -> Any:
 
 
 def profile(result: dict[str, Any]) -> Any:
-    """Where the time of training steps goes."""
+    """Returns the table of a profile: the time of training steps by operation."""
     about = {
         "steps": result["steps"],
         "seconds": result["seconds"],
@@ -209,7 +209,7 @@ def profile(result: dict[str, Any]) -> Any:
 
 
 def facts(result: dict[str, Any]) -> Any:
-    """Names and what they are, a line each."""
+    """Returns a table of names and values, a row each."""
     return _table(None, [(key, _cell(value)) for key, value in result.items()])
 
 
@@ -237,7 +237,7 @@ def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Tabl
 def _throughput(result: dict[str, Any]) -> str:
     speed = result["throughput_images_per_s"]
     if speed is None:
-        return "too few batches to tell"
+        return "unknown: too few batches"
     return f"{speed:.0f} images/s in batches of {result['batch_size']}"
 
 
@@ -251,7 +251,7 @@ def _robustness(robust: dict[str, Any], task: Task) -> list[Any]:
         for name, each in robust["corruptions"].items()
     ]
     about = {
-        "corrupted": f"the first {robust['examples']} examples, in 15 ways and 5 severities",
+        "corrupted": f"the first {robust['examples']} examples, 15 corruptions at 5 severities",
         "mean corruption accuracy": f"{robust['mean_corruption_accuracy']:.4f}",
         "mean corruption error": f"{robust['mean_corruption_error']:.4f}",
         "note": "; ".join(robust["notes"]),

@@ -1,4 +1,4 @@
-"""The progress of training: a line for each epoch and, while one runs, a bar or a line a minute."""
+"""Training progress: a line per epoch and, during an epoch, a bar or a line per minute."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cnnbench.runs.run import Run
 from cnnbench.tasks.task import Score
 from cnnbench.training.callbacks import Callbacks
 
-# The longest time without a line where there is no bar, unless one call takes longer.
+# Without a bar, the longest time between lines, unless a single call takes longer.
 SILENCE_S = 60.0
 
 
@@ -31,11 +31,11 @@ SILENCE_S = 60.0
 def shown(
     console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Terminal]:
-    """Yields callbacks that show a bar on a terminal, and elsewhere a plain line each minute.
+    """Yields callbacks that show a bar on a terminal, and elsewhere print a line every minute.
 
     Args:
-        console: what it writes to; None: stderr.
-        clock: returns seconds, and never goes back.
+        console: console to write to; None: stderr.
+        clock: returns seconds; must be monotonic.
     """
     console = console or Console(stderr=True)
     with Progress(
@@ -52,7 +52,7 @@ def shown(
 
 @contextmanager
 def downloading(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yields a function to be told of the bytes so far and of all, shown on stderr."""
+    """Yields a function that shows progress on stderr, given the bytes so far and in total."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -76,12 +76,12 @@ def _safe(text: str) -> str:
 
 
 class Terminal(Callbacks):
-    """Callbacks that show the progress of a training.
+    """Callbacks that show training progress.
 
     Args:
-        console: what it writes to.
-        bar: shown while an epoch runs; disabled unless the console is a terminal.
-        clock: returns seconds, and never goes back.
+        console: console to write to.
+        bar: progress bar for steps; disabled unless the console is a terminal.
+        clock: returns seconds; must be monotonic.
     """
 
     def __init__(self, console: Console, bar: Progress, clock: Callable[[], float]):
@@ -92,7 +92,7 @@ class Terminal(Callbacks):
         self._printed = self._progressed = clock()
 
     def started(self, run: Run, steps: int, first_step: int, notes: list[str]) -> None:
-        """Says where the run is and begins the bar."""
+        """Prints the run's path and starts the bar."""
         self._score, self._steps = run.recipe.task.score, steps
         self._print(f"run: {_safe(str(run.path))}, {steps} steps")
         for note in notes:
@@ -102,16 +102,16 @@ class Terminal(Callbacks):
         self._task = self._bar.add_task("", total=steps, completed=first_step, state="compiling")
 
     def noted(self, text: str) -> None:
-        """Prints it."""
+        """Prints a note."""
         self._print(_safe(text))
 
     def progressed(self, step: int, loss: float, score: float, images_per_s: float) -> None:
-        """Moves the bar; without a terminal, prints a line about each minute."""
+        """Updates the bar; without a terminal, prints a line about once a minute."""
         assert self._task is not None
         state = f"loss {loss:.3f}  {self._score.title} {score:.3f}  {images_per_s:.0f} img/s"
         self._bar.update(self._task, completed=step, state=state)
         now = self._clock()
-        # The next call will take about as long as this one, and then the minute may be over.
+        # Print now if the minute is likely to be over at the next call, which takes about as long.
         expected, self._progressed = now + (now - self._progressed), now
         if not self._console.is_terminal and expected >= self._printed + SILENCE_S:
             self._print(f"step {step}/{self._steps}  {state}")

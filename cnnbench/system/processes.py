@@ -61,9 +61,7 @@ class Child(abc.ABC):
 
     def __init__(self) -> None:
         self._connection, self.theirs = multiprocessing.Pipe()
-        self.temporary = tempfile.TemporaryDirectory(
-            prefix="cnnbench-", ignore_cleanup_errors=True
-        )
+        self.temporary = tempfile.TemporaryDirectory(prefix="cnnbench-", ignore_cleanup_errors=True)
 
     def close(self) -> None:
         """Kills the process and removes its temporary folder."""

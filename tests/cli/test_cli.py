@@ -193,7 +193,7 @@ def test_show_tells_the_learning_rate_by_linear_scaling(small):
     assert described["learning_rate"] == {"lr": 0.05, "batch_size": 16, "lr_per_256_images": 0.8}
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(tables.model(described))
-    told = "lr 0.05 at batch 16, that is 0.8 per 256 images (Goyal et al. 2017)"
+    told = "lr 0.05 at batch 16, i.e. 0.8 per 256 images (Goyal et al. 2017)"
     assert told in console.export_text()
 
 

@@ -58,5 +58,5 @@ def test_the_front_is_what_no_smaller_one_reaches():
 
 
 def test_a_run_named_twice_is_refused(digits_run):
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         compare([digits_run.path, digits_run.path])

@@ -180,8 +180,8 @@ def test_what_cannot_be_required_is_refused(tmp_path):
     assert done.returncode == 2 and "has no target" in done.stderr
     assert not (run.path / "eval.json").exists()
     for options, words in (
-        (("--require-target", "--split", "validation"), "is for --split test"),
-        (("--robust-examples", 5), "is for --robust"),
+        (("--require-target", "--split", "validation"), "requires --split test"),
+        (("--robust-examples", 5), "requires --robust"),
         (("--tta", "spin"), "flip_shift"),
     ):
         done = here("eval", run.path, *options)

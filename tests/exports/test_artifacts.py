@@ -1,4 +1,4 @@
-"""Every format in every precision: what its own run-time answers, and what is in the file."""
+"""Every format in every precision: what its own runtime outputs, and what is in the file."""
 
 import functools
 import os
@@ -152,7 +152,7 @@ def test_ranges_are_extremes_of_all_images_or_means_of_those_of_batches(
 
 def test_an_int8_file_that_would_stretch_pixels_is_refused(net, images, tmp_path):
     dark = images[images.max(axis=(1, 2, 3)) < 250] // 2
-    with pytest.raises(VerificationError, match="so that pixels go in as they are"):
+    with pytest.raises(VerificationError, match="to take unscaled pixels"):
         write(tmp_path / "a", net, "tflite", "int8", dark)
 
 
@@ -304,7 +304,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
 def test_a_file_is_told_by_its_name(tmp_path):
     (tmp_path / "a.onnx").touch()
     assert format_of(tmp_path / "a.onnx")[0] == "onnx"
-    for path, what in ((tmp_path, "no artifact"), (tmp_path / "x.tflite", "no such file")):
+    for path, what in ((tmp_path, "not an artifact"), (tmp_path / "x.tflite", "no such file")):
         with pytest.raises(UsageError, match=what):
             format_of(path)
 
@@ -346,7 +346,7 @@ def test_a_killed_run_time_is_told_and_leaves_no_files_behind(
         assert f"TMPDIR={folder}".encode() in variables
         (folder / "left").touch()
         os.kill(opened._process.pid, signal.SIGKILL)
-        with pytest.raises(WorkerError, match="the run-time ended by signal 9"):
+        with pytest.raises(WorkerError, match="the runtime ended by signal 9"):
             opened.logits(images)
     assert not list(tmp_path.iterdir())
 

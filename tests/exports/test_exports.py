@@ -239,7 +239,7 @@ def test_the_calibration_method_is_that_of_the_file(run):
 def test_weights_that_are_replaced_meanwhile_are_not_exported(run, monkeypatch):
     hashes = iter("ab")
     monkeypatch.setattr(type(run), "weights_sha256", lambda _: next(hashes))
-    with pytest.raises(RunError, match="replaced while they were read"):
+    with pytest.raises(RunError, match="the weights changed while they were read"):
         export(run, ["tflite"])
     assert not (run.path / "exports").exists()
 
@@ -414,21 +414,24 @@ def test_what_is_written_of_a_network_that_was_trained_for_integers(formats, pre
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (("--keras", "--precision", "int8"), "Keras has no precision int8; it has float32"),
+        (
+            ("--keras", "--precision", "int8"),
+            "Keras does not support precision int8; it supports float32",
+        ),
         (
             ("--onnx", "--precision", "float16"),
-            "ONNX has no precision float16; it has float32, int8",
+            "ONNX does not support precision float16; it supports float32, int8",
         ),
-        (("--tflite", "--explain"), "--explain and --keep-float are for TFLite int8"),
-        (("--onnx", "--precision", "int8", "--keep-float", "1"), "are for TFLite int8"),
-        (("--precision", "int8", "--calibration-examples", "9"), "too few to tell the ranges"),
+        (("--tflite", "--explain"), "--explain and --keep-float are only for TFLite int8"),
+        (("--onnx", "--precision", "int8", "--keep-float", "1"), "are only for TFLite int8"),
+        (("--precision", "int8", "--calibration-examples", "9"), "too few to compute ranges"),
         (
             ("--tflite", "--calibration-method", "average_min_max"),
-            "--calibration-method is for int8, which is not exported",
+            "--calibration-method is only for int8, which is not exported",
         ),
-        (("--calibration-examples", "50"), "--calibration-examples is for int8 and int16x8"),
-        (("--no-verify", "--tolerance", "0.1"), "--tolerance is for --verify"),
-        (("--no-verify", "--examples", "10"), "--examples is for --verify"),
+        (("--calibration-examples", "50"), "--calibration-examples has no effect"),
+        (("--no-verify", "--tolerance", "0.1"), "--tolerance cannot be used with --no-verify"),
+        (("--no-verify", "--examples", "10"), "--examples cannot be used with --no-verify"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(run, options, what):
@@ -442,12 +445,12 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, what):
 def test_trained_ranges_are_neither_explained_nor_calibrated(run, monkeypatch):
     monkeypatch.setattr(export_module, "_is_quantized", lambda run: True)
     for options in ({"explain": True}, {"calibration_method": "average_min_max"}):
-        with pytest.raises(UsageError, match="not for a network that was trained with quantiz"):
+        with pytest.raises(UsageError, match="only for networks trained without quantiz"):
             export(run, ["tflite"], **options)
 
 
 def test_more_layers_than_there_are_cannot_be_kept(run):
-    with pytest.raises(UsageError, match="--keep-float 99, of"):
+    with pytest.raises(UsageError, match="--keep-float 99, but there are only"):
         export(run, ["tflite"], ["int8"], options=ExportOptions(verify=False, keep_float=99))
 
 
@@ -479,7 +482,7 @@ def test_an_artifact_of_other_weights_is_refused(run):
     saved = checkpoint.load(run.best)
     moved = {name: array + np.float32(0.01) for name, array in saved.arrays.items()}
     checkpoint.save(run.best, checkpoint.Checkpoint(moved, saved.state))
-    with pytest.raises(UsageError, match="other weights than when this was exported"):
+    with pytest.raises(UsageError, match="weights have changed since this artifact was exported"):
         evaluate_artifact(run, run.path / "exports/tflite")
 
 
@@ -507,7 +510,7 @@ def test_a_strangers_file_is_refused(run, tmp_path, where):
         artifact = shutil.copy(artifact, folder / "other.tflite")
     else:
         (folder / "metadata.json").unlink()
-    with pytest.raises(UsageError, match=r"run the program in it; --trust-model"):
+    with pytest.raises(UsageError, match=r"runs the program in it; pass --trust-model"):
         evaluate_artifact(run, artifact)
     if where in ("elsewhere", "unlisted"):
         trusted = evaluate_artifact(run, artifact, trust=True)

@@ -18,7 +18,7 @@ def test_the_stages_of_a_network_are_drawn(tmp_path):
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"a file \.png"):
+    with pytest.raises(UsageError, match=r"must be a \.png file"):
         plots.stages({}, tmp_path / "lenet5.pdf")
     assert not list(tmp_path.iterdir())
 

@@ -61,7 +61,7 @@ def test_an_evaluation_tells_what_not_every_one_has():
     lines = printed(tables.evaluation(EVALUATED | more))
     assert "artifact m.tflite" in lines and "skipped images a.jpg, b.jpg" in lines
     assert "target 0.6000: missed by 0.1000; a paper" in lines
-    assert "throughput too few batches to tell" in lines
+    assert "throughput unknown: too few batches" in lines
     assert "top-1 0.5000 with flip, 0.2500 without" in lines
 
 
@@ -141,7 +141,7 @@ def test_a_network_is_told_by_stage():
     assert "input 32x32x3" in lines and "params 1,000" in lines
     assert "stem 16x16x8 3 1,000 51,200" in lines
     lines = printed(tables.model(result | {"learning_rate": rate, "recipe": "name: a\nseed: 1"}))
-    told = "lr 0.1 at batch 512, that is 0.05 per 256 images (Goyal et al. 2017)"
+    told = "lr 0.1 at batch 512, i.e. 0.05 per 256 images (Goyal et al. 2017)"
     assert f"learning rate {told}" in lines and lines[-2:] == ["name: a", "seed: 1"]
 
 

@@ -1,16 +1,16 @@
-"""Corruptions of test images: 15 kinds in five severities, to measure robustness with.
+"""Corruptions of test images: 15 kinds at five severities, to measure robustness.
 
 Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", section 3. The constants are those of the authors' programs: of CIFAR-10-C
-(make_cifar_c.py), or of ImageNet-C (make_imagenet_c.py) where an image has at least 64 pixels a
-side. Accuracies come near those on the published files and do not equal them:
+Perturbations", section 3. The constants are those of the authors' programs: of ImageNet-C
+(make_imagenet_c.py) for images of at least 64x64 pixels, else of CIFAR-10-C (make_cifar_c.py).
+Accuracies are close to those on the published files, but not equal:
 
-- frost is synthetic, where the authors lay photographs of frost over an image;
-- motion blur, which snow has too, is a line kernel of ours in place of ImageMagick's;
-- the random draws are others, and images are not compressed as JPEG besides, as ImageNet-C's are.
+- frost is synthetic, while the authors overlay photographs of frost;
+- motion blur, also part of snow, uses our own line kernel instead of ImageMagick's;
+- the random draws differ, and images are not also compressed as JPEG, as those of ImageNet-C are.
 
 Each is a pure function of an image, (height, width, 1 or 3) uint8, a severity from 1 to 5 and a
-random generator, and returns an image of the same shape and type.
+random generator, and returns an image of the same shape and dtype.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cnnbench.evaluation.corruptions.corruption import SEVERITIES, Corruption, d
 
 __all__ = ["CORRUPTIONS", "NOTES", "SEVERITIES", "Corruption", "draws"]
 
-# In the order of the paper.
+# In the paper's order.
 CORRUPTIONS: dict[str, Corruption] = {
     corruption.__name__: corruption
     for corruption in (

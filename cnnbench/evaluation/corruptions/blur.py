@@ -1,4 +1,4 @@
-"""Blur of lenses, of panes and of motion."""
+"""Blur corruptions: defocus, glass, motion and zoom."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cnnbench.evaluation.corruptions.corruption import corruption, to_bytes
 def defocus_blur(
     x: np.ndarray, random: np.random.Generator, radius: float, sigma: float
 ) -> np.ndarray:
-    """Averages over a disk of `radius` pixels whose edge is smoothed by a Gaussian."""
+    """Averages over a disk with a radius of `radius` pixels, its edge smoothed by a Gaussian."""
     return ndimage.correlate(x, _disk(radius, sigma)[:, :, None], mode="mirror")
 
 
@@ -29,7 +29,7 @@ def defocus_blur(
 def glass_blur(
     x: np.ndarray, random: np.random.Generator, sigma: float, reach: int, rounds: int
 ) -> np.ndarray:
-    """Blurs, lets pixels take the place of others up to `reach` away, and blurs again."""
+    """Blurs, replaces pixels by others at most `reach` pixels away, and blurs again."""
     height, width, channels = x.shape
     x = to_bytes(_blurred(x, sigma)) / np.float32(255)
     for _ in range(rounds):
@@ -45,7 +45,7 @@ def glass_blur(
 def motion_blur(
     x: np.ndarray, random: np.random.Generator, radius: int, sigma: float
 ) -> np.ndarray:
-    """Blurs along a line within 45 degrees of the horizontal; not by ImageMagick."""
+    """Blurs along a line within 45 degrees of the horizontal; does not use ImageMagick."""
     return along_line(x, radius, sigma, random.uniform(-45, 45))
 
 
@@ -54,7 +54,7 @@ def motion_blur(
     imagenet=((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
 )
 def zoom_blur(x: np.ndarray, random: np.random.Generator, stop: float, step: float) -> np.ndarray:
-    """Averages the image and its centre enlarged by every factor from 1 up to `stop`."""
+    """Averages the image and its center enlarged by every factor from 1 up to `stop`."""
     factors = np.arange(1, stop, step)
     return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
@@ -64,9 +64,9 @@ def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarges the centre of an image to the image's size, by linear interpolation.
+    """Enlarges the center of an image to the image's size, by linear interpolation.
 
-    The same as scipy.ndimage.zoom, several times as fast: one axis after the other.
+    Equivalent to scipy.ndimage.zoom, but several times faster, as it handles one axis at a time.
     """
     for axis, side in enumerate(x.shape[:2]):
         kept = math.ceil(side / factor)
@@ -92,10 +92,10 @@ def _disk(radius: float, sigma: float) -> np.ndarray:
 
 
 def scattered(height: int, width: int, reach: int, random: np.random.Generator) -> np.ndarray:
-    """Returns, of each pixel in row-major order, the index of the one that takes its place.
+    """Returns, for each pixel in row-major order, the index of the pixel that replaces it.
 
-    Pixels are gone through from the last to the first, and each takes over what is then at a random
-    place near it, which stays as it is: that is what the authors' swap of two NumPy views does.
+    From the last pixel to the first, each is overwritten by the current value of a random pixel
+    near it, which itself stays as it is: this is what the authors' swap of two NumPy views does.
     """
     index = np.arange(height * width).reshape(height, width)
     inside = np.s_[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1]
@@ -104,7 +104,7 @@ def scattered(height: int, width: int, reach: int, random: np.random.Generator) 
     moved[inside] += down * width + right
     moves[inside] = True
     source = moved.ravel()
-    # What comes from a pixel that had its turn before came there from elsewhere.
+    # The source may itself have been overwritten before; follow it to the original pixel.
     indirect = (source > index.ravel()) & moves.ravel()[source]
     while indirect.any():
         source, indirect = (
@@ -115,7 +115,7 @@ def scattered(height: int, width: int, reach: int, random: np.random.Generator) 
 
 
 def along_line(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """Blurs by half a Gaussian along a line, at whole pixels; edges go on as they are.
+    """Blurs by half a Gaussian along a line, at whole pixels, with edge pixels repeated.
 
     ImageMagick's MotionBlurImage weights 2 * radius + 1 steps in the same way.
     """

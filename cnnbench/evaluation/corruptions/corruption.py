@@ -1,4 +1,4 @@
-"""What corruptions share: the choice of constants by severity, and their random draws."""
+"""Code shared by corruptions: constants by severity, and random draws."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cnnbench.data.preprocess import LUMA
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 SEVERITIES = (1, 2, 3, 4, 5)
-# Images with fewer pixels a side are corrupted as CIFAR-10-C.
+# Images whose shorter side has fewer pixels use the constants of CIFAR-10-C.
 LARGE = 64
-# Of all draws: whatever the recipe, an example is corrupted in the same way.
+# Key of all random draws; the same for every recipe, so that an example has the same corruptions.
 KEY = 2**41
 
 
@@ -27,7 +27,12 @@ def draws(name: str, severity: int, position: int) -> np.random.Generator:
 
 
 def corruption(*, cifar: Sequence[Any], imagenet: Sequence[Any]) -> Callable:
-    """Makes a corruption of a function of values in 0-1, a generator and a severity's constants."""
+    """Decorates a function of an image in [0, 1], a generator and constants to make a corruption.
+
+    Args:
+        cifar: the constants of each severity for images smaller than LARGE.
+        imagenet: the constants of each severity for other images.
+    """
 
     def decorate(function: Callable[..., np.ndarray]) -> Corruption:
         @functools.wraps(function)
@@ -43,11 +48,11 @@ def corruption(*, cifar: Sequence[Any], imagenet: Sequence[Any]) -> Callable:
 
 
 def to_bytes(x: np.ndarray) -> np.ndarray:
-    """Returns values in 0-1 as uint8, what is out of range clipped."""
-    # Cut off, as the authors do, but never for the last bits of a sum.
+    """Returns values in [0, 1] as uint8; values out of range are clipped."""
+    # Truncated, as by the authors; the small offset absorbs rounding errors of sums.
     return np.floor(np.clip(x, 0, 1) * 255 + 1e-3).astype(np.uint8)
 
 
 def grey(x: np.ndarray) -> np.ndarray:
-    """Returns the luma of an image in 0-1, (height, width, 1)."""
+    """Returns the luma, (height, width, 1), of an image in [0, 1]."""
     return x if x.shape[2] == 1 else (x @ np.array(LUMA, np.float32))[..., None]

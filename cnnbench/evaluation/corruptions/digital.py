@@ -1,4 +1,4 @@
-"""What programs do to images."""
+"""Digital corruptions: contrast, elastic transform, pixelation and JPEG compression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from cnnbench.evaluation.corruptions.corruption import corruption, to_bytes
 
-# The authors give the lengths of elastic_transform for 244 pixels, and apply them to 224.
+# The authors define the lengths of elastic_transform for 244 pixels, but apply them to 224.
 WIDER = 244 / 224
 
 
@@ -40,14 +40,14 @@ def contrast(x: np.ndarray, random: np.random.Generator, scale: float) -> np.nda
 def elastic_transform(
     x: np.ndarray, random: np.random.Generator, strength: float, sigma: float, affine: float
 ) -> np.ndarray:
-    """Maps three points to others near them, then shifts each pixel by smoothed noise.
+    """Applies a random affine map of three points, then shifts each pixel by smoothed noise.
 
     Args:
-        x: (height, width, 1 or 3) float in 0-1.
-        random: of the three points and of the noise.
+        x: (height, width, 1 or 3) float in [0, 1].
+        random: generator of the three points' shifts and the noise.
         strength: factor of the smoothed noise, as a share of the image's side.
-        sigma: of the Gaussian that smooths it, as a share of the image's side.
-        affine: how far each coordinate of a point may go, as a share of the image's side.
+        sigma: standard deviation of the smoothing Gaussian, as a share of the image's side.
+        affine: maximum shift of each coordinate of a point, as a share of the image's side.
     """
     height, width, _ = x.shape
     side, third = min(height, width), min(height, width) // 3
@@ -65,7 +65,7 @@ def elastic_transform(
 
 @corruption(cifar=(0.95, 0.9, 0.85, 0.75, 0.65), imagenet=(0.6, 0.5, 0.4, 0.3, 0.25))
 def pixelate(x: np.ndarray, random: np.random.Generator, scale: float) -> np.ndarray:
-    """Scales the image down and up again, both by averages over boxes."""
+    """Scales the image down and up again, both with a box filter."""
     height, width, _ = x.shape
     small = _picture(x).resize((int(width * scale), int(height * scale)), Image.Resampling.BOX)
     return _values(small.resize((width, height), Image.Resampling.BOX), x.shape)
@@ -89,6 +89,6 @@ def _values(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _sampled(x: np.ndarray, places: np.ndarray, mode: str) -> np.ndarray:
-    """Interpolates an image linearly at (2, height, width) rows and columns."""
+    """Interpolates an image linearly at (2, height, width) row and column coordinates."""
     channels = np.moveaxis(x, 2, 0)
     return np.stack([ndimage.map_coordinates(c, places, order=1, mode=mode) for c in channels], 2)

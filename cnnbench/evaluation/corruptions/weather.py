@@ -1,4 +1,4 @@
-"""Weather between the camera and what it sees."""
+"""Weather corruptions: snow, frost, fog and brightness."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from cnnbench.evaluation.corruptions.blur import along_line, zoomed
 from cnnbench.evaluation.corruptions.corruption import KEY, corruption, grey, to_bytes
 
+# Color of frost, RGB in [0, 1].
 ICE = np.array((0.86, 0.94, 1.0), np.float32)
 
 
@@ -39,18 +40,18 @@ def snow(
     sigma: float,
     kept: float,
 ) -> np.ndarray:
-    """Whitens the image and lets flakes fall over it, blurred along the way they fall.
+    """Whitens the image and adds snowflakes, blurred along the direction in which they fall.
 
     Args:
-        x: (height, width, 1 or 3) float in 0-1.
-        random: of the flakes and the direction they fall in.
-        mean: of the normal noise that flakes are made of.
-        scale: its standard deviation.
-        zoom: by which it is enlarged.
-        threshold: below which there is no flake.
-        radius: pixels of the blur, as in motion_blur.
-        sigma: pixels of the blur, as in motion_blur.
-        kept: share of the image that is not whitened.
+        x: (height, width, 1 or 3) float in [0, 1].
+        random: generator of the flakes and the direction.
+        mean: mean of the Gaussian noise that flakes are made from.
+        scale: standard deviation of that noise.
+        zoom: factor by which the noise is enlarged.
+        threshold: noise values below this are not flakes.
+        radius: radius of the blur in pixels, as in motion_blur.
+        sigma: standard deviation of the blur in pixels, as in motion_blur.
+        kept: weight of the original image against the whitened one.
     """
     noise = zoomed(random.normal(mean, scale, (*x.shape[:2], 1)), zoom)
     flakes = to_bytes(np.where(noise < threshold, 0, noise)) / np.float32(255)
@@ -65,9 +66,9 @@ def snow(
     imagenet=((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
 )
 def frost(x: np.ndarray, random: np.random.Generator, kept: float, ice: float) -> np.ndarray:
-    """Lays a random part of a frosted pane over the image: of synthetic frost, not comparable.
+    """Overlays a random crop of synthetic frost; not comparable with published results.
 
-    The authors' six photographs of frost are not at hand; the pane is made of noise and needles.
+    It replaces the authors' six photographs of frost, which are not included.
     """
     height, width, channels = x.shape
     pane = frosted_pane(4 * _power_of_two(max(height, width)))
@@ -81,7 +82,7 @@ def frost(x: np.ndarray, random: np.random.Generator, kept: float, ice: float) -
     imagenet=((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
 )
 def fog(x: np.ndarray, random: np.random.Generator, density: float, decay: float) -> np.ndarray:
-    """Adds a plasma fractal, and scales so that what was the greatest value can be reached."""
+    """Adds a plasma fractal, and rescales so that no value exceeds the image's maximum."""
     height, width, _ = x.shape
     plasma = plasma_fractal(random, _power_of_two(max(height, width)), decay)
     top = x.max()
@@ -90,7 +91,7 @@ def fog(x: np.ndarray, random: np.random.Generator, density: float, decay: float
 
 @corruption(cifar=(0.05, 0.1, 0.15, 0.2, 0.3), imagenet=(0.1, 0.2, 0.3, 0.4, 0.5))
 def brightness(x: np.ndarray, random: np.random.Generator, shift: float) -> np.ndarray:
-    """Adds `shift` to the value of HSV: scales the channels of a pixel, whose greatest it is."""
+    """Adds `shift` to the V of HSV, the maximum of a pixel's channels, by scaling the channels."""
     value = x.max(axis=2, keepdims=True)
     brighter = np.minimum(value + shift, 1)
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
@@ -101,12 +102,12 @@ def _power_of_two(least: int) -> int:
 
 
 def plasma_fractal(random: np.random.Generator, side: int, decay: float) -> np.ndarray:
-    """Returns heights, (side, side) in 0-1, by the diamond-square algorithm; wraps around.
+    """Returns a fractal, (side, side) in [0, 1], by the diamond-square algorithm; wraps around.
 
     Args:
-        random: of the heights.
-        side: a power of two.
-        decay: by which the noise shrinks from each scale to the next finer one.
+        random: generator of the noise.
+        side: pixels, a power of two.
+        decay: factor by which the noise decreases from each scale to the next finer one.
     """
     heights, step, noise = np.zeros((side, side)), side, 100.0
 
@@ -129,7 +130,7 @@ def plasma_fractal(random: np.random.Generator, side: int, decay: float) -> np.n
 
 @functools.cache
 def frosted_pane(side: int) -> np.ndarray:
-    """Returns made-up frost, (side, side, 3) in 0-1: needles at 60 degrees, in drifts."""
+    """Returns synthetic frost, (side, side, 3) in [0, 1]: needles at 60 degrees, in drifts."""
     random = np.random.Generator(np.random.Philox(key=KEY))
     drifts = 1 - np.abs(2 * plasma_fractal(random, side, 1.5)[..., None] - 1)
     grains = random.normal(size=(side, side, 1)).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Export formats: one file each, with `FORMAT`, `write` and `load`."""
+"""Export formats: one module each, with `FORMAT`, `write` and `load`."""

@@ -1,8 +1,8 @@
-"""Export formats: what one is, and finding those that there are.
+"""Definition and discovery of export formats.
 
-A format is a module of this folder with `FORMAT`, a Format, `write(request, folder)` and
-`load(path)`. Importing it imports no run-time and no TensorFlow, so that a process that measures a
-run-time has nothing else in its memory.
+A format is a module of this folder with `FORMAT` (a Format), `write(request, folder)` and
+`load(path)`. Importing it must import neither a runtime nor TensorFlow, so that a process that
+measures a runtime has nothing else in memory.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ import numpy as np
 
 from cnnbench.errors import UsageError
 
-# What `export` writes beside the files of a format.
+# Files that cnnbench writes next to those of the format.
 ABOUT = ("metadata.json", "verify.json", "eval.json", "eval-validation.json", "explain.json")
-# Precisions whose ranges of activations are computed from images.
+# Precisions whose activation ranges are computed from images.
 CALIBRATED = ("int8", "int16x8")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format that a trained network can be written in.
+    """A format that a trained network can be exported to.
 
-    title: what people call it.
-    file: what its run-time opens, in the folder; "" is the folder itself.
-    help: of its option on the command line.
-    precisions: those it can have.
-    packages: what it needs, by the names they are imported by; they are in the extra of the
-        format's own name.
-    varies: why two exports of one network differ in their bytes; None where they are the same.
+    title: name to show.
+    file: name of the file that the runtime opens; "" if it opens the folder.
+    help: help text of its command-line option.
+    precisions: supported precisions.
+    packages: required packages, by import name; the extra named after the format installs them.
+    varies: why two exports of a network differ in their bytes; None if they are identical.
     """
 
     title: str
@@ -49,12 +48,13 @@ class Format:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A file in its run-time.
+    """An artifact opened in its runtime.
 
-    run: from (batch, height, width, channels) to its outputs by their names, float32.
-    takes_pixels: whether that is uint8 pixels, or float32 normalised images.
+    run: maps (batch, height, width, channels) images to the outputs by name, float32.
+    takes_pixels: whether it takes uint8 pixels; if not, it takes float32 normalized images.
     batch: the only batch size that `run` takes; None: any.
-    resized: returns what runs another batch size, or None if the file does not allow it.
+    resized: returns a function like `run` for another batch size; None if the artifact does not
+        allow that size.
     """
 
     run: Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -67,7 +67,7 @@ class Loaded:
 
 @cache
 def known_formats() -> Mapping[str, Format]:
-    """Returns every format by its name, which is that of its module."""
+    """Returns the formats by name, which is the name of their module."""
     folder = str(Path(__file__).parent)
     modules = {found.name: module_of(found.name) for found in pkgutil.iter_modules([folder])}
     return MappingProxyType(
@@ -81,10 +81,10 @@ def module_of(form: str) -> ModuleType:
 
 
 def require(form: str) -> None:
-    """Refuses a format whose packages are not installed.
+    """Checks that the packages of a format are installed.
 
     Raises:
-        UsageError: the message has the line that installs them.
+        UsageError: one is missing; the message has the command that installs them.
     """
     about = known_formats()[form]
     missing = [name for name in about.packages if importlib.util.find_spec(name) is None]
@@ -95,13 +95,13 @@ def require(form: str) -> None:
 
 
 def format_of(path: Path) -> tuple[str, Path]:
-    """Returns the format of an exported file, and what its run-time opens.
+    """Returns the format of an artifact, and the path that its runtime opens.
 
     Args:
-        path: the file, or the folder it lies in.
+        path: the file, or the folder that contains it.
 
     Raises:
-        UsageError: there is no such file, or it is of no format.
+        UsageError: the path does not exist or has no known format.
     """
     files = {form: about.file for form, about in known_formats().items() if about.file}
     if path.is_dir():
@@ -114,13 +114,13 @@ def format_of(path: Path) -> tuple[str, Path]:
     if path.is_file() and path.suffix in suffixes:
         return suffixes[path.suffix], path
     raise UsageError(
-        "no artifact" if path.exists() else "there is no such file",
+        "not an artifact" if path.exists() else "no such file",
         where=str(path),
-        allowed=f"a file *{', *'.join(suffixes)}, or the folder of a SavedModel",
+        allowed=f"must be a file *{', *'.join(suffixes)}, or the folder of a SavedModel",
     )
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Returns the files of a format in a folder, without what is written about them."""
+    """Returns the files of an artifact's folder, without those named in ABOUT."""
     about = {folder / name for name in ABOUT}
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in about]

@@ -1,4 +1,4 @@
-"""Keras's own file, of layers that Keras has itself."""
+"""Keras's native format, with Keras's own layers only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cnnbench.exports.formats.request import Request
 FORMAT = Format(
     "Keras",
     "model.keras",
-    "Keras's own file: float32.",
+    "Keras's .keras file, float32.",
     varies="Keras writes the time of the export into the file",
 )
 
@@ -25,14 +25,14 @@ def write(request: Request, folder: Path) -> None:
     """Writes model.keras, with the preprocessing as layers.
 
     Raises:
-        UsageError: the network has a layer that Keras does not know.
+        UsageError: the network has a layer that Keras lacks.
     """
     net = request.net
     own = [type(x).__name__ for x in net.model.layers if type(x).__module__.startswith("cnnbench")]
     if own:
         raise UsageError(
-            f"the layer {own[0]} is cnnbench's own, and Keras could not open the file",
-            allowed="another format",
+            f"layer {own[0]} is cnnbench's own, so Keras could not open the file",
+            allowed="choose another format",
         )
     images = keras.Input(request.input_shape, dtype=request.input_dtype, name="images")
     x = preprocessed(images, net.preprocess) if request.preprocessing else images
@@ -42,7 +42,7 @@ def write(request: Request, folder: Path) -> None:
 
 
 def preprocessed(images: Any, preprocess: Preprocess) -> Any:
-    """Does with layers what a Preprocess does with operations; see there."""
+    """Applies a Preprocess as Keras layers, and returns its output; see `Preprocess`."""
     x = keras.layers.Rescaling(1 / 255, name="to_shares")(images)
     channels, color = x.shape[-1], preprocess.color
     if channels == 1 and color != "grey":
@@ -64,11 +64,11 @@ def preprocessed(images: Any, preprocess: Preprocess) -> Any:
 def load(path: Path) -> Loaded:
     """Opens a .keras file."""
     model = keras.saving.load_model(path, compile=False)
-    answer = tf.function(lambda images: model(images, training=False), autograph=False)
+    predict = tf.function(lambda images: model(images, training=False), autograph=False)
     (images,) = model.inputs
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = answer(tf.constant(batch))
+        outputs = predict(tf.constant(batch))
         named = outputs if isinstance(outputs, dict) else {model.output_names[0]: outputs}
         return {name: np.asarray(each.numpy(), np.float32) for name, each in named.items()}
 

@@ -1,4 +1,4 @@
-"""ONNX, float32 and int8."""
+"""ONNX, in float32 and int8."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cnnbench.exports.formats.request import Request
 FORMAT = Format(
     "ONNX",
     "model.onnx",
-    "ONNX: float32 or int8.",
+    "ONNX, float32 or int8.",
     precisions=("float32", "int8"),
     packages=("onnx", "tf2onnx", "onnxruntime"),
 )
 OPSET = 18
-# What takes time on integers; the rest, such as the arithmetic of shapes, stays as it is.
+# Operations to quantize: those that take time. Others, such as shape arithmetic, stay as they are.
 QUANTIZED = (
     "Add",
     "AveragePool",
@@ -44,7 +44,7 @@ QUANTIZED = (
 
 
 def write(request: Request, folder: Path) -> None:
-    """Writes model.onnx, which takes any batch.
+    """Writes model.onnx, which takes any batch size.
 
     Raises:
         UsageError: ONNX lacks an operation of the network.
@@ -59,16 +59,16 @@ def write(request: Request, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _converter_errors(precision: str) -> Iterator[None]:
-    """Turns what a converter stumbles over into one line."""
+    """Turns a converter's error into a UsageError of one line."""
     try:
         yield
     except (CnnbenchError, OSError):
         raise
-    except Exception as error:  # of tf2onnx and onnxruntime, which have no errors of their own
+    except Exception as error:  # tf2onnx and onnxruntime have no error classes of their own
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise UsageError(
             f"cannot be converted to ONNX {precision}: {type(error).__name__}: {first[:300]}",
-            allowed="another precision or format",
+            allowed="choose another precision or format",
         ) from error
 
 
@@ -83,20 +83,20 @@ def _converted(request: Request) -> Any:
             serve, input_signature=[spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])}
         )
     unknown = {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}
-    if unknown:  # tf2onnx logs it, and goes on
+    if unknown:  # tf2onnx only logs them
         raise UsageError(
-            f"cannot be converted to ONNX: it has no operation {', '.join(sorted(unknown))}",
-            allowed="another format",
+            f"cannot be converted to ONNX, which lacks {', '.join(sorted(unknown))}",
+            allowed="choose another format",
         )
-    model.graph.doc_string = ""  # the name of a function, with a number
+    model.graph.doc_string = ""  # a function's name, with a counter that varies
     return _renumbered(model)
 
 
 @contextlib.contextmanager
 def _inlined() -> Iterator[None]:
-    """Has functions within a traced function become part of it.
+    """Inlines functions that a traced function calls.
 
-    Keras has grouped convolutions in functions that XLA compiles, which tf2onnx cannot look into.
+    Keras wraps grouped convolutions in functions compiled by XLA, which tf2onnx cannot convert.
     """
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
@@ -107,7 +107,7 @@ def _inlined() -> Iterator[None]:
 
 
 def _erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
-    """Writes erfc(x), of GELU, which ONNX does not have, as 1 - erf(x)."""
+    """Replaces erfc(x), which GELU uses and ONNX lacks, by 1 - erf(x)."""
     (output,) = node.output
     shape, dtype = graph.get_shape(output), graph.get_dtype(output)
     graph.remove_node(name)
@@ -124,7 +124,7 @@ def _erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
 
 
 def _renumbered(model: Any) -> Any:
-    """Numbers what tf2onnx made by its place, not by a counter of the process."""
+    """Renumbers the names that tf2onnx made by position instead of by a process-wide counter."""
     graph = model.graph
     names: dict[str, str] = {}
     constants = {tensor.name for tensor in graph.initializer}
@@ -137,7 +137,7 @@ def _renumbered(model: Any) -> Any:
         return names.setdefault(old, f"{kind}__{len(names)}")
 
     for node in graph.node:
-        # Nodes that read the same constant may call it by either of two purposes.
+        # tf2onnx names a shared constant after either of its uses.
         node.input[:] = [named(name) for name in node.input]
         node.output[:] = [named(name) for name in node.output]
         node.name = named(f"{node.name}__0") if re.search(r"__\d+", node.name) else node.name
@@ -152,7 +152,7 @@ def _renumbered(model: Any) -> Any:
 
 
 def _quantize(request: Request, file: Path) -> None:
-    """Quantizes a file statically, per channel, with the ranges of the calibration images."""
+    """Quantizes a file statically, per channel, with ranges from the calibration images."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -177,7 +177,7 @@ def _quantize(request: Request, file: Path) -> None:
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=list(QUANTIZED),
-            # Of all batches, which are collected at once, it is the plain mean.
+            # All batches are collected at once, so the "moving" average is their plain mean.
             extra_options={"CalibMovingAverage": is_averaged},
         )
     import onnx
@@ -201,5 +201,5 @@ def load(path: Path) -> Loaded:
         outputs = session.run(names, {images.name: batch})
         return dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
 
-    only = images.shape[0] if isinstance(images.shape[0], int) else None
-    return Loaded(run, images.type == "tensor(uint8)", only, lambda size: run)
+    fixed_batch = images.shape[0] if isinstance(images.shape[0], int) else None
+    return Loaded(run, images.type == "tensor(uint8)", fixed_batch, lambda size: run)

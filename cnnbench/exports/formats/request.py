@@ -1,4 +1,4 @@
-"""What a format is asked to write."""
+"""The request that a format's `write` gets."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 if TYPE_CHECKING:
     from cnnbench.runs.network import Network
 
-
+# Images per batch of average_min_max calibration.
 AVERAGED_BATCH = 5
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written.
+    """An artifact to write.
 
-    net: a network of Keras's own layers.
-    preprocessing: whether the artifact takes uint8 pixels, or normalised images.
+    net: the network, with Keras's own layers only.
+    precision: one of PRECISIONS.
+    preprocessing: whether the artifact takes uint8 pixels; if not, it takes normalized images.
     calibration: (images, *net.pixel_shape) uint8, for CALIBRATED precisions.
     calibration_method: one of CALIBRATION_METHODS.
-    keep_float: names of tensors, in a TFLite file, whose layers stay in float32 among int8 ones.
+    keep_float: names of output tensors of the layers to keep in float32 in a TFLite int8 file.
     """
 
     net: Network
@@ -34,16 +35,16 @@ class Request:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of what the artifact takes."""
+        """Height, width and channels of the artifact's input."""
         return self.net.pixel_shape if self.preprocessing else self.net.model.input_shape[1:]
 
     @property
     def input_dtype(self) -> str:
-        """The type of what a float artifact takes."""
+        """The dtype of a float artifact's input."""
         return "uint8" if self.preprocessing else "float32"
 
     def serve(self, images: Any) -> dict[str, Any]:
-        """Computes the named outputs of the task, from what the file takes."""
+        """Computes the task's named outputs from the artifact's input."""
         return self.net(images) if self.preprocessing else self.net.of_normalised(images)
 
     def calibration_inputs(self) -> np.ndarray:
@@ -52,10 +53,10 @@ class Request:
         return self._taken(self.calibration)
 
     def calibration_batches(self) -> list[np.ndarray]:
-        """Returns the same in batches, of whose ranges int8 has the mean.
+        """Returns the calibration inputs in batches; int8 ranges are the means over the batches.
 
-        Where there are several, the first image of each has a black and a white pixel in a corner,
-        so that the range of pixels is that of every batch, and none is clipped.
+        If there are several, the first image of each gets a black and a white pixel in a corner, so
+        that every batch covers the whole range of pixels and none is clipped.
         """
         assert self.calibration is not None
         if self.calibration_method == "min_max":

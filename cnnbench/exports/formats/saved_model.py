@@ -15,19 +15,19 @@ from cnnbench.exports.formats.request import Request
 FORMAT = Format(
     "TensorFlow SavedModel",
     "",
-    "TensorFlow SavedModel: float32.",
-    varies="TensorFlow numbers functions by a counter of the process, and fingerprint.pb has a "
+    "TensorFlow SavedModel, float32.",
+    varies="TensorFlow numbers functions by a process-wide counter, and fingerprint.pb has a "
     "random number",
 )
 
 
 def write(request: Request, folder: Path) -> None:
-    """Writes a SavedModel whose `serving_default` takes what the request says, in any batch.
+    """Writes a SavedModel with a `serving_default` signature, for any batch size.
 
-    With preprocessing inside, that is uint8 (0-255) images of any size, and `serve_float` takes
-    float32 ones (0-1). Images of the network's size are taken as they are. Those of another are
-    treated as `predict` does: the short side is scaled, bilinear with antialiasing, and the centre
-    cut out.
+    With preprocessing inside, it takes uint8 images in [0, 255] of any size, and a second endpoint,
+    `serve_float`, takes float32 images in [0, 1]. Images of the network's size are used as they
+    are. Others are resized as in `predict`: the short side is scaled, bilinear with antialiasing,
+    and the center cropped.
     """
     archive = keras.export.ExportArchive()
     archive.track(request.net.model)
@@ -42,7 +42,7 @@ def write(request: Request, folder: Path) -> None:
 
 
 def _names(request: Request) -> dict[str, Any]:
-    """Returns the names of the classes, as an output, if there are any."""
+    """Returns the class names as an output, if there are any."""
     classes = request.net.classes
     return {"classes": tf.constant(classes)} if classes else {}
 
@@ -61,8 +61,8 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
         return pixels[:, top : top + height, left : left + width]
 
     def serve(images: Any) -> dict[str, Any]:
-        as_it_is = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
-        pixels = tf.cond(as_it_is, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
+        fits = tf.reduce_all(tf.equal(tf.shape(images)[1:3], (height, width)))
+        pixels = tf.cond(fits, lambda: tf.cast(images, tf.float32), lambda: scaled(images))
         pixels.set_shape((None, height, width, channels))
         return net(pixels) | _names(request)
 
@@ -78,14 +78,14 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
 def write_function(
     request: Request, folder: Path, batch: int | None, dtype: str, serve: Callable[[Any], Any]
 ) -> None:
-    """Writes a SavedModel of one function of the network, for a converter to begin with.
+    """Writes a SavedModel of one function of the network, as input of a converter.
 
     Args:
-        request: whose network the function is of, and whose input shape it takes.
-        folder: where to.
+        request: has the network and its input shape.
+        folder: folder to write to.
         batch: the batch size; None: any.
-        dtype: of the images.
-        serve: from images to the named outputs of the task.
+        dtype: dtype of the images.
+        serve: maps images to the task's named outputs.
     """
     archive = keras.export.ExportArchive()
     archive.track(request.net.model)
@@ -96,7 +96,7 @@ def write_function(
 
 def load(path: Path) -> Loaded:
     """Opens a SavedModel in TensorFlow."""
-    loaded = tf.saved_model.load(str(path))  # it has to outlive the function
+    loaded = tf.saved_model.load(str(path))  # must outlive its signature
     serve = loaded.signatures["serving_default"]
     ((key, spec),) = serve.structured_input_signature[1].items()
     names = [name for name, each in serve.structured_outputs.items() if each.dtype.is_floating]

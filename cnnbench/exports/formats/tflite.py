@@ -1,10 +1,10 @@
-"""TFLite, in every precision that its converter has.
+"""TFLite, in every precision of its converter.
 
-- float32, float16 (weights) and dynamic (int8 weights, ranges of activations found as it runs):
-  float in their middle, so uint8 pixels in and float32 outputs.
-- int8: every operation on integers, as integer-only devices need. Pixels go in as they are, uint8
-  of scale 1, and uint8 comes out; normalised images, int8 of their scale, and int8 comes out.
-- int16x8: int16 activations and int8 weights; in and out as the float ones.
+- float32, float16 (weights) and dynamic (int8 weights, activation ranges found at inference):
+  inputs are uint8 pixels or float32 normalized images, outputs are float32.
+- int8: every operation on integers, as integer-only devices require. Pixels are uint8 with scale 1,
+  and outputs uint8; normalized images are int8 with the scale of their range, and outputs int8.
+- int16x8: int16 activations and int8 weights; inputs and outputs as in float32.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from cnnbench.exports.formats.request import Request
 from cnnbench.exports.formats.tflite_trained import tflite_int8
 from cnnbench.exports.options import PRECISIONS
 
-FORMAT = Format("TFLite", "model.tflite", "TFLite, in any precision.", precisions=PRECISIONS)
-# Operations that pass on integers, of the same scale, as they come; the converter keeps none of
-# them in float by itself.
+FORMAT = Format("TFLite", "model.tflite", "TFLite, any precision.", precisions=PRECISIONS)
+# Operations that pass integers on without changing their scale; the converter never keeps one of
+# them in float on its own.
 PASSED_ON = (
     "CONCATENATION",
     "DEPTH_TO_SPACE",
@@ -46,12 +46,12 @@ PASSED_ON = (
 
 
 def write(request: Request, folder: Path) -> None:
-    """Writes model.tflite, for one image.
+    """Writes model.tflite, with batch size 1.
 
     Raises:
-        UsageError: an operation of the network does not exist in the precision.
-        VerificationError: pixels would not go into an int8 file as they are, or another layer is in
-            float32 than those that are to be kept so.
+        UsageError: the network has an operation that TFLite lacks in the precision.
+        VerificationError: an int8 file would rescale pixels, or the layers in float32 are not those
+            of `request.keep_float`.
     """
     folder.mkdir()
     content = convert(request)
@@ -63,7 +63,7 @@ def write(request: Request, folder: Path) -> None:
 
 
 def convert(request: Request) -> bytes:
-    """Converts a network; see `write`."""
+    """Returns the content of the TFLite file; see `write`."""
     net = request.net
     if request.precision == "int8" and is_fake_quantized(net.model):
         return tflite_int8(
@@ -72,14 +72,14 @@ def convert(request: Request) -> bytes:
             serve=lambda answer: net.task.serve(answer, net.loss),
             preprocess=net.preprocess if request.preprocessing else None,
         )
-    # The integer converters begin with float inputs, for there is no integer cast from pixels.
+    # The integer converters need float inputs, because they have no cast from uint8.
     is_integer = request.precision in CALIBRATED
     dtype = "float32" if is_integer else request.input_dtype
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
         saved_model.write_function(request, Path(scratch), 1, dtype, request.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         with converter_errors(request.precision), warnings.catch_warnings():
-            # Calibration runs TensorFlow's own interpreter, which tells that it is deprecated.
+            # Calibration runs TensorFlow's own interpreter, which warns that it is deprecated.
             warnings.simplefilter("ignore", UserWarning)
             return CONVERT[request.precision](converter, request)
 
@@ -128,13 +128,13 @@ CONVERT = {
 
 
 def calibrated(converter: Any, request: Request) -> bytes:
-    """Returns a float32 file whose tensors have their ranges, for the quantizer.
+    """Returns a float32 file with calibrated tensor ranges, for the quantizer.
 
     Args:
-        converter: of a SavedModel of one function.
-        request: with calibration images; a range is the mean of those of its batches.
+        converter: a converter of a SavedModel with one function.
+        request: has the calibration images; each range is the mean of its batches' ranges.
     """
-    first, *others = map(_fed, request.calibration_batches())
+    first, *others = map(_as_samples, request.calibration_batches())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     private.calibrate_only(converter)
     converter.representative_dataset = lambda: first
@@ -155,7 +155,7 @@ def calibrated(converter: Any, request: Request) -> bytes:
 
 
 def _ranges(graph: Any) -> np.ndarray:
-    """Returns the least and the greatest value of each tensor, NaN where none were observed."""
+    """Returns the minimum and maximum of each tensor, (tensors, 2), NaN where not observed."""
     ranges = np.full((len(graph.tensors), 2), np.nan)
     for i, tensor in enumerate(graph.tensors):
         about = tensor.quantization
@@ -165,32 +165,32 @@ def _ranges(graph: Any) -> np.ndarray:
 
 
 def images_of(request: Request) -> list[list[np.ndarray]]:
-    """Returns the calibration images as converters and debuggers want them."""
-    return _fed(request.calibration_inputs())
+    """Returns the calibration images as converters and debuggers take them."""
+    return _as_samples(request.calibration_inputs())
 
 
-def _fed(images: np.ndarray) -> list[list[np.ndarray]]:
+def _as_samples(images: np.ndarray) -> list[list[np.ndarray]]:
     return [[image[None]] for image in images]
 
 
 @contextlib.contextmanager
 def converter_errors(precision: str) -> Iterator[None]:
-    """Turns the converter's pages on what it cannot do into one line."""
+    """Turns the converter's long error message into a UsageError of one line."""
     try:
         yield
     # The integer quantizers raise RuntimeError.
     except (private.converter_error(), RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        telling = [x for x in lines if "not yet supported" in x or " op is " in x] or lines
-        what = telling[0].rpartition("error: ")[2][:300]
+        relevant = [x for x in lines if "not yet supported" in x or " op is " in x] or lines
+        what = relevant[0].rpartition("error: ")[2][:300]
         raise UsageError(
             f"cannot be converted to TFLite {precision}: {what}",
-            allowed="another precision or format",
+            allowed="choose another precision or format",
         ) from error
 
 
 def _with_pixels_in(content: bytes) -> bytes:
-    """Puts a cast from uint8 before a file's float32 input, which the 16x8 quantizer refuses."""
+    """Inserts a cast from uint8 before the float32 input, as the 16x8 quantizer rejects one."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = tflite_file.opened(content)
@@ -219,7 +219,7 @@ def _with_pixels_in(content: bytes) -> bytes:
 
 
 def input_type(content: bytes) -> dict[str, Any]:
-    """Returns the "dtype" of an int8 file's input, its "scale" and its "zero_point"."""
+    """Returns the "dtype", "scale" and "zero_point" of an int8 file's input."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     graph = _graph(content)
@@ -230,16 +230,16 @@ def input_type(content: bytes) -> dict[str, Any]:
 
 
 def _check_int8(content: bytes, request: Request) -> None:
-    """Refuses a file that does not take pixels as they are, or did not keep what was to be kept."""
+    """Checks that a file takes unscaled pixels, and is in float32 only where requested."""
     found = input_type(content)
     wanted = {"dtype": "uint8", "scale": 1.0, "zero_point": 0}
     if request.preprocessing and found | {"scale": round(found["scale"], 6)} != wanted:
         raise VerificationError(
-            f"int8: the input is {found}", allowed=f"{wanted}, so that pixels go in as they are"
+            f"int8: the input is {found}", allowed=f"must be {wanted}, to take unscaled pixels"
         )
     found = _float_outputs(content)
     for kept in request.keep_float:
-        # An output that is turned into integers after all leaves its name, with a number, behind.
+        # If the output is quantized afterwards, the float tensor's name gets a number appended.
         names = [name for name in found if re.fullmatch(re.escape(kept) + r"\d*", name)]
         if not names:
             raise VerificationError(f"int8: the converter did not keep {kept} in float32")
@@ -249,9 +249,9 @@ def _check_int8(content: bytes, request: Request) -> None:
 
 
 def _float_outputs(content: bytes) -> dict[str, str]:
-    """Returns the name of each tensor that is computed in floats, and its operation.
+    """Returns the operations that compute float tensors, by the name of the tensor.
 
-    Those that only turn integers into floats or pass these on are left out.
+    Operations that only dequantize or move values are left out.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -274,13 +274,13 @@ def _graph(content: bytes) -> Any:
 
 
 def load(path: Path) -> Loaded:
-    """Opens a file in LiteRT's interpreter, on one thread as is its default."""
+    """Opens a file in LiteRT's interpreter, with its default of one thread."""
     takes_pixels, batch, run = _open(path, None)
 
     def resized(size: int) -> Any:
         try:
             return _open(path, size)[2]
-        except (RuntimeError, ValueError):  # the file has its batch size in an operation
+        except (RuntimeError, ValueError):  # an operation has a fixed batch size
             return None
 
     return Loaded(run, takes_pixels, batch, resized)
@@ -308,8 +308,8 @@ def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         if not takes_pixels and scale:
-            ends = np.iinfo(images["dtype"])
-            batch = np.clip(np.round(batch / scale) + zero_point, ends.min, ends.max)
+            limits = np.iinfo(images["dtype"])
+            batch = np.clip(np.round(batch / scale) + zero_point, limits.min, limits.max)
         interpreter.set_tensor(images["index"], batch.astype(images["dtype"], copy=False))
         interpreter.invoke()
         return {name: output(detail) for name, detail in outputs.items()}

@@ -1,4 +1,4 @@
-"""TFLite files as objects, and back as bytes."""
+"""Parsing and serialization of TFLite files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 import numpy as np
 
-# Of the data of tensors: the schema's force_align, which the packer of the schema's package leaves
-# out. A run-time reads weights where they lie.
+# Alignment of tensor data in bytes: the schema's force_align, which the generated packer ignores.
+# Runtimes read weights in place.
 ALIGNMENT = 16
 
 
 def opened(content: bytes) -> Any:
-    """Returns what a file holds, a ModelT of TFLite's schema."""
+    """Parses a file into a ModelT of TFLite's schema."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     return flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
 
 
 def packed(model: Any) -> bytes:
-    """Returns the file of a ModelT, in which vectors of the same values are there once."""
+    """Serializes a ModelT, with identical vectors stored once."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
@@ -41,10 +41,10 @@ def packed(model: Any) -> bytes:
 
 
 def compact(content: bytes) -> bytes:
-    """Returns a file that is the same in fewer bytes, a twentieth less for a small network.
+    """Returns an equivalent, smaller file: by about 5 % for a small network.
 
-    Tensors have the names of all the operations that were merged into theirs, of which the first
-    will do. Every channel has a zero point of 0 in 8 bytes, which tensors of as many can share.
+    A tensor's name joins the names of all operations fused into its own; the first is kept. The
+    per-channel zero points, 0 in 8 bytes each, are shared by tensors with equally many channels.
     """
     model = opened(content)
     for tensor in model.subgraphs[0].tensors:

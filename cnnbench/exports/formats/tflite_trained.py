@@ -20,26 +20,26 @@ def tflite_int8(
     serve: Callable[[Any], dict[str, Any]],
     preprocess: Any = None,
 ) -> bytes:
-    """Returns a TFLite file that computes in integers, with the ranges that the model has.
+    """Returns the content of an integer-only TFLite file with the model's own ranges.
 
     Args:
-        model: from `fake_quantized`, of 8 bits, trained or calibrated.
-        pixel_shape: (height, width, channels) of the images that the file takes, one at a time.
-        serve: from the model's output to the named outputs of the file.
-        preprocess: from pixels, 0-255, to what the model takes, in the file a 1x1 convolution of
-            the uint8 pixels; None: the file takes what the model does, as int8 in its range.
+        model: an 8-bit model from `fake_quantized`, trained or calibrated.
+        pixel_shape: (height, width, channels) of the file's input; its batch size is 1.
+        serve: maps the model's output to the file's named outputs.
+        preprocess: maps pixels in [0, 255] to the model's input; in the file it becomes a 1x1
+            convolution of uint8 pixels. None: the file takes the model's input, as int8.
 
     Raises:
-        UsageError: the ranges were never set, there are not 8 bits, or the preprocessing is not
-            linear in the pixels.
-        VerificationError: something would be computed in floats.
+        UsageError: the ranges were never set, the model does not have 8 bits, or the preprocessing
+            is not linear in the pixels.
+        VerificationError: a tensor other than an output is a float.
     """
     from cnnbench.compression.fake_quant import FixedRange
 
     frozen = _frozen(model)
     kernel, bias = _as_convolution(preprocess, pixel_shape[-1]) if preprocess else (None, None)
 
-    def answer(images: Any) -> dict[str, Any]:
+    def compute(images: Any) -> dict[str, Any]:
         if preprocess:
             pixels = FixedRange(0.0, 255.0)(images)
             images = tf.nn.conv2d(pixels, kernel, 1, "VALID") + bias
@@ -49,11 +49,11 @@ def tflite_int8(
         archive = keras.export.ExportArchive()
         archive.track(frozen)
         spec = tf.TensorSpec((1, *pixel_shape), tf.float32, name="images")
-        archive.add_endpoint("serve", answer, [spec])
+        archive.add_endpoint("serve", compute, [spec])
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        # TFLITE_BUILTINS_INT8 would ask for images to calibrate on, which the ranges are in place
-        # of; what it promises is checked below.
+        # TFLITE_BUILTINS_INT8 would require calibration images, although the ranges are known;
+        # what it guarantees is checked below instead.
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8 if preprocess else tf.int8
         converter.inference_output_type = converter.inference_input_type
@@ -63,7 +63,7 @@ def tflite_int8(
 
 
 def _frozen(model: Any) -> Any:
-    """Returns a copy of a fake-quantized model with its kernels as rounded and its ranges fixed."""
+    """Returns a copy of a fake-quantized model with rounded kernels and fixed ranges."""
     from cnnbench.compression import fake_quant
 
     kinds = {
@@ -73,15 +73,15 @@ def _frozen(model: Any) -> Any:
     }
     moving = _moving_ranges(model)
     if not any(np.any(each.maximum > each.minimum) for each in moving):
-        raise UsageError(f"{model.name} has no ranges yet", allowed="train or calibrate it first")
+        raise UsageError(f"{model.name} has no ranges", allowed="train or calibrate it first")
     if any(each.bits != 8 for each in moving):
-        raise UsageError(f"{model.name} has {moving[0].bits} bits", allowed="TFLite has 8")
+        raise UsageError(f"{model.name} has {moving[0].bits} bits", allowed="must be 8 for TFLite")
 
     def clone(layer: Any) -> Any:
         config = layer.get_config()
         if isinstance(layer, fake_quant.MovingRange):
             low, high = (float(end) for end in layer.range())
-            # Where everything is 0, any range will do.
+            # If all values are 0, any range will do.
             high = high if high > low else 1.0
             return fake_quant.FixedRange(low, high, name=layer.name, dtype="float32")
         kind = kinds.get(type(layer), type(layer))
@@ -92,7 +92,7 @@ def _frozen(model: Any) -> Any:
     copy = keras.models.clone_model(
         model,
         clone_function=clone,
-        # A fixed range does not ask whose it is.
+        # Unlike a moving range, a fixed range takes no further arguments.
         call_function=lambda layer, *args, **_: layer(*args),
     )
     for layer in model.layers:
@@ -103,27 +103,30 @@ def _frozen(model: Any) -> Any:
 
 
 def _unequal(bias: np.ndarray) -> np.ndarray:
-    """Returns a bias whose values are not all equal, for the converter gives equal ones one scale.
+    """Returns a bias whose values are not all equal, by nudging the first one if necessary.
 
-    It would be the first channel's, where integers have one for each.
+    The converter would give equal values a single scale, that of the first channel, where integers
+    need one per channel.
     """
-    return (
-        np.r_[np.nextafter(bias[:1], np.float32(np.inf)), bias[1:]] if np.ptp(bias) == 0 else bias
-    )
+    if np.ptp(bias) != 0:
+        return bias
+    return np.r_[np.nextafter(bias[:1], np.float32(np.inf)), bias[1:]]
 
 
 def _as_convolution(preprocess: Any, channels: int) -> tuple[Any, Any]:
-    """Returns the kernel and the bias of the 1x1 convolution of pixels that preprocessing is."""
+    """Returns the kernel and bias of the 1x1 convolution that is equal to the preprocessing."""
     corners = np.concatenate([np.zeros((1, channels)), 255 * np.eye(channels), [[77.0] * channels]])
     black, *primaries, grey = preprocess(corners[:, None, None].astype(np.float32)).numpy()[:, 0, 0]
     kernel = (np.stack(primaries) - black) / 255
     if not np.allclose(77 * kernel.sum(0) + black, grey, atol=1e-4):
-        raise UsageError("this preprocessing is not linear in the pixels", allowed="not hsv")
+        raise UsageError(
+            "the preprocessing is not linear in the pixels", allowed="hsv is not supported"
+        )
     return tf.constant(kernel[None, None]), tf.constant(black)
 
 
 def _check_integers(content: bytes) -> None:
-    """Raises a VerificationError if a TFLite file has floats in it, other than its outputs."""
+    """Raises a VerificationError if a tensor of a TFLite file other than an output is a float."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content)
@@ -134,4 +137,4 @@ def _check_integers(content: bytes) -> None:
         if np.issubdtype(detail["dtype"], np.floating) and detail["index"] not in ends
     ]
     if floats:
-        raise VerificationError(f"TFLite computes in floats: {', '.join(floats[:5])}")
+        raise VerificationError(f"TFLite would compute in floats: {', '.join(floats[:5])}")
