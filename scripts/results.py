@@ -101,7 +101,7 @@ def keep(path: Path) -> None:
 
 def runs_of(path: Path) -> list[Run]:
     """Returns the run of each stage, or the single run in the folder."""
-    return find.stages(path) if (path / STAGES).is_file() else [open_run(path)]
+    return find.stage_runs(path) if (path / STAGES).is_file() else [open_run(path)]
 
 
 def keep_run(run: Run, folder: Path) -> None:

@@ -26,7 +26,8 @@ from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.stand_in import shortened
 from cnnbench.registry.kinds import OPTIMIZERS, input_shape
-from cnnbench.system.processes import Round, keep_freed_memory
+from cnnbench.system.memory import keep_freed_memory
+from cnnbench.system.processes import Round
 
 TIMEOUT_S = 600.0
 MATRIX_SIDE = 2048

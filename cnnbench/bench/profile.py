@@ -19,7 +19,8 @@ from cnnbench.data.open import Access
 from cnnbench.errors import DataError
 from cnnbench.recipe.load import parse_recipe
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.system.processes import Round, Worker, WorkerError, keep_freed_memory
+from cnnbench.system.memory import keep_freed_memory
+from cnnbench.system.processes import Round, Worker, WorkerError
 from cnnbench.training.start import referenced_runs
 
 PROFILED_STEPS = 20

@@ -14,7 +14,7 @@ import click
 from cnnbench.cli import bench, evaluate, export, inspect, train
 from cnnbench.cli.options import INTERRUPTED
 from cnnbench.errors import CnnbenchError, InterruptedRun, printable
-from cnnbench.system.processes import keep_freed_memory
+from cnnbench.system.memory import keep_freed_memory
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -42,6 +42,12 @@ def compare(
         UsageError: a path is given twice, or there are no runs, or they have different tasks.
         VerificationError: an artifact differs from its network.
         RunError: a run is damaged or has no weights.
+
+    Example:
+        >>> import cnnbench, pathlib
+        >>> result = cnnbench.compare([pathlib.Path("runs/digits")], examples=50)
+        >>> [row["name"] for row in result["rows"]]
+        ['lenet5_digits']
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("a run is given twice")

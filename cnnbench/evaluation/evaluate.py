@@ -57,6 +57,12 @@ def evaluate(
         DataError: the data is missing or an image is damaged.
         UsageError: the run has no validation split, or its task does not support test-time
             augmentation.
+
+    Example:
+        >>> import cnnbench
+        >>> result = cnnbench.evaluate(cnnbench.open_run("runs/digits"))
+        >>> result["examples"], result["top1"] > 0.9
+        (360, True)
     """
     recipe, task = run.recipe, run.recipe.task
     tta = tta or recipe.evaluation.tta

@@ -33,6 +33,13 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     Raises:
         DataError: a file is missing or is not an image.
         RunError: the run has no weights.
+
+    Example:
+        >>> import cnnbench
+        >>> run = cnnbench.open_run("runs/digits")
+        >>> (row,) = cnnbench.predict(run, ["digit.png"], top=3)
+        >>> row["file"], len(row["top"])
+        ('digit.png', 3)
     """
     about = run.data()
     size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels

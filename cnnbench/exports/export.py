@@ -60,6 +60,14 @@ def export(
         RunError: the run has no weights, they changed during the export, or its folder cannot be
             written.
         DataError: the images are missing.
+
+    Example:
+        >>> import cnnbench
+        >>> run = cnnbench.open_run("runs/digits")
+        >>> options = cnnbench.ExportOptions(examples=50)
+        >>> (row,) = cnnbench.export(run, ["tflite"], options=options)
+        >>> row["passed"], row["agreement"]
+        (True, 1.0)
     """
     from cnnbench.models.layers.fast import plain  # imports Keras
 

@@ -30,6 +30,12 @@ def build_model(
 
     Raises:
         UsageError: the model is unknown or does not support the image size or number of classes.
+
+    Example:
+        >>> import cnnbench
+        >>> model = cnnbench.build_model("lenet5", (32, 32, 1), 10)
+        >>> model.output_shape
+        (None, 10)
     """
     spec = MODELS.spec(model) if isinstance(model, str) else model
     task_of(spec).check_head_size(spec.name, classes)

@@ -25,6 +25,12 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 
     Raises:
         RecipeError: the recipe is invalid; lists all problems with file:line and what is allowed.
+
+    Example:
+        >>> import cnnbench
+        >>> recipe = cnnbench.load_recipe("tiny.yaml", ("train.steps=2",))
+        >>> recipe.train.steps
+        2
     """
     tree = yaml_tree.read(Path(path))
     for assignment in overrides:

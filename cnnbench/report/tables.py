@@ -72,7 +72,7 @@ def exports(result: dict[str, Any], task: Task) -> Any:
                 ("memory", f"{row['peak_memory_mb']:.0f} MB"),
             ]
         else:
-            cells.append(("verified", "failed" if "error" in row else "no"))
+            cells.append(("verification", "failed" if "error" in row else "not verified"))
         lines.append(dict(cells))
         if "error" in row:
             parts.append(Text(f"{row['format']} {row['precision']}: {row['error']}"))

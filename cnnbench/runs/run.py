@@ -248,6 +248,12 @@ def open_run(path: str | Path) -> Run:
 
     Raises:
         RunError: it is not a run directory, is damaged, or has unfinished compression stages.
+
+    Example:
+        >>> import cnnbench
+        >>> run = cnnbench.open_run("runs/digits")
+        >>> run.finished, len(run.metrics())
+        (True, 4)
     """
     path = Path(path)
     if (path / STAGES).is_file():

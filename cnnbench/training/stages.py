@@ -47,6 +47,12 @@ def train(
 
     Raises:
         DataError, UsageError, DivergedError, InterruptedRun, RunError: as in `one_stage.train`.
+
+    Example:
+        >>> import cnnbench
+        >>> run = cnnbench.train(cnnbench.load_recipe("tiny.yaml"))
+        >>> run.finished
+        True
     """
     if len(recipe.compress) < 2:
         return one_stage.train(
@@ -94,6 +100,13 @@ def resume(
     Raises:
         RunError: everything is finished, or as in `one_stage.resume`.
         InterruptedRun, DivergedError, DataError: as in `train`.
+
+    Example:
+        >>> import cnnbench
+        >>> cnnbench.resume(cnnbench.open_run("runs/digits"))
+        Traceback (most recent call last):
+        ...
+        cnnbench.errors.RunError: runs/digits: ...
     """
     path = run.path if isinstance(run, Run) else run
     if (path.absolute().parent / STAGES).is_file():

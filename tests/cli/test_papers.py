@@ -64,7 +64,7 @@ def is_command(line: str) -> bool:
 def all_options() -> set[str]:
     found = {"--help"}
     for command in [cli, *cli.commands.values()]:
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             found |= {*parameter.opts, *parameter.secondary_opts}
     return found
 
@@ -128,7 +128,7 @@ def test_every_command_parses(page):
         command = cli.commands[name]
         parser = command.make_parser(click.Context(command))
         values, _, _ = parser.parse_args(words)
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             given = values.get(parameter.name)
             for value in given if isinstance(given, list) else [given]:
                 if isinstance(parameter.type, click.Choice) and isinstance(value, str):

@@ -149,7 +149,9 @@ def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
             first = train(distilled(tiny, "small", "train.epochs=1"), run_dir=tmp_path / "run")
     stages = "compress=[{name: distill, teacher: small}, {name: prune, sparsity: 0.5}]"
     recipe = load_recipe(tiny, (stages,))
-    names = [start_module.runs(recipe, start)["teacher"].path.name for start in (first, None)]
+    names = [
+        start_module.referenced_runs(recipe, start)["teacher"].path.name for start in (first, None)
+    ]
     assert names == ["small-20260101-000000", "small-20260102-000000"]
 
 
@@ -172,12 +174,12 @@ def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monke
     found = taught.losses(pixels, [tf.constant(student)], np.zeros(2, np.float32))
     assert np.allclose(found, soft_losses(logits, student, 4.0), rtol=1e-3)
     monkeypatch.setitem(presets.PRESETS, "mine", replace(preset, classes=1000))
-    with pytest.raises(UsageError, match="mine knows 1000 other classes"):
+    with pytest.raises(UsageError, match="mine was trained on 1000 other classes"):
         compression.lesson(recipe, data, (32, 32, 3), None)
 
 
 @pytest.mark.parametrize(("setting", "words"), [
-    ("data.classes=4", "the teacher knows 10 other classes"),
+    ("data.classes=4", "the teacher was trained on other classes"),
     ("data.shape=[32, 32, 3]", "the teacher takes images of"),
 ])  # fmt: skip
 def test_a_teacher_of_other_things_is_refused(small, tmp_path, teacher_run, setting, words):

@@ -678,5 +678,4 @@ def test_the_file_is_small_and_has_no_operations_but_the_networks(name, options)
         "MEAN": 1,
         "FULLY_CONNECTED": 1,
         "SOFTMAX": 1,
-        "DEQUANTIZE": 2,
     }

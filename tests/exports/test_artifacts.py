@@ -33,6 +33,7 @@ from cnnbench.models.layers.fast import plain
 from cnnbench.runs import network
 from cnnbench.runs.network import Network
 from cnnbench.system.processes import WorkerError
+from cnnbench.tasks.task import task_named
 
 FORMATS = known_formats()
 CASES = [(form, precision) for form, about in FORMATS.items() for precision in about.precisions]
@@ -188,7 +189,8 @@ def test_a_layer_that_keras_does_not_know_is_refused(tmp_path):
 def small_net(model):
     prepare = Preprocess("rgb", *COLOR_STATISTICS["rgb"])
     names = tuple(map(str, range(model.output_shape[-1])))
-    return Network(model, prepare, names, "cross_entropy", (8, 8, 3), 8)
+    task = task_named("classification")
+    return Network(model, prepare, task, names, "cross_entropy", (8, 8, 3), 8)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ def test_a_killed_run_time_is_told_and_leaves_no_files_behind(
         (folder / "left").touch()
         os.kill(opened._process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="the runtime ended by signal 9"):
-            opened.logits(images)
+            opened.outputs(images)
     assert not list(tmp_path.iterdir())
 
 

@@ -25,10 +25,10 @@ from cnnbench.errors import RunError, UsageError, VerificationError
 from cnnbench.evaluation.artifact import evaluate_artifact
 from cnnbench.exports import calibrate
 from cnnbench.exports import export as export_module
-from cnnbench.exports.export import folder_of
 from cnnbench.exports.formats.format import known_formats, module_of
 from cnnbench.exports.options import ExportOptions
 from cnnbench.exports.plan import plan
+from cnnbench.exports.write import folder_of
 from cnnbench.recipe.load import load_recipe
 from cnnbench.report import tables
 from cnnbench.runs import checkpoint, network

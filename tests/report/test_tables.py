@@ -1,11 +1,15 @@
 """Tables for people: every number in its unit, and whatever names hold."""
 
 import io
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
 
 from cnnbench.report import tables
+from cnnbench.tasks.task import task_named
+
+TASK = task_named("classification")
 
 LATENCY = {"p50": 1.234, "p95": 5.678}
 EVALUATED = {
@@ -27,7 +31,7 @@ def printed(table, width=160) -> list[str]:
 
 
 def test_an_evaluation_has_each_number_in_its_unit():
-    lines = printed(tables.evaluation(EVALUATED))
+    lines = printed(tables.evaluation(EVALUATED, TASK))
     for line in (
         "run runs/a",
         "split test, 4 examples",
@@ -58,7 +62,7 @@ def test_an_evaluation_tells_what_not_every_one_has():
         "artifact": "m.tflite", "skipped_images": ["a.jpg", "b.jpg"], "target": target,
         "throughput_images_per_s": None, "tta": "flip", "top1_without_tta": 0.25,
     }  # fmt: skip
-    lines = printed(tables.evaluation(EVALUATED | more))
+    lines = printed(tables.evaluation(EVALUATED | more, TASK))
     assert "artifact m.tflite" in lines and "skipped images a.jpg, b.jpg" in lines
     assert "target 0.6000: missed by 0.1000; a paper" in lines
     assert "throughput unknown: too few batches" in lines
@@ -68,7 +72,9 @@ def test_an_evaluation_tells_what_not_every_one_has():
 def test_classes_beyond_twenty_are_left_to_the_file():
     many = [{"class": f"c{i}", "examples": 1, "top1": 1.0} for i in range(21)]
     confusion = [[0] * 21] * 21
-    lines = printed(tables.evaluation(EVALUATED | {"per_class": many, "confusion": confusion}))
+    lines = printed(
+        tables.evaluation(EVALUATED | {"per_class": many, "confusion": confusion}, TASK)
+    )
     assert not [line for line in lines if "c0" in line or "predicted" in line]
 
 
@@ -81,7 +87,7 @@ ROW = {
 
 
 def test_an_export_has_its_proof():
-    lines = printed(tables.exports({"rows": [ROW]}))
+    lines = printed(tables.exports({"rows": [ROW]}, TASK))
     proof = "0.9000 0.9100 99.50% of 360 0.12 1.23 ms 4321 12 MB"
     assert f"tflite int8 1.50 MB {proof}" in lines
     assert "tflite int8 runs/a/exports" in lines
@@ -92,14 +98,14 @@ def test_an_export_has_its_proof():
     [
         ((), {"max_abs_logit_diff": None}, "99.50% of 360 NaN 1.23 ms 4321 12 MB"),
         (("best_batch",), {}, "99.50% of 360 0.12 1.23 ms 12 MB"),
-        (("agreement",), {}, "tflite int8 1.50 MB not verified"),
-        (("agreement", "path"), {"error": "no [ELU]"}, "tflite int8 failed"),
-        (("agreement",), {"error": "no [ELU]"}, "tflite int8: no [ELU]"),
+        (("latency_ms",), {}, "tflite int8 1.50 MB not verified"),
+        (("latency_ms", "path"), {"error": "no [ELU]"}, "tflite int8 failed"),
+        (("latency_ms",), {"error": "no [ELU]"}, "tflite int8: no [ELU]"),
     ],
 )
 def test_an_export_without_some_of_it_says_so(absent, changes, line):
     row = {key: value for key, value in ROW.items() if key not in absent}
-    found = printed(tables.exports({"rows": [row | changes]}))
+    found = printed(tables.exports({"rows": [row | changes]}, TASK))
     assert any(each.endswith(line) for each in found)
 
 
@@ -109,7 +115,7 @@ def test_the_twenty_layers_that_int8_harms_most_are_named():
          "kept_float": i == 0}
         for i in range(21)
     ]  # fmt: skip
-    lines = printed(tables.exports({"rows": [ROW | {"layers": layers}]}))
+    lines = printed(tables.exports({"rows": [ROW | {"layers": layers}]}, TASK))
     assert "conv00 CONV_2D 50.00% yes" in lines and "conv19 CONV_2D 31.00%" in lines
     assert not [line for line in lines if "conv20" in line]
 
@@ -120,7 +126,7 @@ def test_a_comparison_marks_the_best():
         "sparsity": 0.905, "size_bytes": 2_500_000, "zip_bytes": 250_000, "latency_ms": LATENCY,
     }  # fmt: skip
     rows = [row | {"is_best": True}, row | {"name": "large", "is_best": False}]
-    lines = printed(tables.comparison({"rows": rows, "examples": 500}))
+    lines = printed(tables.comparison({"rows": rows, "examples": 500, "score": asdict(TASK.score)}))
     numbers = "float32 0.5000 1,234 5,678,901 90.5% 2.50 MB 0.25 MB 1.23 ms"
     assert f"small {numbers} *" in lines and f"large {numbers}" in lines
     assert lines[-1] == "top-1 of TFLite files on at most 500 test images"
@@ -128,7 +134,7 @@ def test_a_comparison_marks_the_best():
 
 def test_a_file_is_named_once_before_its_classes():
     top = [{"class": "cat", "probability": 0.75}, {"class": "dog", "probability": 0.25}]
-    lines = printed(tables.predictions({"images": [{"file": "a.png", "top": top}]}))
+    lines = printed(tables.predictions({"images": [{"file": "a.png", "top": top}]}, TASK))
     assert lines[0] == "file class probability"
     assert lines[-2:] == ["a.png cat 0.7500", "dog 0.2500"]
 

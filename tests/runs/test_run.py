@@ -105,28 +105,34 @@ def kept(run):
     return json.loads((run.path / "environment.json").read_text())
 
 
+def anew(run, environment):
+    """The run with another environment.json; a Run reads it once."""
+    resign(run, dict(environment))
+    return Run(run.path, run.recipe)
+
+
 def test_another_commit_of_the_same_source_is_resumed(run):
-    resign(run, kept(run) | {"git_commit": "0" * 40})
+    run = anew(run, kept(run) | {"git_commit": "0" * 40})
     assert run.must_match_code(replicas=1, force=False) == []
 
 
 def test_other_source_is_refused_whatever_the_commit(run):
     now = environment.code_sha256()
-    resign(run, kept(run) | {"code_sha256": "0" * 64})
+    run = anew(run, kept(run) | {"code_sha256": "0" * 64})
     with pytest.raises(RunError, match=rf"\ncode_sha256 was 0+, is {now}; --force"):
         run.must_match_code(replicas=1, force=False)
     (note,) = run.must_match_code(replicas=1, force=True)
     assert note == f"forced: code_sha256 was {'0' * 64}, is {now}"
-    resign(run, kept(run) | {"git_commit": "1" * 40})
+    run = anew(run, kept(run) | {"git_commit": "1" * 40})
     with pytest.raises(RunError, match=r"code_sha256 was 0+, is .* \(git_commit was 1+, is "):
         run.must_match_code(replicas=1, force=False)
 
 
 def test_a_run_of_a_version_without_the_hash_goes_by_the_commit(run):
     old = {key: value for key, value in kept(run).items() if key != "code_sha256"}
-    resign(run, dict(old))
+    run = anew(run, old)
     assert run.must_match_code(replicas=1, force=False) == []
-    resign(run, old | {"git_commit": "0" * 40})
+    run = anew(run, old | {"git_commit": "0" * 40})
     told = r"git_commit was 0+, is .*; the run has no code_sha256; --force"
     with pytest.raises(RunError, match=told):
         run.must_match_code(replicas=1, force=False)

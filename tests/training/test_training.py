@@ -513,7 +513,7 @@ from pathlib import Path
 from cnnbench import load_recipe
 from cnnbench.data.open import Access
 from cnnbench.backend.settings import Settings
-from cnnbench.system.processes import keep_freed_memory
+from cnnbench.system.memory import keep_freed_memory
 from cnnbench.training.learner import Learner
 
 keep_freed_memory()
