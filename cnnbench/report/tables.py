@@ -56,8 +56,10 @@ def verdict(target: dict[str, Any]) -> str:
 
 def exports(result: dict[str, Any], task: Task) -> Any:
     """Returns the tables of an export: artifacts, errors, layers, and paths."""
-    lines, paths = [], []
+    lines: list[dict[str, str]] = []
+    paths: list[tuple[str, str, str]] = []
     parts: list[Any] = []
+    unverified: list[int] = []
     for row in result["rows"]:
         name = [("format", row["format"]), ("precision", row["precision"])]
         cells = [*name, ("size", _megabytes(row["size_bytes"]) if "path" in row else "")]
@@ -72,13 +74,18 @@ def exports(result: dict[str, Any], task: Task) -> Any:
                 ("memory", f"{row['peak_memory_mb']:.0f} MB"),
             ]
         else:
-            cells.append(("verification", "failed" if "error" in row else "not verified"))
+            unverified.append(len(lines))
         lines.append(dict(cells))
         if "error" in row:
             parts.append(Text(f"{row['format']} {row['precision']}: {row['error']}"))
         if layers := row.get("layers"):
             parts.append(_layers(layers))
     columns = list(dict.fromkeys(title for line in lines for title in line))
+    # Beside the size, in a column of the verified rows if there are any.
+    beside = columns[3] if len(columns) > 3 else "verification"
+    for i in unverified:
+        lines[i][beside] = "failed" if "error" in result["rows"][i] else "not verified"
+    columns = list(dict.fromkeys([*columns, *(title for line in lines for title in line)]))
     cells_of = [[line.get(title, "") for title in columns] for line in lines]
     where = _table(("format", "precision", "where"), paths)
     return Group(_table(columns, cells_of), *parts, where)

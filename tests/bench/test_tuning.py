@@ -94,7 +94,7 @@ def test_candidates_that_hang_or_crash_are_left_with_a_word(recipe, monkeypatch)
     monkeypatch.setattr(autotune, "TIMEOUT_S", 0.1)
     measured, notes = autotune.measure(recipe, [Settings(onednn=True), Settings(onednn=False)])
     assert measured == {}
-    assert [note.partition(" was tried")[0] for note in notes] == [
+    assert [note.partition(" failed")[0] for note in notes] == [
         "runtime onednn",
         "runtime neither",
     ]

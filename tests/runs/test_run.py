@@ -18,6 +18,7 @@ from cnnbench.errors import RunError, UsageError
 from cnnbench.recipe.load import load_recipe
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
+from cnnbench.runs.run import Run
 from cnnbench.system import environment
 
 FACTS = DataFacts(
