@@ -94,11 +94,13 @@ class RecipeError(UsageError):
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems, self.key = tuple(problems), None
+        self.where = self.allowed = None  # each problem has its own
         more = len(self.problems) - SHOWN_PROBLEMS
         shown = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
         if more > 0:
             shown.append(f"… and {more} more")
-        Exception.__init__(self, "\n".join(shown))
+        self.what = "\n".join(shown)
+        Exception.__init__(self, self.what)
 
 
 def printable(text: str) -> str:

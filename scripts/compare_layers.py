@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from cnnbench.backend.settings import ONEDNN
 from cnnbench.system.environment import machine, versions
-from cnnbench.system.processes import Round, Worker, alternate, keep_freed_memory
+from cnnbench.system.memory import keep_freed_memory
+from cnnbench.system.processes import Round, Worker, alternate
 
 TIMEOUT_S = 600.0
 ROUND_SECONDS = 0.5

@@ -117,7 +117,7 @@ def _cached_strategy(name: str) -> Any:
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
         except ValueError as error:
-            raise UsageError(f"train.strategy: tpu; no TPU was found: {error}") from None
+            raise UsageError(f"no TPU was found: {error}", key="train.strategy") from None
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)

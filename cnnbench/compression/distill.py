@@ -48,7 +48,10 @@ class Lesson:
             return student
         own = feature_maps(student)
         if not (sizes := [size for size in self._maps if size in own]):
-            raise UsageError("teacher and student have no feature maps of the same size")
+            raise UsageError(
+                "distill.hints: teacher and student have no feature maps of the same size",
+                allowed="set hints to 0, or choose another teacher",
+            )
         self._set_outputs(self._teacher, sizes)
         guesses = [
             keras.layers.Conv2D(self._maps[size].shape[-1], 1, name=f"{HINT}{size}")(own[size])

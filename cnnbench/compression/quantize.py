@@ -154,7 +154,7 @@ def fake_quantized(model: Any, *, bits: int = 8) -> Any:
 
 def is_fake_quantized(model: Any) -> bool:
     """Returns whether a model comes from `fake_quantized`."""
-    return bool(_moving_ranges(model))
+    return bool(moving_ranges(model))
 
 
 def calibrate(model: Any, batches: Iterable[Any]) -> None:
@@ -164,7 +164,7 @@ def calibrate(model: Any, batches: Iterable[Any]) -> None:
         model: from `fake_quantized`.
         batches: at least one batch of normalized images, (batch, height, width, channels) float32.
     """
-    moving = _moving_ranges(model)
+    moving = moving_ranges(model)
     try:
         for count, images in enumerate(batches, start=1):
             for each in moving:
@@ -279,7 +279,8 @@ def _hard_sigmoid(x: Any, name: str, bits: int) -> Any:
 _DECOMPOSED = {"silu": _silu, "hard_sigmoid": _hard_sigmoid}
 
 
-def _moving_ranges(model: Any) -> list[Any]:
+def moving_ranges(model: Any) -> list[Any]:
+    """Returns the layers of a prepared network that record the range of activations."""
     from cnnbench.compression.fake_quant import MovingRange
 
     return [layer for layer in model.layers if isinstance(layer, MovingRange)]

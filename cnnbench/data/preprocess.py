@@ -109,7 +109,7 @@ def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
     if len(mean) != channels or len(std) != channels:
         raise UsageError(
             f"mean has {len(mean)} values, std has {len(std)}",
-            key="data.mean" if data.mean else "data.std",
+            key="data.mean" if len(mean) != channels else "data.std",
             allowed=f"one per channel: {channels}",
         )
     return Preprocess(color, mean, std)

@@ -66,7 +66,7 @@ class Reference:
                 if not opened.takes_pixels:
                     images = self._net.preprocess(images).numpy()
                 speed = opened.speed(images)
-                outputs = task.read(opened.outputs(images))
+                outputs = self._read(opened.outputs(images))
                 found, expected = (each[task.primary].shape for each in (outputs, self._outputs))
                 if found != expected:
                     raise WorkerError(f"the outputs have shape {found}, not {expected}")
@@ -75,6 +75,12 @@ class Reference:
                 row["passed"] = task.passes(row, precision)
                 if row["passed"]:
                     row["best_batch"] = opened.best_batch(images)
-        except (WorkerError, ValueError) as error:  # ValueError: the task cannot read the outputs
+        except WorkerError as error:
             return {"examples": len(self._targets), "error": str(error), "passed": False}
         return row
+
+    def _read(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return self._net.task.read(outputs)
+        except ValueError as error:
+            raise WorkerError(str(error)) from None

@@ -64,7 +64,7 @@ def _task(recipe: Recipe) -> Iterator[Mismatch]:
     if recipe.target is not None and not hasattr(recipe.target, task.score.key):
         yield "target", f"{recipe.model.name} is for {task.name}", f"set target.{task.score.key}"
     early = recipe.train.early_stopping
-    if early is not None and early.metric not in ("loss", task.score.key):
+    if early is not None and early.metric not in (None, "loss", task.score.key):
         what = f"{early.metric} is no metric of {task.name}"
         yield "train.early_stopping.metric", what, f"must be loss or {task.score.key}"
     if recipe.evaluation.tta != "none" and not task.averages_answers:

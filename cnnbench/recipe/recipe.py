@@ -75,8 +75,10 @@ class Recipe(Section):
     init: Init | None = None
     data: AnyData
     augment: list[AnyAugmentation] = Field([])
-    # The task's default is filled in before validation.
-    loss: AnyLoss = Field(default_factory=lambda: None)  # type: ignore[assignment]
+    # The default is filled in before validation.
+    loss: AnyLoss = Field(  # type: ignore[assignment]
+        default_factory=lambda: None, description="by default that of the network's task"
+    )
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]

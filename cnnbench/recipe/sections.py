@@ -34,8 +34,8 @@ class EarlyStopping(Section):
     """Stops when a validation metric has not improved for `patience` epochs."""
 
     patience: PositiveInt = 10
-    metric: Literal["loss", *SCORES] = Field(  # type: ignore[valid-type]  # unpacks a tuple
-        "loss", description="loss or the score of the task, such as top1; default: the score"
+    metric: Literal["loss", *SCORES] | None = Field(  # type: ignore[valid-type]
+        None, description="loss or the score of the task; null: the score"
     )
     min_delta: NonNegative = 0.0
 

@@ -105,7 +105,7 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
                 "name": path.stem,
                 "model": recipe.model.name,
                 "data": recipe.data.name,
-                "target": recipe.target.top1 if recipe.target else None,
+                "target": recipe.task.score.of_target(recipe.target) if recipe.target else None,
             }
         )
     return rows

@@ -13,7 +13,7 @@ from cnnbench.data.pipeline import TrainingStream
 from cnnbench.data.splits import training_splits
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.registry.kinds import input_shape
-from cnnbench.report.plots import _must_be_png
+from cnnbench.report.plots import must_be_png
 from cnnbench.system import files
 
 # Rows of the grid, one image each.
@@ -38,7 +38,7 @@ def augmented(recipe: Recipe, path: Path, access: Access, epochs: int = 7) -> No
         DataError: the data set is missing.
         RunError: the file cannot be written.
     """
-    _must_be_png(path)
+    must_be_png(path)
     dataset = open_dataset(recipe.data, access)
     examples = training_splits(dataset, recipe.data).train
     size = input_shape(recipe.data, dataset.shape)[:2]

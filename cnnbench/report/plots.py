@@ -20,7 +20,7 @@ def stages(result: dict[str, Any], path: Path) -> None:
         UsageError: the file's name does not end in .png.
         RunError: the file cannot be written.
     """
-    _must_be_png(path)
+    must_be_png(path)
     from matplotlib.figure import Figure
 
     facts, rows = result["facts"], result["stages"]
@@ -61,7 +61,7 @@ def pareto(result: dict[str, Any], path: Path) -> None:
         UsageError: the file's name does not end in .png.
         RunError: the file cannot be written.
     """
-    _must_be_png(path)
+    must_be_png(path)
     from matplotlib.figure import Figure
 
     rows = result["rows"]
@@ -99,6 +99,7 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _must_be_png(path: Path) -> None:
+def must_be_png(path: Path) -> None:
+    """Raises UsageError if the file's suffix is not .png."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"cannot draw to {path.name!r}", allowed="must be a .png file")

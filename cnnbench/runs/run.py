@@ -291,16 +291,13 @@ def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
 def _changed_source(environment: Mapping[str, Any]) -> list[str]:
     """Returns at most one line that describes how cnnbench's source differs from a run's.
 
-    For runs of versions that did not record the hash of the source, compares the commits.
+    A run without the hash of its source is of an older version.
     """
     before, commit = environment.get("code_sha256"), environment.get("git_commit")
     if before is not None and before == provenance.code_sha256():
         return []
     commit_now = provenance.git_commit()
-    commits = f"git_commit was {commit}, is {commit_now}"
-    if before is None:
-        return [f"{commits}; the run has no code_sha256"] if commit != commit_now else []
-    about = f" ({commits})" if commit != commit_now else ""
+    about = f" (git_commit was {commit}, is {commit_now})" if commit != commit_now else ""
     return [f"code_sha256 was {before}, is {provenance.code_sha256()}{about}"]
 
 

@@ -92,9 +92,10 @@ def refusal(row: Mapping[str, Any], folder: Path, remedy: str | None = None) -> 
         allowed += f", and a relative error of the logits of {MAX_RELATIVE_ERROR:g}"
     difference = row["max_abs_logit_diff"]
     if difference is not None and not _has_own_probabilities(row):
+        gap = row.get("max_abs_probability_diff", "unknown: an output is missing")
         return VerificationError(
             f"{name}: the probabilities do not match the logits: "
-            f"the largest difference is {row.get('max_abs_probability_diff') or 'NaN'}",
+            f"the largest difference is {'NaN' if gap is None else gap}",
             where=str(folder),
             allowed=f"at most {MAX_PROBABILITY_DIFFERENCE}",
         )

@@ -201,8 +201,8 @@ class Task:
         """
         if self.primary in outputs:
             return dict(outputs)
-        if len(outputs) > 1:
-            names = ", ".join(outputs)
+        if len(outputs) != 1:
+            names = ", ".join(outputs) or "that have a row for each image"
             raise ValueError(f"none of the outputs {names} is called {self.primary}")
         (values,) = outputs.values()
         return {self.primary: values}

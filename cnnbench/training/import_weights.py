@@ -50,8 +50,9 @@ def import_weights(
             "the recipe names no weights to import",
             allowed="set model.weights to a preset (cnnbench list presets) or a file",
         )
-    data = describe_dataset(recipe.data) or open_dataset(recipe.data, access or Access())
-    shape = input_shape(recipe.data, data.shape)
+    with recipe.located():
+        data = describe_dataset(recipe.data) or open_dataset(recipe.data, access or Access())
+        shape = input_shape(recipe.data, data.shape)
     session.prepare(seed=recipe.seed, deterministic=False)
     with new_run(run_dir, recipe) as run:
         head_size = recipe.task.head_size(data.classes)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from cnnbench.data.open import Access, open_dataset
-from cnnbench.errors import MissingDataError, UsageError
+from cnnbench.errors import MissingDataError, RecipeError, UsageError
 from cnnbench.recipe.recipe import MAX_NAME, Recipe
 from cnnbench.recipe.sections import Init
 from cnnbench.registry.kinds import DATASETS, CompressionSpec, DataSpec, excess, min_size
@@ -29,7 +29,8 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
     if data.image_size != recipe.data.image_size:
         shrunk = f" of {data.image_size} pixels, not {recipe.data.image_size}"
     try:
-        open_dataset(data, Access(access.data_dir, download=False))
+        with recipe.located():
+            open_dataset(data, Access(access.data_dir, download=False))
     except MissingDataError as error:
         synthetic = f"; {data.name} is not available: synthetic images ({error.what})"
         data = _synthetic(recipe, data)
@@ -111,6 +112,8 @@ def _available_stages(recipe: Recipe) -> tuple[Init | None, list[CompressionSpec
 def _is_available(name: str) -> bool:
     try:
         find_run(name)
+    except RecipeError:  # the run exists, but its recipe is invalid
+        raise
     except UsageError:
         return False
     return True

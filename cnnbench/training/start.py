@@ -104,5 +104,5 @@ def _check_start(start: Run, recipe: Recipe, data: Dataset, shape: Shape) -> Non
     ):
         if theirs != own:
             raise UsageError(
-                f"init.run: {what}: {theirs}", where=str(start.path), allowed=f"must be {own}"
+                f"{what} of {start.path}: {theirs}", key="init.run", allowed=f"must be {own}"
             )

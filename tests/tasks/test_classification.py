@@ -5,7 +5,8 @@ import pytest
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.registry.kinds import LOSSES
-from cnnbench.tasks.classification import calibration_error, confusion, in_top_k, probabilities
+from cnnbench.tasks.classification import calibration_error, confusion, in_top_k
+from cnnbench.tasks.task import task_named
 
 LOGITS = tf.constant([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
 LABELS = tf.constant([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -52,7 +53,9 @@ def test_a_loss_is_per_example_and_falls_along_its_gradient(name):
     assert value.shape == (2,)
     logits.assign_sub(0.01 * tape.gradient(value, logits))
     assert np.all(LOSSES.build(spec, logits, LABELS).numpy() < value.numpy())
-    assert np.all(probabilities(LOGITS, name).numpy() >= 0)
+    served = task_named("classification").serve(LOGITS, name)
+    assert np.all(served["probabilities"].numpy() >= 0)
+    assert np.all(served["logits"].numpy() == LOGITS.numpy())
 
 
 def test_top_k_counts_ties_against_the_network():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,23 @@ def known_formats() -> Mapping[str, Format]:
     return MappingProxyType(
         {name: module.FORMAT for name, module in modules.items() if hasattr(module, "FORMAT")}
     )
+
+
+def usable(outputs: Mapping[str, Any], images: int) -> dict[str, np.ndarray]:
+    """Returns the numeric outputs that have a row for each image, as float32.
+
+    A file of another writer may have others besides, such as names of classes or a scalar.
+
+    Args:
+        outputs: of a runtime, by name.
+        images: the number of images.
+    """
+    arrays = {name: np.asarray(values) for name, values in outputs.items()}
+    return {
+        name: array.astype(np.float32, copy=False)
+        for name, array in arrays.items()
+        if array.dtype.kind in "fiu" and array.ndim > 0 and len(array) == images
+    }
 
 
 def module_of(form: str) -> ModuleType:

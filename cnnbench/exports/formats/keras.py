@@ -10,7 +10,7 @@ import numpy as np
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.data.preprocess import RGB_TO_GREY, RGB_TO_YUV, Preprocess
 from cnnbench.errors import UsageError
-from cnnbench.exports.formats.format import Format, Loaded
+from cnnbench.exports.formats.format import Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
 
 FORMAT = Format(
@@ -69,7 +69,7 @@ def load(path: Path) -> Loaded:
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         outputs = predict(tf.constant(batch))
-        named = outputs if isinstance(outputs, dict) else {model.output_names[0]: outputs}
-        return {name: np.asarray(each.numpy(), np.float32) for name, each in named.items()}
+        named = outputs if isinstance(outputs, dict) else {"output": outputs}
+        return usable({name: each.numpy() for name, each in named.items()}, len(batch))
 
     return Loaded(run, images.dtype == "uint8", images.shape[0], lambda size: run)

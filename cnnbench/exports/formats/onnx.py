@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnbench.backend.lazy import tf
 from cnnbench.errors import CnnbenchError, UsageError
-from cnnbench.exports.formats.format import Format, Loaded
+from cnnbench.exports.formats.format import Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
 
 FORMAT = Format(
@@ -199,7 +199,7 @@ def load(path: Path) -> Loaded:
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         outputs = session.run(names, {images.name: batch})
-        return dict(zip(names, (np.asarray(each, np.float32) for each in outputs), strict=True))
+        return usable(dict(zip(names, outputs, strict=True)), len(batch))
 
     fixed_batch = images.shape[0] if isinstance(images.shape[0], int) else None
     return Loaded(run, images.type == "tensor(uint8)", fixed_batch, lambda size: run)

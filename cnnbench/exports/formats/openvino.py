@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnbench.errors import UsageError
 from cnnbench.exports.formats import saved_model
-from cnnbench.exports.formats.format import Format, Loaded
+from cnnbench.exports.formats.format import Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
 
 FORMAT = Format("OpenVINO", "model.xml", "OpenVINO IR, float32.", packages=("openvino",))
@@ -55,7 +55,7 @@ def load(path: Path) -> Loaded:
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         outputs = model(batch)
-        return {name: np.asarray(outputs[i], np.float32) for i, name in enumerate(names)}
+        return usable({name: outputs[i] for i, name in enumerate(names)}, len(batch))
 
     size = images.partial_shape[0]
     fixed_batch = size.get_length() if size.is_static else None

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cnnbench.backend.lazy import keras, tf
-from cnnbench.exports.formats.format import Format, Loaded
+from cnnbench.exports.formats.format import Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
 
 FORMAT = Format(
@@ -99,10 +97,9 @@ def load(path: Path) -> Loaded:
     loaded = tf.saved_model.load(str(path))  # must outlive its signature
     serve = loaded.signatures["serving_default"]
     ((key, spec),) = serve.structured_input_signature[1].items()
-    names = [name for name, each in serve.structured_outputs.items() if each.dtype.is_floating]
 
     def run(images: Any, model: Any = loaded) -> dict[str, Any]:
         outputs = serve(**{key: tf.constant(images)})
-        return {name: np.asarray(outputs[name].numpy(), np.float32) for name in names}
+        return usable({name: each.numpy() for name, each in outputs.items()}, len(images))
 
     return Loaded(run, spec.dtype == tf.uint8, spec.shape[0], lambda size: run)

@@ -25,7 +25,7 @@ from cnnbench.backend.lazy import tf
 from cnnbench.compression.quantize import is_fake_quantized
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.exports.formats import saved_model, tflite_file
-from cnnbench.exports.formats.format import CALIBRATED, Format, Loaded
+from cnnbench.exports.formats.format import CALIBRATED, Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
 from cnnbench.exports.formats.tflite_trained import tflite_int8
 from cnnbench.exports.options import PRECISIONS
@@ -312,6 +312,6 @@ def _open(path: Path, size: int | None) -> tuple[bool, int, Any]:
             batch = np.clip(np.round(batch / scale) + zero_point, limits.min, limits.max)
         interpreter.set_tensor(images["index"], batch.astype(images["dtype"], copy=False))
         interpreter.invoke()
-        return {name: output(detail) for name, detail in outputs.items()}
+        return usable({name: output(detail) for name, detail in outputs.items()}, len(batch))
 
     return takes_pixels, int(shape[0]), run

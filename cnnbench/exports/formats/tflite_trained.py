@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.backend.lazy import keras, tf
-from cnnbench.compression.quantize import _moving_ranges
+from cnnbench.compression.quantize import moving_ranges
 from cnnbench.errors import UsageError, VerificationError
 
 
@@ -71,7 +71,7 @@ def _frozen(model: Any) -> Any:
         fake_quant.FakeQuantDepthwiseConv2D: keras.layers.DepthwiseConv2D,
         fake_quant.FakeQuantDense: keras.layers.Dense,
     }
-    moving = _moving_ranges(model)
+    moving = moving_ranges(model)
     if not any(np.any(each.maximum > each.minimum) for each in moving):
         raise UsageError(f"{model.name} has no ranges", allowed="train or calibrate it first")
     if any(each.bits != 8 for each in moving):

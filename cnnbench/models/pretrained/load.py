@@ -237,9 +237,9 @@ def _check_options(name: str, options: Mapping[str, Any], path: Path) -> None:
     for key, value in keras_options.items():
         if key in options and (options[key] == value) != is_keras:
             raise UsageError(
-                f"model.{key}: {options[key]!r} does not match these weights",
-                where=str(path),
+                f"{options[key]!r} does not match the weights of {path}",
                 allowed=f"must be {value!r}" if is_keras else f"must not be {value!r}",
+                key=f"model.{key}",
             )
 
 
