@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -24,11 +25,13 @@ from cnnbench.backend import private, session
 from cnnbench.errors import DivergedError, InterruptedRun
 from cnnbench.evaluation.artifact import evaluate_artifact
 from cnnbench.evaluation.compare import compare
+from cnnbench.exports.options import ExportOptions
 from cnnbench.runs import network
 from cnnbench.training.callbacks import Callbacks
 
-# Environment variables that may stay set; the README says so.
+# Environment variables that may stay set; docs/python.md says so.
 DOCUMENTED = {"TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND", "TF_ENABLE_ONEDNN_OPTS"}
+FEW = ExportOptions(examples=50, tolerance=1.0)
 
 
 def callers_model():
@@ -111,12 +114,12 @@ def image(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(digits_run):
-    (row,) = cnnbench.export(digits_run, ["tflite"], examples=50, tolerance=1.0)
+    (row,) = cnnbench.export(digits_run, ["tflite"], options=FEW)
     return Path(row["path"])
 
 
 class Interrupting(Callbacks):
-    def progressed(self, step, loss, top1, images_per_s):
+    def progressed(self, step, loss, score, images_per_s):
         raise KeyboardInterrupt
 
 
@@ -192,11 +195,12 @@ def test_measuring_leaves_the_caller_alone(digits_run, exported, image, unmoved)
 
 
 def test_exporting_leaves_the_caller_alone(digits_run, unmoved):
-    few = {"examples": 50, "tolerance": 1.0}
     check(
         unmoved,
-        lambda: cnnbench.export(digits_run, ["saved_model", "keras"], **few),
-        lambda: cnnbench.export(digits_run, ["tflite"], ["int8"], **few, explain=True),
+        lambda: cnnbench.export(digits_run, ["saved_model", "keras"], options=FEW),
+        lambda: cnnbench.export(
+            digits_run, ["tflite"], ["int8"], options=replace(FEW, explain=True)
+        ),
         lambda: compare([digits_run.path], examples=50),
     )
 
@@ -221,6 +225,7 @@ print(tf.random.normal((4,)).numpy(), random.random())
 """
 
 
+@pytest.mark.slow
 def test_a_caller_without_a_seed_still_has_none(small, tmp_path):
     outputs = []
     for name in ("one", "two"):
@@ -273,6 +278,7 @@ def results(run) -> tuple[bytes, list[dict]]:
     return (run.best / "arrays.safetensors").read_bytes(), rows
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_the_caller(small, tmp_path):
     """The same bits in a process of the command line, and within a program with its own state."""
     done = command_line("train", small, "--no-tune", "--run-dir", tmp_path / "process")

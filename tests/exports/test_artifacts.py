@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import saturates
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.data.open import Access
@@ -39,8 +40,7 @@ FORMATS = known_formats()
 CASES = [(form, precision) for form, about in FORMATS.items() for precision in about.precisions]
 # Of the largest logit, how much may be lost; int8 has 256 steps, and several layers.
 LOST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.02, "int8": 0.05, "int16x8": 0.02}
-# The same of ONNX int8 on a processor without VNNI, where ONNX Runtime adds pairs of 8-bit products
-# in 16 bits, which saturate.
+# The same of ONNX int8 on a processor where it saturates.
 SATURATED = 0.25
 
 
@@ -66,10 +66,6 @@ def written(net, images, tmp_path_factory):
         return place
 
     return lambda form, precision="float32", inside=True: folder(form, precision, inside)
-
-
-def saturates() -> bool:
-    return "vnni" not in Path("/proc/cpuinfo").read_text()
 
 
 def write(folder, net, form, precision="float32", images=None, **options):
