@@ -194,6 +194,7 @@ def test_measuring_leaves_the_caller_alone(digits_run, exported, image, unmoved)
     )
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_caller_alone(digits_run, unmoved):
     check(
         unmoved,
@@ -314,6 +315,7 @@ def thresholds():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc alone")
 def test_malloc_is_tuned_by_the_command_line_alone(small, tmp_path):
     library = MALLOC + (

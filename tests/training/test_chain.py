@@ -128,7 +128,7 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
     assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
     assert not find.is_finished(tmp_path / "run")
     begun = find.stage_runs(tmp_path / "run")
-    with pytest.raises(RunError, match=r"not all done.*1-prune"):
+    with pytest.raises(RunError, match=r"not all compression stages are finished.*1-prune"):
         open_run(tmp_path / "run")
     # One of its stages stands for them all.
     run = resume(begun[-1] if step == 9 else tmp_path / "run")
@@ -148,7 +148,7 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
          "cannot be thinned"),
         # Batch norms are folded, and their betas gone.
         ("[{name: prune, sparsity: 0.5}, {name: qat}]",
-         ("train.groups=[{match: /beta$, lr_scale: 2.0}]",), "matches no weight"),
+         ("train.groups=[{match: /beta$, lr_scale: 2.0}]",), "matches no trainable weight"),
     ],
 )  # fmt: skip
 def test_a_stage_that_cannot_begin_is_refused_before_the_first_is_trained(
@@ -260,10 +260,10 @@ def test_stages_that_make_no_sense_are_refused(small, settings, words):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    (("model={name: resnet14}",), "init.run: network: resnet8"),
+    (("model={name: resnet14}",), "init.run: network of .*: resnet8; must be resnet14"),
     (("data.shape=[32, 32, 3]",), "init.run: images"),
     (("data.classes=4",), "init.run: classes"),
-    (("data.color=yuv",), "init.run: data.color: rgb"),
+    (("data.color=yuv",), "init.run: data.color of .*: rgb; must be yuv"),
     (("data.mean=[0.1, 0.2, 0.3]",), "init.run: data.mean"),
 ])  # fmt: skip
 def test_a_run_of_another_network_is_not_begun_from(small, tmp_path, base, settings, words):

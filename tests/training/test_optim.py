@@ -323,7 +323,8 @@ def test_a_group_decays_as_under_an_optimizer_of_its_own_decay(name):
 def test_a_group_without_a_weight_is_refused_by_name(weights):
     for matches in (["nothing_of_this"], ["kernel", "bias|gamma", "gamma"]):
         train = Train(steps=1, groups=[Group(match=match) for match in matches])
-        with pytest.raises(UsageError, match=rf"'{matches[-1]}' matches no weight.*kernel, .*bias"):
+        words = rf"'{matches[-1]}' matches no trainable weight.*kernel, .*bias"
+        with pytest.raises(UsageError, match=words):
             build_optimizer(OPTIMIZERS.spec("sgd", lr=0.1), train, weights)
 
 

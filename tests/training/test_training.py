@@ -483,7 +483,7 @@ def test_two_replicas_equal_one_device(small, tmp_path, precision):
 def test_a_replica_must_have_whole_parts(small):
     recipe = load_recipe(small, ("train.accumulate=16",))
     data = recipe.data.model_copy(update={"batch_size": 24})
-    with pytest.raises(UsageError, match=r"multiple of the 1 replicas, times train\.accumulate"):
+    with pytest.raises(UsageError, match=r"multiple of 1 replicas times train\.accumulate"):
         Learner(recipe.model_copy(update={"data": data}), Access(), Settings())
 
 
