@@ -22,7 +22,7 @@ setup: .venv/installed ## create .venv with everything in requirements.lock
 demo: setup ## train, evaluate and export a small network, in about a minute
 	$(BIN)/python scripts/demo.py
 
-test: setup ## run the default tests, in less than 12 minutes
+test: setup ## run the default tests
 	$(BIN)/python -m pytest $(DEFAULT_TESTS)
 
 shuffle: setup ## run the default tests in random order; prints the seed
