@@ -63,7 +63,7 @@ class _Origin:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Origin)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # object's is a method; equal ones are no keys
 
 
 class Recipe(Section):
@@ -75,12 +75,13 @@ class Recipe(Section):
     init: Init | None = None
     data: AnyData
     augment: list[AnyAugmentation] = Field([])
-    # The default is filled in before validation.
+    # `_with_defaults_of_task` fills in the default before validation, so None is never seen.
     loss: AnyLoss = Field(  # type: ignore[assignment]
         default_factory=lambda: None, description="by default that of the network's task"
     )
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
+    # A Spec of the registry; mypy knows only the union that the registry builds at run time.
     schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
     train: Train
     compress: list[AnyCompression] = Field(

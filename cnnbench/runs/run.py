@@ -298,6 +298,8 @@ def _changed_source(environment: Mapping[str, Any]) -> list[str]:
         return []
     commit_now = provenance.git_commit()
     about = f" (git_commit was {commit}, is {commit_now})" if commit != commit_now else ""
+    if before is None:
+        return [f"the run has no code_sha256, as it was made by an older version{about}"]
     return [f"code_sha256 was {before}, is {provenance.code_sha256()}{about}"]
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from cnnbench.backend import session
-from cnnbench.backend import settings as settings_module
+from cnnbench.backend import settings as runtime
 from cnnbench.backend.settings import Choice, Settings
 from cnnbench.data.open import Access
 from cnnbench.errors import InterruptedRun, RunError
@@ -138,7 +138,7 @@ def _dry_run(recipe: Recipe, access: Access, settings: Settings) -> None:
 
     Otherwise an error in a later stage would show up only after the stages before it are trained.
     """
-    settings_module.apply(settings)
+    runtime.apply(settings)
     learner: Learner | None = None
     for _, stage in stage_recipes(Path(), recipe):
         records = None

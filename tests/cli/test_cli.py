@@ -43,7 +43,7 @@ for recipe in sys.argv[2:]:
             main(["train", recipe, "--run-dir", "run"])
         except SystemExit as end:
             code = end.code or 0
-        except BaseException:
+        except BaseException:  # its traceback goes to stderr, as the interpreter's would
             sys.excepthook(*sys.exc_info())
         streams[2].write_text(str("tensorflow" in sys.modules))
         sys.stdout.flush(), sys.stderr.flush()

@@ -132,7 +132,7 @@ def test_other_source_is_refused_whatever_the_commit(run):
 def test_a_run_of_a_version_without_the_hash_needs_force(run):
     old = {key: value for key, value in kept(run).items() if key != "code_sha256"}
     run = anew(run, old | {"git_commit": "0" * 40})
-    told = r"code_sha256 was None, is .*git_commit was 0+, is .*; --force"
+    told = r"the run has no code_sha256, .* older version \(git_commit was 0+, is .*\); --force"
     with pytest.raises(RunError, match=told):
         run.must_match_code(replicas=1, force=False)
     assert len(run.must_match_code(replicas=1, force=True)) == 1
