@@ -1,5 +1,5 @@
 """`python -m cnnbench` is the command line."""
 
-from cnnbench.cli.main import main
+from cnnbench.cli import main
 
 main()

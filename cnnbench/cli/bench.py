@@ -8,12 +8,12 @@ from typing import Literal
 
 import click
 
-from cnnbench.cli.options import access_to, answer, as_json, data_dir, overrides
+from cnnbench.cli.options import FilePath, access_to, answer, as_json, data_dir, overrides
 from cnnbench.recipe.shipped import find_recipe
 
 
 @click.command()
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--mode",
     type=click.Choice(("train", "infer", "data")),
@@ -33,7 +33,7 @@ from cnnbench.recipe.shipped import find_recipe
 @click.option("--no-tune", is_flag=True, help="Do not search for the fastest settings first.")
 @click.option(
     "--profile",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FOLDER",
     help="Profile a few training steps instead, and write the trace to FOLDER.",
 )

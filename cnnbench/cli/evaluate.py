@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from cnnbench.cli.options import access_to, answer, as_json, chosen_run, data_dir, run_argument, say
+from cnnbench.cli.options import (
+    FilePath,
+    access_to,
+    answer,
+    as_json,
+    chosen_run,
+    data_dir,
+    run_argument,
+    say,
+)
 from cnnbench.errors import UsageError, VerificationError
 from cnnbench.evaluation.tta import TTA
 
@@ -46,7 +55,7 @@ ROBUST_EXAMPLES = 1000
 )
 @click.option(
     "--artifact",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Evaluate this exported artifact instead; RUN defaults to the run that contains it.",
 )
 @click.option(
@@ -120,10 +129,10 @@ def evaluate(
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE.png",
     help="Plot accuracy against size and latency.",
 )
@@ -157,8 +166,8 @@ def compare(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run", type=FilePath())
+@click.argument("images", nargs=-1, required=True, type=FilePath())
 @click.option(
     "--top",
     type=click.IntRange(1),

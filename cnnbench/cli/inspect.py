@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cnnbench.cli.options import access_to, answer, as_json, data_dir, overrides
+from cnnbench.cli.options import FilePath, access_to, answer, as_json, data_dir, overrides
 from cnnbench.errors import UsageError
 from cnnbench.recipe.shipped import find_recipe, recipes_folder
 
@@ -29,12 +29,10 @@ LISTS = (
 @click.command()
 @click.argument("recipe_or_model")
 @overrides
-@click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network's stages."
-)
+@click.option("--plot", type=FilePath(), metavar="FILE.png", help="Draw the network's stages.")
 @click.option(
     "--augmented",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE.png",
     help="Draw training images of a recipe, original and augmented.",
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnnbench.errors import printable
+from cnnbench.system import files
+from cnnbench.system.output import discard
 
 if TYPE_CHECKING:
     from cnnbench.data.open import Access
@@ -16,6 +20,18 @@ if TYPE_CHECKING:
 
 # Exit code of a command that a signal stopped with nothing to resume: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
+
+
+class FilePath(click.Path):
+    """A path in which `~` is the home folder, as in a recipe; few shells expand --option=~/x."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Returns the path that an argument names."""
+        return files.expanded(os.fsdecode(super().convert(value, param, ctx)))
+
 
 overrides = click.option(
     "--set",
@@ -26,12 +42,12 @@ overrides = click.option(
 )
 data_dir = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     envvar="TFDS_DATA_DIR",
     help="Folder of prepared data sets. [env: TFDS_DATA_DIR]",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
-run_argument = click.argument("run", required=False, type=click.Path(path_type=Path))
+run_argument = click.argument("run", required=False, type=FilePath())
 
 
 def access_to(data_dir: Path | None) -> Access:
@@ -54,8 +70,19 @@ def chosen_run(path: Path | None) -> Run:
 
 
 def say(text: str) -> None:
-    """Prints a message on stderr."""
-    click.echo(printable(text), err=True)
+    """Prints a message on stderr, if anybody still reads it."""
+    try:
+        click.echo(printable(text), err=True)
+    except BrokenPipeError:
+        discard(sys.stderr)
+
+
+def say_path(path: Path) -> None:
+    """Prints the path of a finished run on stdout, if anybody still reads it."""
+    try:
+        click.echo(path)
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 def answer(result: dict[str, Any], as_json: bool, table: Any) -> None:

@@ -11,18 +11,26 @@ import click
 
 if TYPE_CHECKING:
     from cnnbench.recipe.recipe import Recipe
-from cnnbench.cli.options import INTERRUPTED, access_to, data_dir, overrides, say
+from cnnbench.cli.options import (
+    INTERRUPTED,
+    FilePath,
+    access_to,
+    data_dir,
+    overrides,
+    say,
+    say_path,
+)
 from cnnbench.recipe.shipped import find_recipe
 
 run_dir = click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Run directory. [default: a new folder in runs/]",
 )
 
 
 @click.command()
-@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=FilePath())
 @overrides
 @data_dir
 @run_dir
@@ -98,11 +106,11 @@ def train(
     except KeyboardInterrupt:
         say(f"interrupted: {run.path} is trained; cnnbench export --saved-model exports it")
         sys.exit(INTERRUPTED)
-    click.echo(run.path)
+    say_path(run.path)
 
 
 @click.command(name="import")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=FilePath())
 @overrides
 @data_dir
 @run_dir
@@ -116,7 +124,7 @@ def import_weights(
     _download_weights(checked)
     from cnnbench.training.import_weights import import_weights as import_run
 
-    click.echo(import_run(checked, access=access_to(data_dir), run_dir=run_dir).path)
+    say_path(import_run(checked, access=access_to(data_dir), run_dir=run_dir).path)
 
 
 def _download_weights(recipe: Recipe) -> None:

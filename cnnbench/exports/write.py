@@ -86,7 +86,7 @@ def write(source: Source, form: str, request: Request, options: ExportOptions) -
         target, outdated = (folder, failed) if row.get("passed", True) else (failed, folder)
         files.recover(target)
         with files.new_folder(target) as partial:
-            shutil.copytree(artifact, partial, dirs_exist_ok=True)
+            files.copy_tree(artifact, partial)
         shutil.rmtree(outdated, ignore_errors=True)
     row["path"] = str(target)
     if layers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -28,6 +27,7 @@ from cnnbench.registry.kinds import (
     ScheduleSpec,
 )
 from cnnbench.registry.registry import Spec
+from cnnbench.system import files
 from cnnbench.tasks.task import Task, task_named, task_of
 
 if TYPE_CHECKING:
@@ -182,4 +182,4 @@ class Recipe(Section):
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(files.expanded(path).absolute())

@@ -93,7 +93,7 @@ def parse(text: str, source: str) -> Located:
             _refuse(_place(source, end), "a second document", "must be one document")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
+        where = _at(source, mark) if mark else source
         _refuse(where, f"not valid YAML: {getattr(error, 'problem', None) or error}")
     if problems:
         raise RecipeError(problems)
@@ -102,6 +102,10 @@ def parse(text: str, source: str) -> Located:
 
 def override(tree: Located, assignment: str) -> None:
     """Sets one value in the tree, as in `--set train.epochs=3`; list items have an index as key.
+
+    A value that starts with a bracket, a brace or a quotation mark is YAML, and so is one of
+    several lines. Any other is a number, a boolean, null or text as it stands, in which `#`, `:`,
+    `@` and the like mean nothing.
 
     Raises:
         RecipeError: the assignment is malformed, or its parent is neither a section nor a list.
@@ -125,7 +129,7 @@ def override(tree: Located, assignment: str) -> None:
             node = node.value[step]
         else:
             node = _item(node, step, place)
-    value = parse(text, place) if text.strip() else Located(None, place)
+    value = _argument(text.strip(), place)
     for child in _walk(value):
         child.where = place
     if isinstance(node.value, dict) and isinstance(last, str):
@@ -133,6 +137,13 @@ def override(tree: Located, assignment: str) -> None:
     else:
         _item(node, last, place)
         node.value[last] = value
+
+
+def _argument(text: str, place: str) -> Located:
+    if "\n" in text or text.startswith(("[", "{", '"', "'")):
+        return parse(text, place)
+    _must_be_unicode(text, place)
+    return Located(_resolved(text), place)
 
 
 def dump(plain: Mapping[str, Any]) -> str:
@@ -205,8 +216,7 @@ def _node(
     if event.tag:
         _refuse(where, f"tag {event.tag!r}", "tags are not allowed")
     if isinstance(event, yaml.ScalarEvent):
-        if any("\ud800" <= character <= "\udfff" for character in event.value):
-            _refuse(where, "half of a surrogate pair", "must be valid Unicode")
+        _must_be_unicode(event.value, where)
         return Located(_scalar(event), where)
     if isinstance(event, yaml.SequenceStartEvent):
         items = itertools.takewhile(lambda e: not isinstance(e, yaml.SequenceEndEvent), events)
@@ -228,11 +238,18 @@ def _node(
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
-    if not event.implicit[0]:
-        return event.value
+    return _resolved(event.value) if event.implicit[0] else event.value
+
+
+def _resolved(text: str) -> Any:
     resolver: Any = _CoreResolver()
-    tag = resolver.resolve(yaml.ScalarNode, event.value, (True, False))
-    return _CONVERT[tag.rpartition(":")[2]](event.value)
+    tag = resolver.resolve(yaml.ScalarNode, text, (True, False))
+    return _CONVERT[tag.rpartition(":")[2]](text)
+
+
+def _must_be_unicode(text: str, where: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        _refuse(where, "half of a surrogate pair", "must be valid Unicode")
 
 
 def _item(node: Located, step: str | int, place: str) -> Located:
@@ -252,7 +269,11 @@ def _walk(node: Located) -> Iterator[Located]:
 
 
 def _place(source: str, event: Any) -> str:
-    return source if source.startswith("--set") else f"{source}:{event.start_mark.line + 1}"
+    return _at(source, event.start_mark)
+
+
+def _at(source: str, mark: Any) -> str:
+    return source if source.startswith("--set") else f"{source}:{mark.line + 1}"
 
 
 def _refuse(where: str, what: str, allowed: str | None = None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,21 @@ from rich.progress import (
 
 from cnnbench.errors import printable
 from cnnbench.runs.run import Run
+from cnnbench.system.output import discard
 from cnnbench.tasks.task import Score
 from cnnbench.training.callbacks import Callbacks
 
 # Without a bar, the longest time between lines, unless a single call takes longer.
 SILENCE_S = 60.0
+
+
+class _Console(Console):
+    """A console that training outlives."""
+
+    def on_broken_pipe(self) -> None:
+        """Prints nothing more; Rich's own ends the process."""
+        self.quiet = True
+        discard(sys.stderr)
 
 
 @contextmanager
@@ -37,7 +48,7 @@ def shown(
         console: console to write to; None: stderr.
         clock: returns seconds; must be monotonic.
     """
-    console = console or Console(stderr=True)
+    console = console or _Console(stderr=True)
     with Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -222,6 +223,8 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Locks the run against other processes; the kernel releases the lock of a dead process.
 
+        On a file system without locks, a line on stderr says so.
+
         Raises:
             RunError: another process holds the lock, or removed the folder.
         """
@@ -235,7 +238,9 @@ class Run:
                 while True:
                     handle = locks.open_lock(self.path / "lock")
                     stack.callback(os.close, handle)
-                    locks.lock(handle, refuse)
+                    if not locks.lock(handle, refuse):
+                        what = "its file system has no locks: let no other process write to it"
+                        sys.stderr.write(f"{self.path}: {what}\n")
                     # A process that fails before `commit` deletes the lock file, possibly after
                     # it was opened here; a later process would then lock a new file.
                     if locks.is_at(handle, self.path / "lock"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from cnnbench.errors import RunError
 
 # Suffix of a folder that `new_folder` has moved aside.
 OLD = ".old"
+# What file systems answer to an operation that they lack (CIFS, FUSE, Lustre).
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
@@ -28,14 +32,14 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
+        partial = _beside(path)
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         try:
             yield partial
+            _set_mode(partial, mode)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-            partial.chmod(0o644)
             partial.replace(path)
         except BaseException:  # also Ctrl-C: clean up, then re-raise
             partial.unlink(missing_ok=True)
@@ -63,17 +67,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        partial = _beside(path)
+        partial.mkdir()
+        mode = partial.stat().st_mode
         try:
             yield partial
             for file in partial.rglob("*"):
+                _set_mode(file, mode if file.is_dir() else mode & 0o666)
                 with file.open("rb") if file.is_file() else contextlib.nullcontext() as opened:
                     if opened is not None:
                         os.fsync(opened.fileno())
                     else:
                         sync_folder(file)
             sync_folder(partial)
-            partial.chmod(0o755)
             old = partial.with_name(f"{partial.name}{OLD}")
             if path.exists():
                 path.rename(old)
@@ -88,6 +94,29 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(path.parent)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Sets permissions to those of the umask; libraries that write files may set their own."""
+    if stat.S_IMODE(path.stat().st_mode) != stat.S_IMODE(mode):
+        with contextlib.suppress(PermissionError):  # a file system without permissions
+            path.chmod(stat.S_IMODE(mode))
+
+
+def _beside(path: Path) -> Path:
+    """Returns a new hidden name next to `path`, which `leftovers` finds."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def copy_tree(source: Path, folder: Path) -> None:
+    """Copies what is in one folder into another, without the permissions and times."""
+    for entry in source.iterdir():
+        target = folder / entry.name
+        if entry.is_dir():
+            target.mkdir()
+            copy_tree(entry, target)
+        else:
+            shutil.copyfile(entry, target)
 
 
 def recover(path: Path) -> None:
@@ -125,17 +154,27 @@ def is_as_signed(value: Mapping[str, Any]) -> bool:
     return signed(body) == value
 
 
+def expanded(path: str | Path) -> Path:
+    """Returns a path with `~` replaced by the home folder; variables such as $HOME are text.
+
+    A user that does not exist, as in ~nobody/x, is part of the name.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for such a user
+
+
 def cache_folder(kind: str) -> Path:
     """Returns the user's cache folder for one kind of data that can be recreated."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cnnbench" / kind
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnbench" / kind
 
 
 def sync_folder(path: Path) -> None:
-    """Flushes a folder's entries to disk."""
+    """Flushes a folder's entries to disk, on file systems that can do so."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from cnnbench.system.files import UNSUPPORTED
+
 
 def open_lock(file: Path) -> int:
     """Opens a lock file, creating it if needed.
@@ -31,19 +33,27 @@ def is_at(handle: int, file: Path) -> bool:
         return False
 
 
-def lock(handle: int, on_held: Callable[[str], None]) -> None:
+def lock(handle: int, on_held: Callable[[str], None]) -> bool:
     """Locks an open file until it is closed; the kernel releases the lock when the process exits.
 
     Args:
         handle: file descriptor from `open_lock`.
         on_held: called with the holder, such as "pid 12", if another process holds the lock. If it
             does not raise an error, `lock` waits until the lock is free.
+
+    Returns:
+        Whether the file is locked; False on a file system without locks.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         on_held(os.pread(handle, 100, 0).decode(errors="replace").strip() or "unknown")
         fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
     with contextlib.suppress(OSError):  # the holder's pid is only informative
         os.ftruncate(handle, 0)
         os.write(handle, f"pid {os.getpid()}".encode())
+    return True

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbench.backend.lazy import tensorflow_errors, tf
+from cnnbench.system.files import storage_errors
 
 
 class Events:
@@ -17,6 +18,8 @@ class Events:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)  # TensorFlow's own would ignore the umask
         with tensorflow_errors(folder):
             self._writer = tf.summary.create_file_writer(str(folder))
 

@@ -123,33 +123,31 @@ class Interrupting(Callbacks):
         raise KeyboardInterrupt
 
 
-def train_in_stages(small, folder):
-    text = small.read_text() + "compress: [{name: prune, sparsity: 0.5}, {name: qat}]\n"
-    small.write_text(text)
+def train_in_stages(tiny, folder):
+    text = tiny.read_text() + "compress: [{name: prune, sparsity: 0.5}, {name: qat}]\n"
+    tiny.write_text(text)
     sets = ("train.epochs=1", "train.steps_per_call=1", "schedule.warmup_epochs=0")
-    cnnbench.train(cnnbench.load_recipe(small, sets), run_dir=folder / "run")
+    cnnbench.train(cnnbench.load_recipe(tiny, sets), run_dir=folder / "run")
 
 
-def diverge(small, folder):
+def diverge(tiny, folder):
     with pytest.raises(DivergedError):
-        cnnbench.train(cnnbench.load_recipe(small, ("optimizer.lr=1.0e+9",)), run_dir=folder / "r")
+        cnnbench.train(cnnbench.load_recipe(tiny, ("optimizer.lr=1.0e+9",)), run_dir=folder / "r")
 
 
-def interrupt_and_resume(small, folder):
+def interrupt_and_resume(tiny, folder):
     class Signalling(Callbacks):
         def progressed(self, *_):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(InterruptedRun):
-        cnnbench.train(cnnbench.load_recipe(small), run_dir=folder / "run", callbacks=Signalling())
+        cnnbench.train(cnnbench.load_recipe(tiny), run_dir=folder / "run", callbacks=Signalling())
     cnnbench.resume(cnnbench.open_run(folder / "run"))
 
 
-def fail_midway(small, folder):
+def fail_midway(tiny, folder):
     with pytest.raises(KeyboardInterrupt):
-        cnnbench.train(
-            cnnbench.load_recipe(small), run_dir=folder / "run", callbacks=Interrupting()
-        )
+        cnnbench.train(cnnbench.load_recipe(tiny), run_dir=folder / "run", callbacks=Interrupting())
 
 
 def called_from_outside():
@@ -179,9 +177,17 @@ def check(unmoved, *calls):
         assert caller.goes_on() == unmoved[1]
 
 
-@pytest.mark.parametrize("call", [train_in_stages, diverge, interrupt_and_resume, fail_midway])
-def test_training_leaves_the_caller_alone(call, small, tmp_path, unmoved):
-    check(unmoved, lambda: call(small, tmp_path))
+CALLS = [
+    pytest.param(train_in_stages, marks=pytest.mark.slow),
+    pytest.param(diverge, marks=pytest.mark.slow),
+    interrupt_and_resume,
+    fail_midway,
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_training_leaves_the_caller_alone(call, tiny, tmp_path, unmoved):
+    check(unmoved, lambda: call(tiny, tmp_path))
 
 
 def test_measuring_leaves_the_caller_alone(digits_run, exported, image, unmoved):
@@ -326,7 +332,7 @@ def test_malloc_is_tuned_by_the_command_line_alone(small, tmp_path):
         "print(thresholds())"
     )
     command = MALLOC + (
-        "from cnnbench.cli.main import main\n"
+        "from cnnbench.cli import main\n"
         "try: main(['list', 'models', '--json'])\n"
         "except SystemExit: pass\n"
         "assert 'tensorflow' not in sys.modules\n"

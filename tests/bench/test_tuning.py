@@ -145,10 +145,10 @@ def test_a_training_of_known_length_is_estimated():
     assert autotune.estimated_seconds(folder) is None
 
 
-def test_the_settings_of_a_run_are_kept_and_a_resume_insists_on_them(small, tmp_path):
+def test_the_settings_of_a_run_are_kept_and_a_resume_insists_on_them(tiny, tmp_path):
     from cnnbench.training.one_stage import resume
 
-    run = train(load_recipe(small, ("train.epochs=2",)), run_dir=tmp_path / "r")
+    run = train(load_recipe(tiny, ("train.epochs=2",)), run_dir=tmp_path / "r")
     assert run.settings() == Settings(uses_onednn(), xla=False, threads=None)
     environment = json.loads((run.path / "environment.json").read_text())
     environment["runtime"]["onednn"] = not uses_onednn()
@@ -166,10 +166,10 @@ def test_settings_that_are_so_already_are_no_change():
     apply(Settings(onednn=uses_onednn()))
 
 
-def test_the_command_line_sets_them_before_tensorflow_is_imported(small, tmp_path):
+def test_the_command_line_sets_them_before_tensorflow_is_imported(tiny, tmp_path):
     settings = ["--set", "train.runtime.onednn=false", "--set", "train.runtime.threads=1"]
     steps = ["--set", "train.epochs=2"]
-    done = cnnbench("train", small, *settings, *steps, "--run-dir", tmp_path / "run")
+    done = cnnbench("train", tiny, *settings, *steps, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert open_run(tmp_path / "run").settings() == Settings(False, xla=False, threads=1)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from cnnbench import load_recipe
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.report import tables
 from cnnbench.report.describe import show_recipe
 
@@ -26,7 +26,7 @@ NO_PLACE = {"data_not_there"}  # found in the data, not in the text
 # Runs each recipe in a process of its own, which has the command line's modules already.
 REFUSALS = """
 import json, os, pathlib, sys
-from cnnbench.cli.main import main
+from cnnbench.cli import main
 import cnnbench.recipe.load, cnnbench.registry.kinds, cnnbench.training.stages
 
 found = {}
@@ -63,7 +63,7 @@ def test_help_imports_no_more_than_it_needs():
     command = [sys.executable, "-X", "importtime", "-m", "cnnbench", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "Commands:" in done.stdout and {"click", "cnnbench.cli.main"} <= modules
+    assert "Commands:" in done.stdout and {"click", "cnnbench.cli.app"} <= modules
     # Each of these takes a tenth of a second or more, and TensorFlow takes six.
     assert not modules & {"tensorflow", "keras", "numpy", "pydantic", "rich", "yaml"}
 
@@ -207,10 +207,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert done.returncode == 6 and "not a run directory" in done.stderr
 
 
-def test_python_in_five_lines(tmp_path, small):
+def test_python_in_five_lines(tmp_path, tiny):
     import cnnbench as package
 
-    recipe = package.load_recipe(small, ("train.epochs=2",))
+    recipe = package.load_recipe(tiny, ("train.epochs=2",))
     model = package.build_model(recipe.model, (16, 16, 3), 10)
     run = package.train(recipe, run_dir=tmp_path / "run")
     again = package.open_run(run.path)

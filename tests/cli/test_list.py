@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from conftest import RECIPES
 
 from cnnbench import load_recipe
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.models.pretrained.presets import PRESETS

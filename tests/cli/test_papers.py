@@ -14,7 +14,7 @@ from conftest import RECIPES, ROOT
 from test_imports import PACKAGE, ROOMS
 
 from cnnbench import load_recipe
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.errors import RecipeError
 from cnnbench.registry.kinds import DATASETS
 

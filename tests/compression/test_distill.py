@@ -128,6 +128,7 @@ def test_hints_are_trained_and_not_kept(small, tmp_path, teacher_run):
     assert len(restore(run).model.outputs) == 1
 
 
+@pytest.mark.slow
 def test_averages_are_pruned_after_a_lesson_with_hints(small, tmp_path, teacher_run):
     stages = (
         f"compress=[{{name: distill, teacher: {teacher_run.path}, hints: 0.1}},"

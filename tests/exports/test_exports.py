@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cnnbench import evaluate, export, open_run, predict, train
 from cnnbench.backend.lazy import tf
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.data.open import Access
 from cnnbench.data.preprocess import fit
 from cnnbench.data.reader import evaluation_batches
@@ -153,7 +153,7 @@ def test_preprocessing_can_be_left_to_the_user(run):
 @pytest.mark.parametrize(
     ("harm", "cases"),
     [
-        ("weights", FLOAT),
+        pytest.param("weights", FLOAT, marks=pytest.mark.slow),
         pytest.param("weights", OTHERS, marks=pytest.mark.slow),
         # SavedModel and Keras, whose processes take long to begin, with this harm too.
         pytest.param("normalisation", FLOAT[:2], marks=pytest.mark.slow),
@@ -299,9 +299,9 @@ def test_what_a_converter_stumbles_over_is_one_line(run, monkeypatch):
         export(run, ["onnx"], options=ExportOptions(examples=20))
 
 
-def test_images_of_the_networks_size_are_not_scaled_again(small, tmp_path):
+def test_images_of_the_networks_size_are_not_scaled_again(tiny, tmp_path):
     settings = ("data.image_size=16", "data.resize_short=24")
-    run = train(load_recipe(small, settings), run_dir=tmp_path / "run")
+    run = train(load_recipe(tiny, settings), run_dir=tmp_path / "run")
     (row,) = export(run, ["saved_model"])
     assert row["agreement"] == 1
 

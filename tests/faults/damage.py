@@ -40,7 +40,7 @@ HARMS = ("cut off", "empty", "missing", "end is zeros")
 LONGER, INTERRUPTED_AT = "train.epochs=3", 50
 
 
-@row(8, "A flipped bit, in each of 8 kinds of files: never silent", full=800, short=40)
+@row(8, "A flipped bit, in each of 8 kinds of files: never silent", full=800, short=16)
 def flipped(count: int) -> Iterator[Try]:
     for number in range(count):
         yield partial(_flipped, kind=KINDS[number % len(KINDS)])
@@ -99,7 +99,7 @@ def _content(saved: Checkpoint) -> tuple[dict[str, Any], Any]:
     return {name: as_bytes(array) for name, array in saved.arrays.items()}, saved.state
 
 
-@row(9, "The newest checkpoint damaged: named, set aside, the one before used", full=40, short=1)
+@row(9, "The newest checkpoint damaged: named, set aside, the one before used", full=40)
 def newest_damaged(count: int) -> Iterator[Try]:
     for number in range(count):
         yield partial(_newest_damaged, resumed=number % 4 == 0)

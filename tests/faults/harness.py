@@ -187,7 +187,7 @@ def _main(folder: Path, arguments: list[str], output: Path, harms: Sequence[Harm
         export.export = lambda *_, **__: []  # the SavedModel at the end has a row of its own
     for harm in harms:
         harm()
-    from cnnbench.cli.main import main
+    from cnnbench.cli import main
 
     main(arguments)
 

@@ -279,12 +279,7 @@ def two_devices() -> None:
 PLACES = ("loss", "gradient", "weight")
 
 
-@row(
-    13,
-    "NaN or Inf in loss, gradient or weight: stopped within a step, all intact",
-    full=30,
-    short=3,
-)
+@row(13, "NaN or Inf in loss, gradient or weight: stopped within a step, all intact", full=30)
 def not_finite(count: int) -> Iterator[Try]:
     for number in range(count):
         yield partial(_not_finite, place=PLACES[number % len(PLACES)])

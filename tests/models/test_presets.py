@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import RECIPES
 
-from cnnbench.cli.main import main
+from cnnbench.cli import main
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.models.pretrained import presets
 from cnnbench.models.pretrained.presets import PRESETS, Preset
@@ -130,7 +130,7 @@ def test_weights_that_cannot_fit_are_refused_with_their_line(weights, answer, ca
 
 
 def test_presets_are_listed():
-    from cnnbench.cli.main import cli
+    from cnnbench.cli import cli
 
     shown = CliRunner().invoke(cli, ["list", "presets", "--json"])
     assert shown.exit_code == 0 and all(f'"{name}"' in shown.output for name in PRESETS)

@@ -20,9 +20,11 @@ SMALLEST = [
 ]
 
 
-# The smallest of these two families take as long as all others together.
+# Those of many parameters or layers take half a minute each.
 QUICK = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("nasnet_mobile", "vgg16") else name
+    pytest.param(name, marks=pytest.mark.slow)
+    if MODELS.get(name).facts["params"] > 5e6 or name == "nasnet_mobile"
+    else name
     for name in SMALLEST
 ]
 

@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 from click.testing import CliRunner
 
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.report import doctor
 
 

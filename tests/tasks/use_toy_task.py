@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cnnbench
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.errors import InterruptedRun
 from cnnbench.training.callbacks import Callbacks
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import TINY
 from test_training import InterruptAt, assert_same
 
 from cnnbench import evaluate, load_recipe, open_run, resume, train
 from cnnbench.backend.settings import Settings
-from cnnbench.cli.main import cli
+from cnnbench.cli import cli
 from cnnbench.data.open import Access
 from cnnbench.errors import InterruptedRun, RecipeError, RunError, UsageError
 from cnnbench.runs import checkpoint, find
@@ -27,24 +28,24 @@ STAGES = (
 
 
 @pytest.fixture(scope="module")
-def base(small_run):
-    """What all stages begin with."""
-    return small_run
+def base(tmp_path_factory):
+    """What all stages begin with: the tiny recipe, trained."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(TINY)
+    return train(load_recipe(folder / "tiny.yaml"), run_dir=folder / "run")
 
 
-def recipe_of(small, base, stages=STAGES, *settings):
+def recipe_of(tiny, base, stages=STAGES, *settings):
     common = (f"init={{run: {base.path}}}", f"compress={stages}", "schedule={name: cosine}")
-    return load_recipe(small, (*common, *settings))
+    return load_recipe(tiny, (*common, *settings))
 
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
     """All stages in a row."""
-    from conftest import SMALL
-
     folder = tmp_path_factory.mktemp("chain")
-    (folder / "small.yaml").write_text(SMALL)
-    train(recipe_of(folder / "small.yaml", base), run_dir=folder / "run")
+    (folder / "tiny.yaml").write_text(TINY)
+    train(recipe_of(folder / "tiny.yaml", base), run_dir=folder / "run")
     return folder / "run"
 
 
@@ -54,7 +55,7 @@ def test_each_stage_is_a_run_that_goes_on_from_the_one_before(base, whole):
         "1-prune", "2-prune_filters", "3-qat",
     ]  # fmt: skip
     assert [len(run.metrics()) for run in (pruned, thin, quantized)] == [3, 1, 1]
-    assert pruned.recipe.name == "small.1-prune" and quantized.recipe.name == "small"
+    assert pruned.recipe.name == "tiny.1-prune" and quantized.recipe.name == "tiny"
     assert thin.others()["init"].path == pruned.path
     assert pruned.others()["init"].path == base.path
     names = [[r["stage"]["name"] for r in run.architecture()] for run in (base, pruned, quantized)]
@@ -84,19 +85,19 @@ def test_what_a_stage_did_stays_done(whole):
 
 
 @pytest.mark.slow
-def test_what_was_pruned_stays_so_in_a_stage_that_prunes_more(small, tmp_path, base):
+def test_what_was_pruned_stays_so_in_a_stage_that_prunes_more(tiny, tmp_path, base):
     stages = (
         "[{name: prune, sparsity: 0.6, scope: global, epochs: 1},"
         " {name: prune, sparsity: 0.7, epochs: 1}]"
     )
-    train(recipe_of(small, base, stages), run_dir=tmp_path / "run")
+    train(recipe_of(tiny, base, stages), run_dir=tmp_path / "run")
     before, after = map(places_of_zeros, find.stage_runs(tmp_path / "run"))
     assert all(np.all(late[early]) for early, late in zip(before, after, strict=True))
     assert all(late.mean() >= 0.7 - 1 / late.size for late in after)
 
 
-def test_no_weights_are_the_best_before_all_are_pruned(small, base):
-    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.9, end: 0.6}]")
+def test_no_weights_are_the_best_before_all_are_pruned(tiny, base):
+    recipe = recipe_of(tiny, base, "[{name: prune, sparsity: 0.9, end: 0.6}]")
     learner, progress = Learner(recipe, Access(), Settings(), {"init": base}), Progress()
     judged = []
     for step, top1 in ((5, 0.9), (8, 0.8), (9, 0.5), (12, 0.4), (15, 0.6)):
@@ -110,7 +111,7 @@ def test_no_weights_are_the_best_before_all_are_pruned(small, base):
     "step",
     [15, *(pytest.param(step, marks=pytest.mark.slow) for step in (3, 9, 16, 20, 21))],
 )
-def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, whole, step):
+def test_an_interrupted_chain_resumes_to_the_same_bits(tiny, tmp_path, base, whole, step):
     class Once(InterruptAt):
         """Counts the steps of all stages."""
 
@@ -124,7 +125,7 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
             super().progressed(self.before + now, *facts)
 
     with pytest.raises(InterruptedRun) as caught:
-        train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=Once())
+        train(recipe_of(tiny, base), run_dir=tmp_path / "run", callbacks=Once())
     assert caught.value.allowed.endswith(f"--resume --run-dir {tmp_path / 'run'}")
     assert not find.is_finished(tmp_path / "run")
     begun = find.stage_runs(tmp_path / "run")
@@ -140,38 +141,42 @@ def test_an_interrupted_chain_resumes_to_the_same_bits(small, tmp_path, base, wh
 
 
 @pytest.mark.parametrize(
-    ("stages", "settings", "words"),
+    ("stages", "words"),
     [
-        ("[{name: prune, sparsity: 0.5}, {name: distill, teacher: ./nobody}]", (),
-         "there is no run"),
-        ("[{name: prune, sparsity: 0.5}, {name: prune_filters, macs: 0.001}]", (),
-         "cannot be thinned"),
-        # Batch norms are folded, and their betas gone.
-        ("[{name: prune, sparsity: 0.5}, {name: qat}]",
-         ("train.groups=[{match: /beta$, lr_scale: 2.0}]",), "matches no trainable weight"),
+        ("[{name: prune, sparsity: 0.5}, {name: distill, teacher: ./nobody}]", "there is no run"),
+        ("[{name: prune, sparsity: 0.5}, {name: prune_filters, macs: 0.001}]", "cannot be thinned"),
     ],
-)  # fmt: skip
+)
 def test_a_stage_that_cannot_begin_is_refused_before_the_first_is_trained(
-    small, tmp_path, base, stages, settings, words
+    tiny, tmp_path, base, stages, words
 ):
     with pytest.raises(UsageError, match=words):
-        train(recipe_of(small, base, stages, *settings), run_dir=tmp_path / "run")
+        train(recipe_of(tiny, base, stages), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_stages_that_were_changed_are_not_gone_on_with(small, tmp_path, base):
+def test_a_weight_that_a_later_stage_removes_has_no_group(small, tmp_path, small_run):
+    """Batch norms are folded before quantization, and their betas gone."""
+    stages = "[{name: prune, sparsity: 0.5}, {name: qat}]"
+    groups = "train.groups=[{match: /beta$, lr_scale: 2.0}]"
+    with pytest.raises(UsageError, match="matches no trainable weight"):
+        train(recipe_of(small, small_run, stages, groups), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_that_were_changed_are_not_gone_on_with(tiny, tmp_path, base):
     with pytest.raises(InterruptedRun):
-        train(recipe_of(small, base), run_dir=tmp_path / "run", callbacks=InterruptAt(2))
+        train(recipe_of(tiny, base), run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     kept = tmp_path / "run" / "stages.yaml"
     kept.write_text(kept.read_text().replace("sparsity: 0.6", "sparsity: 0.7"))
     with pytest.raises(RunError, match=r"the recipe changed since the run started\n.*0\.6"):
         stages_module.resume(tmp_path / "run")
 
 
-def test_small_images_are_for_the_first_stage(small, base):
+def test_small_images_are_for_the_first_stage(tiny, base):
     sizes = "train.image_sizes=[{until: 1, size: 8}]"
-    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}, {name: qat}]", sizes)
-    first, last = (stage.of_last_stage() for _, stage in find.stage_recipes(small.parent, recipe))
+    recipe = recipe_of(tiny, base, "[{name: prune, sparsity: 0.5}, {name: qat}]", sizes)
+    first, last = (stage.of_last_stage() for _, stage in find.stage_recipes(tiny.parent, recipe))
     assert [each.size for each in first.train.image_sizes] == [8]
     assert not last.train.image_sizes
 
@@ -180,12 +185,12 @@ def test_the_runs_of_all_stages_are_opened_as_that_of_the_last(whole):
     assert open_run(whole).path == find_run(str(whole)).path == whole / "3-qat"
 
 
-def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
+def test_a_run_that_changed_is_not_begun_from_again(tiny, tmp_path, base):
     import shutil
 
     copy = tmp_path / "base"
     shutil.copytree(base.path, copy)
-    recipe = recipe_of(small, open_run(copy), "[{name: prune, sparsity: 0.5}]")
+    recipe = recipe_of(tiny, open_run(copy), "[{name: prune, sparsity: 0.5}]")
     with pytest.raises(InterruptedRun):
         train(recipe, run_dir=tmp_path / "run", callbacks=InterruptAt(2))
     saved = checkpoint.load(copy / "best")
@@ -196,10 +201,10 @@ def test_a_run_that_changed_is_not_begun_from_again(small, tmp_path, base):
 
 
 @pytest.mark.slow
-def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, tmp_path, base):
+def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(tiny, tmp_path, base):
     import shutil
 
-    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5, every: 3}]")
+    recipe = recipe_of(tiny, base, "[{name: prune, sparsity: 0.5, every: 3}]")
     expected = train(recipe, run_dir=tmp_path / "whole")
     with pytest.raises(InterruptedRun):
         train(recipe, run_dir=tmp_path / "run", callbacks=InterruptAt(2))
@@ -209,20 +214,20 @@ def test_a_stage_that_was_killed_before_its_first_checkpoint_begins_anew(small, 
     assert_same(expected, stages_module.resume(tmp_path / "run"))
 
 
-def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeypatch):
+def test_a_run_goes_by_the_name_of_its_recipe_too(tiny, tmp_path, base, monkeypatch):
     import shutil
 
     (tmp_path / "runs").mkdir()
-    shutil.copytree(base.path, tmp_path / "runs" / "small-20260101-000000")
+    shutil.copytree(base.path, tmp_path / "runs" / "tiny-20260101-000000")
     monkeypatch.chdir(tmp_path)
-    assert find_run("small").path.name == "small-20260101-000000"
+    assert find_run("tiny").path.name == "tiny-20260101-000000"
     with pytest.raises(UsageError, match="no finished run of 'other'"):
         find_run("other")
     # Later ones of other names, or of a name that nobody can tell, are not what is looked for.
     for name, text in (("other", "name: other\n"), ("damaged", "name: [")):
         shutil.copytree(base.path, tmp_path / "runs" / name)
         (tmp_path / "runs" / name / "recipe.yaml").write_text(text)
-    assert find_run("small").path.name == "small-20260101-000000"
+    assert find_run("tiny").path.name == "tiny-20260101-000000"
 
 
 @pytest.mark.parametrize(("settings", "words"), [
@@ -253,46 +258,46 @@ def test_a_run_goes_by_the_name_of_its_recipe_too(small, tmp_path, base, monkeyp
     (("compress=[{name: distill, teacher: x}]", "train.image_sizes=[{until: 1, size: 8}]"),
      "distill with train.image_sizes"),
 ])  # fmt: skip
-def test_stages_that_make_no_sense_are_refused(small, settings, words):
+def test_stages_that_make_no_sense_are_refused(tiny, settings, words):
     with pytest.raises(RecipeError, match=words) as refused:
-        load_recipe(small, settings)
+        load_recipe(tiny, settings)
     assert all(problem.where for problem in refused.value.problems)
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    (("model={name: resnet14}",), "init.run: network of .*: resnet8; must be resnet14"),
+    (("model={name: resnet14}",), "init.run: network of .*: lenet5; must be resnet14"),
     (("data.shape=[32, 32, 3]",), "init.run: images"),
     (("data.classes=4",), "init.run: classes"),
     (("data.color=yuv",), "init.run: data.color of .*: rgb; must be yuv"),
     (("data.mean=[0.1, 0.2, 0.3]",), "init.run: data.mean"),
 ])  # fmt: skip
-def test_a_run_of_another_network_is_not_begun_from(small, tmp_path, base, settings, words):
-    recipe = recipe_of(small, base, "[{name: prune, sparsity: 0.5}]", *settings)
+def test_a_run_of_another_network_is_not_begun_from(tiny, tmp_path, base, settings, words):
+    recipe = recipe_of(tiny, base, "[{name: prune, sparsity: 0.5}]", *settings)
     with pytest.raises(UsageError, match=words):
         train(recipe, run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_something_is_refused_before_any_work(small, base, monkeypatch):
+def test_a_folder_that_holds_something_is_refused_before_any_work(tiny, base, monkeypatch):
     def rehearsed(*_):
         raise AssertionError("the stages were made ready")
 
     monkeypatch.setattr(stages_module, "_dry_run", rehearsed)
     with pytest.raises(RunError, match="not empty; --resume continues"):
-        train(recipe_of(small, base), run_dir=base.path)
+        train(recipe_of(tiny, base), run_dir=base.path)
 
 
-def test_the_command_refuses_such_a_folder_before_it_looks_for_settings(small, base, monkeypatch):
+def test_the_command_refuses_such_a_folder_before_it_looks_for_settings(tiny, base, monkeypatch):
     def chosen(*_, **__):
         raise AssertionError("settings were tried")
 
     monkeypatch.setattr("cnnbench.bench.autotune.choose", chosen)
-    done = CliRunner().invoke(cli, ["train", str(small), "--run-dir", str(base.path)])
+    done = CliRunner().invoke(cli, ["train", str(tiny), "--run-dir", str(base.path)])
     assert isinstance(done.exception, RunError) and "not empty" in str(done.exception)
 
 
-def test_training_goes_on_from_a_run_without_any_stage(small, tmp_path, base):
-    recipe = load_recipe(small, (f"init={{run: {base.path}}}", "optimizer.lr=1e-9"))
+def test_training_goes_on_from_a_run_without_any_stage(tiny, tmp_path, base):
+    recipe = load_recipe(tiny, (f"init={{run: {base.path}}}", "optimizer.lr=1e-9"))
     run = train(recipe, run_dir=tmp_path / "run")
     before, after = restore(base).model.get_weights(), restore(run).model.get_weights()
     trained = [i for i, w in enumerate(restore(base).model.weights) if w.trainable]
@@ -307,20 +312,20 @@ def test_the_recipe_of_a_stage_is_the_whole_one_up_to_it(whole):
     assert set(environment["runs"]["init"]) == {"path", "weights_sha256"}
 
 
-def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(small, base, monkeypatch):
+def test_a_recipe_that_names_a_folder_from_here_is_the_runs_own(tiny, base, monkeypatch):
     monkeypatch.chdir(base.path.parent)
     stage = "compress=[{name: prune, sparsity: 0.5}]"
-    recipe = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: cosine}"))
+    recipe = load_recipe(tiny, ("init={run: ./run}", stage, "schedule={name: cosine}"))
     assert recipe.absolute().init.run == str(base.path)
     with pytest.raises(InterruptedRun):
-        train(recipe, run_dir=small.parent / "run", callbacks=InterruptAt(2))
-    stages_module.must_match(small.parent / "run", recipe)
-    other = load_recipe(small, ("init={run: ./run}", stage, "schedule={name: constant}"))
+        train(recipe, run_dir=tiny.parent / "run", callbacks=InterruptAt(2))
+    stages_module.must_match(tiny.parent / "run", recipe)
+    other = load_recipe(tiny, ("init={run: ./run}", stage, "schedule={name: constant}"))
     with pytest.raises(RunError, match="the recipe changed"):
-        stages_module.must_match(small.parent / "run", other)
+        stages_module.must_match(tiny.parent / "run", other)
 
 
-def test_a_long_name_is_cut_for_the_stages_before_the_last(small, base, tmp_path):
-    recipe = recipe_of(small, base, STAGES, "name=" + 64 * "a")
+def test_a_long_name_is_cut_for_the_stages_before_the_last(tiny, base, tmp_path):
+    recipe = recipe_of(tiny, base, STAGES, "name=" + 64 * "a")
     names = [stage.name for _, stage in find.stage_recipes(tmp_path, recipe)]
     assert names == [56 * "a" + ".1-prune", 48 * "a" + ".2-prune_filters", 64 * "a"]

@@ -196,11 +196,11 @@ def test_images_exchanged_for_others_of_their_size_are_not_trained_on(tmp_path):
         resume(run)
 
 
-def test_a_folder_with_something_in_it_is_not_trained_into(small, tmp_path):
+def test_a_folder_with_something_in_it_is_not_trained_into(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter.txt").write_text("dear sir")
     with pytest.raises(RunError, match="not empty"):
-        train(load_recipe(small), run_dir=tmp_path / "run")
+        train(load_recipe(tiny), run_dir=tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
 
 
@@ -220,14 +220,14 @@ class Notes(Callbacks):
         self.texts.append(text)
 
 
-def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_path):
+def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(tiny, tmp_path):
     # Too high a rate for three halvings, then one that two of them mend.
     settings = ("schedule={name: constant}", "train.on_nan=rollback", "train.checkpoint_every=2")
-    hopeless = load_recipe(small, (*settings, "optimizer.lr=1e18"))
+    hopeless = load_recipe(tiny, (*settings, "optimizer.lr=1e18"))
     with pytest.raises(DivergedError, match="the checkpoint of step 0 is intact"):
         train(hopeless, run_dir=tmp_path / "hopeless")
     notes = Notes()
-    recipe = load_recipe(small, (*settings, "optimizer.lr=0.05"))
+    recipe = load_recipe(tiny, (*settings, "optimizer.lr=0.05"))
     learner = Learner(recipe, Access(), Settings())
     real, calls = learner.train_steps, []
 
@@ -387,9 +387,9 @@ def test_a_damaged_environment_is_refused(whole, tmp_path, harm):
 
 
 @pytest.mark.slow
-def test_two_processes_take_two_directories(small, tmp_path):
+def test_two_processes_take_two_directories(tiny, tmp_path):
     def start(*options):
-        command = [sys.executable, "-m", "cnnbench", "train", str(small), *options]
+        command = [sys.executable, "-m", "cnnbench", "train", str(tiny), *options]
         return subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -407,10 +407,10 @@ def test_two_processes_take_two_directories(small, tmp_path):
     assert codes == [0, 6]
 
 
-def test_a_run_that_cannot_begin_leaves_nothing(small, tmp_path):
+def test_a_run_that_cannot_begin_leaves_nothing(tiny, tmp_path):
     settings = ("train.early_stopping.patience=1", "data.name=digits", "data.validation=0")
     with pytest.raises(Exception, match="validation"):
-        train(load_recipe(small, settings), run_dir=tmp_path / "run")
+        train(load_recipe(tiny, settings), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

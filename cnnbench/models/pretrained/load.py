@@ -18,6 +18,7 @@ import numpy as np
 from cnnbench.errors import UsageError
 from cnnbench.models.pretrained import presets
 from cnnbench.registry.kinds import MODELS, ModelSpec
+from cnnbench.system import files
 
 # A file may exceed four times the network's size by this much: it may hold an optimizer or float64.
 MARGIN_BYTES = 64 * 1024**2
@@ -107,7 +108,7 @@ def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
     if spec.weights in presets.PRESETS:
         path = presets.download(spec.weights)
     elif spec.weights:
-        path = Path(spec.weights).expanduser()
+        path = files.expanded(spec.weights)
     else:
         return
     load_published(model, spec.name, path, spec.options(), whole=whole)

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 
 import click
 
-from cnnbench.cli import bench, evaluate, export, inspect, train
+from cnnbench.cli import bench, evaluate, export, inspect, process, train
 from cnnbench.cli.options import INTERRUPTED
 from cnnbench.errors import CnnbenchError, InterruptedRun, printable
 from cnnbench.system.memory import keep_freed_memory
+from cnnbench.system.output import discard
+
+# Exit code of an error that nothing foresaw: EX_SOFTWARE of sysexits.h.
+UNEXPECTED = 70
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_freed_memory()
+    process.own()
     try:
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:
@@ -69,4 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted: nothing more was saved", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
+        discard(sys.stdout)
         sys.exit(1)
+    except Exception as error:  # of cnnbench, a library or the system, which nothing foresaw
+        click.echo(f"error: {printable(process.report(error))}", err=True)
+        sys.exit(UNEXPECTED)
