@@ -11,6 +11,7 @@ from test_steps import BATCH, CLASSES, FEATURES, LR, PLAIN, batches
 
 from cnnbench import load_recipe
 from cnnbench.backend.lazy import keras, tf
+from cnnbench.models.layers.blocks import drop, drop_path
 from cnnbench.training.optimizer import build_optimizer
 from cnnbench.training.state import State
 from cnnbench.training.steps import training_steps
@@ -82,10 +83,34 @@ def overflows(recipe, strategy):
     return found
 
 
+def masks(strategy):
+    """Where dropout and stochastic depth leave a one, in two steps and in the second again.
+
+    A list for each, with a mask of 64 images for each replica.
+    """
+    with strategy.scope():
+        inputs = keras.Input((1, 1, 4))
+        whole, path = drop(inputs, 0.5, "dropout"), drop_path(inputs, 0.5, "path")
+        model = keras.Model(inputs, [whole, path])
+    step = tf.function(lambda: strategy.run(lambda: model(tf.ones((64, 1, 1, 4)), training=True)))
+    seeds = [variable for variable in model.variables if "seed" in variable.path]
+
+    def kept():
+        found = [strategy.experimental_local_results(each) for each in step()]
+        return [[(np.asarray(x) > 0).astype(int).tolist() for x in each] for each in found]
+
+    first, states = kept(), [seed.numpy() for seed in seeds]
+    second = kept()
+    for seed, state in zip(seeds, states, strict=True):
+        seed.assign(state)
+    return [first, second, kept()]
+
+
 def main(path, count):
     strategy = mirrored(count)
     recipe = load_recipe(path, (*PLAIN, "train.precision=mixed_float16"))
-    json.dump({"overflows": overflows(recipe, strategy)}, sys.stdout)
+    found = {"overflows": overflows(recipe, strategy), "masks": masks(strategy)}
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -52,3 +52,14 @@ def test_an_overflow_in_any_replica_is_one_for_all(seen):
                 )
             assert alike(step["scale"]) == 2.0**scale, case
             assert alike(step["updates"]) == updates, case
+
+
+def test_each_replica_drops_units_and_paths_of_its_own(seen):
+    first, second, again = map(np.array, seen["masks"])
+    assert np.array_equal(second, again)  # from the state that a checkpoint has
+    assert first.shape == (2, seen["replicas"], 64, 1, 1, 4)
+    for kind in (0, 1):
+        masks = [mask for step in (first, second) for mask in step[kind]]
+        assert len({mask.tobytes() for mask in masks}) == len(masks) == 2 * seen["replicas"]
+        assert all(0.25 < mask.mean() < 0.75 for mask in masks)
+    assert all(len(set(path.ravel())) == 1 for path in first[1].reshape(-1, 4))
