@@ -19,13 +19,15 @@ class Masking:
     Args:
         model: the network in training.
         averaged: a model with the averages of its weights, or None.
-        stage: the pruning stage; None: weights that are zero at the start stay zero.
-        initial: sparsity at the start of the stage, in [0, 1].
+        stage: the pruning stage; None: no more weights are pruned.
+        initial: sparsity at the start of the stage, in [0, 1], if an earlier stage pruned: the
+            zeros of then stay. None: none did, and zeros are weights like others, such as those of
+            kernels that are initialized as identities.
         steps: training steps of the stage.
     """
 
     def __init__(
-        self, model: Any, averaged: Any, stage: Pruning | None, initial: float, steps: int
+        self, model: Any, averaged: Any, stage: Pruning | None, initial: float | None, steps: int
     ):
         self._stage, self._initial = stage, initial
         self._begin = round(stage.begin_at * steps) if stage else 0
@@ -35,7 +37,9 @@ class Masking:
         self.variables: list[Any] = prune.masks_like(self._kernels)
 
     def initialize(self) -> None:
-        """Sets the masks to keep the nonzero weights."""
+        """Masks the weights that an earlier stage pruned."""
+        if self._initial is None:
+            return
         for mask, kernel in zip(self.variables, self._kernels, strict=True):
             mask.assign(tf.cast(tf.not_equal(kernel, 0), mask.dtype))
 
@@ -51,7 +55,7 @@ class Masking:
         is_due = begin <= done < end and (done - begin) % every == 0
         if done != end and not is_due:
             return math.nan
-        return prune.sparsity_at(done, begin, end, self._stage.sparsity, self._initial)
+        return prune.sparsity_at(done, begin, end, self._stage.sparsity, self._initial or 0.0)
 
     def is_settled(self, steps: int) -> bool:
         """Returns whether no more weights are pruned after this number of steps."""

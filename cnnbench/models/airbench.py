@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cnnbench.backend.lazy import keras, tf
-from cnnbench.models.layers.blocks import Activation, activate, norm
+from cnnbench.models.layers.blocks import Activation, activate, drop, norm
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate
 
@@ -50,8 +50,7 @@ def airbench(
             x = activate(x, activation, f"stage{stage}_act{i}")
     x = keras.layers.GlobalMaxPooling2D(name="head_pool")(x)
     x = keras.layers.Rescaling(1 / 9, name="head_scale")(x)
-    if dropout:
-        x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+    x = drop(x, dropout, "head_dropout")
     x = keras.layers.Dense(classes, use_bias=False, dtype="float32", name="logits")(x)
     return keras.Model(inputs, x, name=name)
 

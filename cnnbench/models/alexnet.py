@@ -12,6 +12,7 @@ from cnnbench.models.layers.blocks import (
     activate,
     classifier,
     conv,
+    drop,
     logits,
     resize_map,
 )
@@ -79,8 +80,7 @@ def alexnet(
         return keras.Model(inputs, classifier(x, classes, dropout), name="alexnet")
     x = keras.layers.Flatten(name="head_flatten")(resize_map(x, 6, "head_pool"))
     for i in (1, 2):
-        if dropout:
-            x = keras.layers.Dropout(dropout, name=f"head_dropout{i}")(x)
+        x = drop(x, dropout, f"head_dropout{i}")
         normal = keras.initializers.RandomNormal(stddev=0.01)
         x = keras.layers.Dense(4096, kernel_initializer=normal, name=f"head_dense{i}")(x)
         x = activate(x, activation, f"head_act{i}")

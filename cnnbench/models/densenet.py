@@ -12,6 +12,7 @@ from cnnbench.models.layers.blocks import (
     activate,
     classifier,
     conv,
+    drop,
     norm,
     stem_min_size,
 )
@@ -133,7 +134,7 @@ def norm_act_conv(
     """The paper's composite function H (section 3)."""
     x = activate(norm(x, f"{name}_norm"), activation, f"{name}_act")
     x = conv(x, filters, kernel, f"{name}_conv")
-    return keras.layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
+    return drop(x, dropout, f"{name}_dropout")
 
 
 for _name in IMAGENET:

@@ -11,6 +11,7 @@ from cnnbench.models.layers.blocks import (
     activate,
     classifier,
     conv,
+    drop,
     logits,
     norm,
     resize_map,
@@ -72,8 +73,7 @@ def vgg(
         normal = keras.initializers.RandomNormal(stddev=0.01)
         x = keras.layers.Dense(4096, kernel_initializer=normal, name=f"head_dense{i}")(x)
         x = activate(x, activation, f"head_act{i}")
-        if dropout:
-            x = keras.layers.Dropout(dropout, name=f"head_dropout{i}")(x)
+        x = drop(x, dropout, f"head_dropout{i}")
     return keras.Model(inputs, logits(x, classes, dropout=0.0), name=name)
 
 

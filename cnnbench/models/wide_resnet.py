@@ -11,6 +11,7 @@ from cnnbench.models.layers.blocks import (
     activate,
     classifier,
     conv,
+    drop,
     drop_path,
     norm,
     stem_min_size,
@@ -77,8 +78,7 @@ def wide_block(
         x = conv(active, filters, 1, f"{name}_shortcut", strides=strides)
     residual = conv(active, filters, 3, f"{name}_conv1", strides=strides)
     residual = activate(norm(residual, f"{name}_norm2"), activation, f"{name}_act2")
-    if dropout:
-        residual = keras.layers.Dropout(dropout, name=f"{name}_dropout")(residual)
+    residual = drop(residual, dropout, f"{name}_dropout")
     residual = drop_path(
         conv(residual, filters, 3, f"{name}_conv2"), drop_rate, f"{name}_drop_path"
     )

@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from cnnbench.backend.lazy import keras
 from cnnbench.registry.kinds import OPTIMIZERS
 from cnnbench.registry.limits import Factor, NonNegative, Positive, Rate
 
+Velocity = Annotated[
+    Literal["steps", "gradients"],
+    Field(
+        description="what it sums: steps at the rate of their time (Keras, Caffe, MXNet), or "
+        "gradients (PyTorch, Torch 7, TensorFlow 1); they differ when the rate changes"
+    ),
+]
+
 
 @OPTIMIZERS.register("sgd")
 def sgd(
-    *, lr: Positive, momentum: Rate = 0.0, nesterov: bool = False, weight_decay: NonNegative = 0.0
+    *,
+    lr: Positive,
+    momentum: Rate = 0.0,
+    nesterov: bool = False,
+    weight_decay: NonNegative = 0.0,
+    velocity: Velocity = "steps",
 ) -> Any:
     """Stochastic gradient descent, by default without momentum."""
-    return keras.optimizers.SGD(lr, momentum, nesterov, weight_decay=weight_decay or None)
+    kind = keras.optimizers.SGD
+    if velocity == "gradients":
+        from cnnbench.optim.variants import SGD
+
+        kind = SGD
+    return kind(lr, momentum, nesterov, weight_decay=weight_decay or None)
 
 
 @OPTIMIZERS.register("momentum")
-def momentum(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Any:
+def momentum(
+    *,
+    lr: Positive,
+    momentum: Rate = 0.9,
+    weight_decay: NonNegative = 0.0,
+    velocity: Velocity = "steps",
+) -> Any:
     """SGD with momentum (Polyak 1964)."""
-    return sgd(lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return sgd(lr=lr, momentum=momentum, weight_decay=weight_decay, velocity=velocity)
 
 
 @OPTIMIZERS.register("nesterov")
-def nesterov(*, lr: Positive, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Any:
+def nesterov(
+    *,
+    lr: Positive,
+    momentum: Rate = 0.9,
+    weight_decay: NonNegative = 0.0,
+    velocity: Velocity = "steps",
+) -> Any:
     """SGD with Nesterov momentum (Sutskever et al. 2013)."""
-    return sgd(lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
+    return sgd(
+        lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay, velocity=velocity
+    )
 
 
 @OPTIMIZERS.register("adagrad")
-def adagrad(*, lr: Positive, weight_decay: NonNegative = 0.0, epsilon: Positive = 1e-7) -> Any:
+def adagrad(
+    *,
+    lr: Positive,
+    weight_decay: NonNegative = 0.0,
+    epsilon: Positive = 1e-7,
+    initial: Annotated[
+        NonNegative,
+        Field(description="first sum of squares: TensorFlow's is 0.1, the paper's and PyTorch's 0"),
+    ] = 0.1,
+) -> Any:
     """Adagrad (Duchi et al. 2011)."""
-    return keras.optimizers.Adagrad(lr, epsilon=epsilon, weight_decay=weight_decay or None)
+    return keras.optimizers.Adagrad(lr, initial, epsilon, weight_decay=weight_decay or None)
 
 
 @OPTIMIZERS.register("rmsprop")
@@ -43,10 +86,16 @@ def rmsprop(
     momentum: Rate = 0.0,
     weight_decay: NonNegative = 0.0,
     epsilon: Positive = 1e-7,
+    initial: Annotated[
+        NonNegative,
+        Field(description="first mean square: TensorFlow 1's is 1, Keras's and PyTorch's 0"),
+    ] = 0.0,
 ) -> Any:
-    """RMSProp (Tieleman & Hinton 2012)."""
-    return keras.optimizers.RMSprop(
-        lr, rho, momentum, epsilon=epsilon, weight_decay=weight_decay or None
+    """RMSProp (Tieleman & Hinton 2012), with epsilon inside the root."""
+    from cnnbench.optim.variants import RMSprop
+
+    return RMSprop(
+        lr, rho, momentum, epsilon=epsilon, initial=initial, weight_decay=weight_decay or None
     )
 
 

@@ -95,15 +95,34 @@ def one_cycle(
 ) -> Curve:
     """Rises from `start` to 1 over the fraction `rise` of training, then falls to `final`.
 
-    Smith & Topin 2018; the defaults are PyTorch's. Deviation: the momentum stays constant.
+    Smith & Topin 2018; the defaults and the steps of both ends are those of PyTorch's OneCycleLR.
+    Deviation: the momentum stays constant.
     """
-    top = rise * total
+    top = max(0.0, rise * total - 1)
     shape = _half_cosine if anneal == "cosine" else lambda x: 1 - x
 
     def curve(step: int) -> float:
         if step < top:
             return 1 + (start - 1) * shape(step / top)
         return final + (1 - final) * shape(min(1.0, (step - top) / max(1, total - 1 - top)))
+
+    return curve
+
+
+@SCHEDULES.register("triangle")
+def triangle(
+    total: int, per_epoch: int, *, rise: Factor = 0.5, start: Fraction = 0.0, final: Fraction = 0.0
+) -> Curve:
+    """Rises linearly from `start` to 1 over the fraction `rise` of training, then to `final`.
+
+    As in the code of Jordan 2024, `final` is that of the step after the last.
+    """
+    top = int(rise * total)
+
+    def curve(step: int) -> float:
+        if step < top:
+            return start + (1 - start) * step / top
+        return 1 + (final - 1) * (step - top) / max(1, total - top)
 
     return curve
 

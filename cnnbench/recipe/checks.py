@@ -173,8 +173,8 @@ def _optimizer(recipe: Recipe) -> Iterator[Mismatch]:
 
 def _durations(recipe: Recipe) -> Iterator[Mismatch]:
     train, warmup = recipe.train, recipe.schedule.warmup_epochs
-    if recipe.schedule.name == "one_cycle" and warmup:
-        what = f"{warmup} with one_cycle, which has its own warm-up"
+    if recipe.schedule.name in ("one_cycle", "triangle") and warmup:
+        what = f"{warmup} with {recipe.schedule.name}, which has its own warm-up"
         yield "schedule.warmup_epochs", what, "set it to 0 and use `rise` and `start`"
     if train.epochs and warmup >= train.epochs:
         what = f"{warmup:g} of {train.epochs:g} epochs leave none after warm-up"

@@ -94,14 +94,17 @@ def masking(
         averaged: the model with the moving averages of the weights, if any.
         steps: training steps of the last stage.
     """
-    if not any(record["stage"]["name"] == "prune" for record in architecture):
+    pruned = [record["stage"]["name"] == "prune" for record in architecture]
+    if not any(pruned):
         return None
     from cnnbench.compression.masking import Masking
 
-    last, stage = architecture[-1], None
-    if recipe.compress and last["stage"]["name"] == "prune":
+    stage = None
+    if recipe.compress and pruned[-1]:
         stage = build_stage(recipe.compress[-1])
-    return Masking(model, averaged, stage, last.get("initial", 0.0), steps)
+    earlier = any(pruned if stage is None else pruned[:-1])
+    initial = architecture[-1].get("initial", 0.0) if earlier else None
+    return Masking(model, averaged, stage, initial, steps)
 
 
 def teacher_name(recipe: Recipe) -> str | None:

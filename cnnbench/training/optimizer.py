@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbench.backend import private
-from cnnbench.backend.lazy import keras, tf
+from cnnbench.backend.lazy import tf
 from cnnbench.errors import UsageError
 from cnnbench.models.build import stage_of
 from cnnbench.optim.kernels import is_kernel
@@ -44,7 +44,9 @@ def build_optimizer(spec: Spec, train: Train, variables: Sequence[Any]) -> Any:
         optimizer.global_clipnorm = clip.norm and clip.norm / replicas
         optimizer.clipvalue = clip.value and clip.value / replicas
     if train.precision == "mixed_float16":  # float16 needs loss scaling
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        from cnnbench.optim.loss_scale import LossScaleOptimizer
+
+        optimizer = LossScaleOptimizer(optimizer)
     optimizer.build(variables)
     return optimizer
 

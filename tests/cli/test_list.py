@@ -26,7 +26,7 @@ OPTIONS = {
     },
     "optimizers": {
         "adamw": "lr, weight_decay=0.01, beta_1=0.9, beta_2=0.999, epsilon=1e-07",
-        "sgd": "lr, momentum=0.0, nesterov=False, weight_decay=0.0",
+        "sgd": "lr, momentum=0.0, nesterov=False, weight_decay=0.0, velocity='steps'",
     },
     "schedules": {"constant": "", "cosine": "final=0.0", "step": "epochs, factor=0.1"},
     "losses": {"cross_entropy": "label_smoothing=0.0", "focal": "alpha=0.25, gamma=2.0"},

@@ -4,12 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from conftest import RECIPES
 
+from cnnbench import load_recipe
 from cnnbench.backend.lazy import tf
+from cnnbench.compression import build_stage
 from cnnbench.compression.masking import Masking
-from cnnbench.compression.prune import prunable
+from cnnbench.compression.prune import prunable, sparsity_at
 from cnnbench.compression.stages import Pruning
 from cnnbench.models.build import build_model
+from cnnbench.registry.kinds import COMPRESSIONS, MODELS, min_size
+from cnnbench.training.compression import masking as training_masks
 
 
 def pruning(**options):
@@ -73,3 +78,80 @@ def test_weights_and_their_averages_obey(models, pattern, share):
         zeros = np.array(kernel) == 0
         assert zeros.mean() == pytest.approx(share, abs=1 / zeros.size)
         assert np.array_equal(zeros, np.array(average) == 0)
+
+
+def masks_of(model, stages):
+    """The masks of the last of these stages, when it begins."""
+    specs = [COMPRESSIONS.spec(name, **options) for name, options in stages]
+    recipe = load_recipe(RECIPES / "resnet8_cifar10.yaml").model_copy(update={"compress": specs})
+    records = []
+    for spec in specs:
+        _, record = build_stage(spec).begin(model)
+        records.append({"stage": spec.model_dump(), **record})
+    masking = training_masks(recipe, records, model, None, 100)
+    masking.initialize()
+    return masking
+
+
+def share_of_zeros(model):
+    kernels = [np.array(kernel) for kernel in prunable(model)]
+    return sum(np.sum(kernel == 0) for kernel in kernels) / sum(kernel.size for kernel in kernels)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_zeros_of_the_initial_weights_are_not_pruned_for_good(scope):
+    model = build_model(MODELS.spec("airbench94", width=0.25), (16, 16, 3), 10)
+    assert share_of_zeros(model) > 0.5  # identities
+    masking = masks_of(model, [("prune", {"sparsity": 0.5, "scope": scope})])
+    assert masking.sparsity_after(6) == sparsity_at(7, 0, 75, 0.5)
+    for kernel in prunable(model):
+        kernel.assign_add(np.random.default_rng(0).normal(size=kernel.shape))
+    masking.obey(tf.constant(math.nan))
+    assert share_of_zeros(model) == 0
+    masking.obey(tf.constant(0.5))
+    assert share_of_zeros(model) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_zeros_of_an_earlier_stage_stay(models):
+    model, _ = models
+    stages = [("prune", {"sparsity": 0.3}), ("prune", {"sparsity": 0.8})]
+    for kernel in prunable(model):
+        values = np.random.default_rng(0).normal(size=kernel.shape)
+        kernel.assign(values * (np.arange(kernel.shape[-1]) % 2))
+    places = [np.array(kernel) == 0 for kernel in prunable(model)]
+    masking = masks_of(model, stages)
+    expected = sparsity_at(7, 0, 75, 0.8, share_of_zeros(model))
+    assert masking.sparsity_after(6) == pytest.approx(expected)
+    for kernel in prunable(model):
+        kernel.assign_add(tf.ones(kernel.shape))
+    masking.obey(tf.constant(0.8))
+    for kernel, zeros in zip(prunable(model), places, strict=True):
+        assert not np.array(kernel)[zeros].any()
+    assert share_of_zeros(model) == pytest.approx(0.8, abs=1e-3)
+
+
+# The smallest network of each family; of these, some are quick to build.
+QUICK = ("airbench", "lenet", "mobilenet_v2", "resnet")
+PARAMS = {name: MODELS.get(name).facts["params"] for name in MODELS.names()}
+SMALLEST = {
+    MODELS.get(name).facts["family"]: name for name in sorted(PARAMS, key=PARAMS.get, reverse=True)
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if family in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for family, name in SMALLEST.items()
+    ],
+)
+def test_the_asked_sparsity_is_reached_in_every_family(name):
+    size = max(min_size(MODELS.spec(name)), 32)
+    model = build_model(name, (size, size, 3), 10)
+    masking = masks_of(model, [("prune", {"sparsity": 0.5})])
+    assert all(np.array(mask).all() for mask in masking.variables)
+    masking.obey(tf.constant(0.0))
+    for kernel in prunable(model):  # as a step would
+        kernel.assign_add(np.random.default_rng(0).normal(size=kernel.shape))
+    masking.obey(tf.constant(0.5))
+    assert share_of_zeros(model) == pytest.approx(0.5, abs=1e-3)

@@ -60,7 +60,8 @@ def test_places_are_file_and_line():
 
 def test_options_come_from_the_signature_of_the_builder(small):
     recipe = load_recipe(small)
-    assert recipe.optimizer.options() == {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
+    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0, "velocity": "steps"}
+    assert recipe.optimizer.options() == options
     assert recipe.model.options()["dropout"] == 0.1
 
 

@@ -111,9 +111,14 @@ def squeeze_excite(
 
 def drop_path(x: Any, rate: float, name: str) -> Any:
     """Stochastic depth: drops the whole residual of an image in training (Huang et al. 2016)."""
-    if not rate:
-        return x
-    return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)(x)
+    return drop(x, rate, name, noise_shape=(None, 1, 1, 1))
+
+
+def drop(x: Any, rate: float, name: str, **options: Any) -> Any:
+    """Sets random units to 0 in training (Srivastava et al. 2014)."""
+    from cnnbench.models.layers.dropout import Dropout
+
+    return Dropout(rate, name=name, **options)(x) if rate else x
 
 
 def norm(
@@ -155,6 +160,5 @@ def classifier(x: Any, classes: int, dropout: float) -> Any:
 
 def logits(x: Any, classes: int, dropout: float) -> Any:
     """Dropout and the last dense layer, which is float32 under any dtype policy."""
-    if dropout:
-        x = keras.layers.Dropout(dropout, name="head_dropout")(x)
+    x = drop(x, dropout, "head_dropout")
     return keras.layers.Dense(classes, dtype="float32", name="logits")(x)

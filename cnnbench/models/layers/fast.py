@@ -9,6 +9,7 @@ from typing import Any
 
 from cnnbench.backend import private
 from cnnbench.backend.lazy import keras, tf
+from cnnbench.models.layers.dropout import Dropout
 
 # Groups with fewer input channels than this are joined into one dense convolution.
 JOINED_CHANNELS = 16
@@ -104,6 +105,7 @@ class FastConv2D(keras.layers.Conv2D):
 PLAIN = {
     FusedBatchNormalization: keras.layers.BatchNormalization,
     FastConv2D: keras.layers.Conv2D,
+    Dropout: keras.layers.Dropout,
 }
 
 
