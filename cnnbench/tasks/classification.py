@@ -24,8 +24,8 @@ from cnnbench.tasks.task import Outputs, Row, Score, Task
 
 # With more classes, the per-class tables are in eval.json only.
 MAX_CLASSES_SHOWN = 20
-# Lower bound on probabilities, which limits the negative log-likelihood of an image to 69 nats.
-LEAST_PROBABILITY = 1e-30
+# The least normal float32. The logarithm of a smaller probability in a file is unknown.
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 # Images on which the probabilities of a file are compared with those of its logits.
 PROBABILITY_EXAMPLES = 32
 
@@ -141,14 +141,12 @@ class Classification(Task):
     def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
         """Returns "loss", "nll", "top1", "top5" and "probabilities" of each image."""
         logits = outputs["logits"]
-        by_class = probabilities(logits, loss.name)
-        of_label = tf.gather(by_class, targets, batch_dims=1)
         return {
             "loss": self.losses(loss, logits, targets),
-            "nll": -tf.math.log(tf.maximum(of_label, LEAST_PROBABILITY)),
+            "nll": -tf.gather(log_likelihoods(logits, loss.name), targets, batch_dims=1),
             "top1": in_top_k(logits, targets, 1),
             "top5": in_top_k(logits, targets, min(5, logits.shape[-1])),
-            "probabilities": by_class,
+            "probabilities": probabilities(logits, loss.name),
         }
 
     def measures_of_file(
@@ -277,6 +275,21 @@ class Classification(Task):
 def probabilities(logits: Any, loss: str) -> Any:
     """Returns the (batch, classes) probabilities of logits, given the loss of the training."""
     return getattr(tf.nn, LOSSES.get(loss).facts["probabilities"])(logits)
+
+
+def log_likelihoods(logits: Any, loss: str) -> Any:
+    """Returns (batch, classes) logarithms of probabilities that sum to 1 over the classes.
+
+    Sigmoids, which do not sum to 1, are divided by their sum: the likelihood of a label is that of
+    a distribution over all classes.
+
+    Args:
+        logits: (batch, classes) float32.
+        loss: name of the training loss.
+    """
+    if LOSSES.get(loss).facts["probabilities"] == "sigmoid":
+        logits = tf.math.log_sigmoid(logits)
+    return tf.nn.log_softmax(logits)
 
 
 def _is_mixed(targets: Any) -> bool:
