@@ -19,7 +19,7 @@ def torchvisions(shape, short, size):
     if shortest == longest:
         new = {shortest: short}
     height, width = (new[side] for side in shape)
-    top, left = int(round((height - size[0]) / 2.0)), int(round((width - size[1]) / 2.0))
+    top, left = (round((side - cut) / 2.0) for side, cut in zip((height, width), size, strict=True))
     return (height, width), (top, left)
 
 
