@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -34,11 +33,6 @@ optimizer: {name: momentum, lr: 0.05}
 schedule: {name: cosine, warmup_epochs: 1}
 train: {epochs: 3, steps_per_call: 2}
 """
-
-
-def saturates() -> bool:
-    """Whether ONNX Runtime sums pairs of 8-bit products in 16 bits, as on x86 without VNNI."""
-    return platform.machine() == "x86_64" and "vnni" not in Path("/proc/cpuinfo").read_text()
 
 
 def cnnbench(*arguments: object, **options) -> subprocess.CompletedProcess:

@@ -186,8 +186,12 @@ class Classification(Task):
         targets: np.ndarray,
         loss: str,
     ) -> dict[str, Any]:
-        """Compares logits and predicted classes, and checks that the probabilities match."""
-        row = agreement.compare_logits(reference["logits"], outputs["logits"], targets)
+        """Compares logits, predicted classes and calibration, and checks the probabilities."""
+        ours, theirs = reference["logits"], outputs["logits"]
+        row = agreement.compare_logits(ours, theirs, targets)
+        row |= agreement.compare_calibration(
+            _calibration(ours, targets, loss), _calibration(theirs, targets, loss), targets
+        )
         if "probabilities" in outputs:
             first = slice(PROBABILITY_EXAMPLES)
             expected = probabilities(outputs["logits"][first], loss).numpy()
@@ -290,6 +294,12 @@ def log_likelihoods(logits: Any, loss: str) -> Any:
     if LOSSES.get(loss).facts["probabilities"] == "sigmoid":
         logits = tf.math.log_sigmoid(logits)
     return tf.nn.log_softmax(logits)
+
+
+def _calibration(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[Any, Any]:
+    """Returns the negative log-likelihood of each label, and the probabilities, as arrays."""
+    by_class = log_likelihoods(logits, loss).numpy()
+    return -by_class[range(len(labels)), labels], probabilities(logits, loss).numpy()
 
 
 def _is_mixed(targets: Any) -> bool:
