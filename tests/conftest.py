@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -39,11 +38,6 @@ train: {epochs: 3, steps_per_call: 2}
 """
 # With a LeNet, which is built and traced in half the time.
 TINY = SMALL.replace("resnet8", "lenet5").replace("name: small", "name: tiny")
-
-
-def saturates() -> bool:
-    """Whether ONNX Runtime sums pairs of 8-bit products in 16 bits, as on x86 without VNNI."""
-    return platform.machine() == "x86_64" and "vnni" not in Path("/proc/cpuinfo").read_text()
 
 
 def cnnbench(*arguments: object, **options) -> subprocess.CompletedProcess:

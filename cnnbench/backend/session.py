@@ -89,6 +89,18 @@ def precision(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Turns off TensorFloat-32, with which GPUs keep 10 bits of a float32's fraction, inside."""
+    settings = tf.config.experimental
+    before = settings.tensor_float_32_execution_enabled()
+    settings.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        settings.enable_tensor_float_32_execution(before)
+
+
 def strategy(name: str) -> Any:
     """Returns a tf.distribute strategy by name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     train = recipe.train.model_copy(update={"steps_per_call": 1})
     others = referenced_runs(recipe)
     learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
-    iterator, numbers = learner.batches(0), itertools.count()
+    opened, numbers = contextlib.ExitStack(), itertools.count()
+    iterator = opened.enter_context(learner.batches(0))
     rates = np.zeros(1, np.float32)
 
     def steps(count: int) -> float:
@@ -88,7 +90,7 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     steps(5)
 
     def traced() -> float:
-        with tf.profiler.experimental.Profile(folder):
+        with opened, tf.profiler.experimental.Profile(folder):
             return steps(PROFILED_STEPS)
 
     return traced

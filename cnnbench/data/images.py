@@ -73,31 +73,49 @@ def _array(image: Image.Image, channels: int) -> np.ndarray:
     return array[..., None] if channels == 1 else array
 
 
-def resize(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes an image, bilinearly with antialiasing, as Pillow and torchvision do.
 
     Args:
         image: (height, width, channels) uint8.
         height: of the result, in pixels.
         width: of the result, in pixels.
-        box: (left, top, right, bottom) of the region to resize, in pixels; None: the whole image.
 
     Returns:
         (height, width, channels) uint8.
     """
-    if image.shape[:2] == (height, width) and box is None:
+    if image.shape[:2] == (height, width):
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     return resized.reshape(height, width, image.shape[-1])
 
 
 def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndarray:
-    """Scales the short side to `short` pixels and crops the central `size`, (height, width)."""
-    scale = short / min(image.shape[:2])
-    height, width = (max(w, round(h * scale)) for h, w in zip(image.shape[:2], size, strict=True))
+    """Scales the short side to `short` pixels and crops the central `size`, (height, width).
+
+    Args:
+        image: (height, width, channels) uint8.
+        short: at least the height and the width of `size`.
+        size: of the result, in pixels.
+    """
+    (height, width), (top, left) = crop_geometry(image.shape[:2], short, size)
     image = resize(image, height, width)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
+
+
+def crop_geometry(
+    shape: tuple[int, ...], short: int, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the size that `centre_crop` scales an image to, and the top left corner of its crop.
+
+    They are those of torchvision's Resize and CenterCrop, which timm evaluates with too: the long
+    side is truncated to whole pixels, and half an odd margin is rounded to the even number.
+
+    Args:
+        shape: height and width of the image.
+        short: see `centre_crop`.
+        size: see `centre_crop`.
+    """
+    height, width = (short * side // min(shape) for side in shape)
+    return (height, width), (round((height - size[0]) / 2), round((width - size[1]) / 2))

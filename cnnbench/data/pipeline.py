@@ -17,6 +17,7 @@ import numpy as np
 from cnnbench.backend.lazy import tf
 from cnnbench.data.augment.batch import Draw
 from cnnbench.data.examples import Examples
+from cnnbench.data.gate import Gate
 from cnnbench.data.reader import AHEAD, Batch, batch_reader, random_at
 from cnnbench.errors import CnnbenchError, UsageError
 from cnnbench.registry.kinds import AUGMENTATIONS, DataSpec, excess, kind_of
@@ -67,6 +68,7 @@ class TrainingStream:
             )
         self.steps_per_epoch = len(examples) // data.batch_size
         self.failure: CnnbenchError | None = None
+        self._gate = Gate()
         self._batch_size, self._seed, self._mixable = data.batch_size, seed, mixable
         crops = [spec for spec in augment if kind_of(spec) == "crop"]
         self._augment = [spec for spec in augment if spec not in crops]
@@ -87,10 +89,13 @@ class TrainingStream:
         """
         # Not from_generator: with it, the C library returns every freed block of memory to the
         # system at once, and each training step has to allocate them again.
-        read, types = self._prefetching_reader(), (tf.uint8, self._target_type, tf.int64)
+        self._gate, types = Gate(), (tf.uint8, self._target_type, tf.int64)
+        read = self._gate.guarded(self._prefetching_reader(), self._nothing)
 
         def batch(step: Any) -> tuple[Any, ...]:
-            images, targets, positions = tf.numpy_function(read, [step], types)
+            # Not stateful, as the batch depends on the step alone: with deterministic operations,
+            # tf.data runs a stateful function, and all after it, only when the step asks for it.
+            images, targets, positions = tf.numpy_function(read, [step], types, stateful=False)
             images.set_shape(self._shape)
             targets.set_shape(self._target_shape)
             positions.set_shape(self._shape[:1])
@@ -98,7 +103,13 @@ class TrainingStream:
 
         steps = tf.data.Dataset.range(first_step, tf.int64.max)
         batches = steps.map(batch).map(self.augmented, tf.data.AUTOTUNE, deterministic=True)
-        return batches.prefetch(AHEAD)
+        options = tf.data.Options()
+        options.experimental_optimization.map_parallelization = False  # `read` goes step by step
+        return batches.prefetch(AHEAD).with_options(options)
+
+    def close(self) -> None:
+        """Ends the reading ahead of the newest `dataset`, which then yields nothing of use."""
+        self._gate.close()
 
     def positions(self, step: int) -> tuple[int, np.ndarray]:
         """Returns the epoch of a step, and the positions of its batch in the training examples."""
@@ -117,10 +128,9 @@ class TrainingStream:
         for place, spec in enumerate(self._augment):
             kind = kind_of(spec)
             if kind == "image":
-                work = partial(self._one_by_one, spec, place)
-                images = tf.ensure_shape(
-                    tf.numpy_function(work, [images, step], tf.uint8), self._shape
-                )
+                work = self._gate.guarded(partial(self._one_by_one, spec, place), _unchanged)
+                changed = tf.numpy_function(work, [images, step], tf.uint8, stateful=False)
+                images = tf.ensure_shape(changed, self._shape)
                 continue
             key = int(random_at(self._seed, 2**32 + place).integers(2**62))
             seed = tf.stack([tf.constant(key, tf.int64), step])
@@ -159,7 +169,17 @@ class TrainingStream:
             try:
                 return *wait(), positions.astype(np.int64)
             except CnnbenchError as error:  # TensorFlow keeps only its message
-                self.failure = error
+                self.failure = self.failure or error
                 raise
 
         return read
+
+    def _nothing(self, step: int) -> tuple[np.ndarray, ...]:
+        """Returns what has the form of a batch."""
+        images = np.zeros(self._shape, np.uint8)
+        targets = np.zeros(self._target_shape, self._target_type.as_numpy_dtype)
+        return images, targets, np.zeros(self._shape[:1], np.int64)
+
+
+def _unchanged(images: np.ndarray, step: int) -> np.ndarray:
+    return images

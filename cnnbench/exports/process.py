@@ -45,7 +45,9 @@ class Artifact(Child):
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=os.environ | {"PYTHONPATH": searched, "TMPDIR": self.temporary.name},
+            # float32 is float32 on GPUs too; see session.exact_float32.
+            env=os.environ
+            | {"PYTHONPATH": searched, "TMPDIR": self.temporary.name, "NVIDIA_TF32_OVERRIDE": "0"},
         )
         self.theirs.close()
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnbench.backend import session
 from cnnbench.backend.lazy import tf
 from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
@@ -34,12 +35,14 @@ class Reference:
         compute = tf.function(net, autograph=False)
         batch_size = min(run.recipe.data.batch_size, len(chosen))
         pixels, truth, rows = [], [], []
-        for images, targets, count in evaluation_batches(
-            chosen, run.recipe.data, net.pixel_shape[:2], batch_size
-        ):
-            pixels.append(images[:count])
-            truth.append(targets[:count])
-            rows.append({name: each.numpy()[:count] for name, each in compute(images).items()})
+        size = net.pixel_shape[:2]
+        with session.exact_float32():
+            for images, targets, count in evaluation_batches(
+                chosen, run.recipe.data, size, batch_size
+            ):
+                pixels.append(images[:count])
+                truth.append(targets[:count])
+                rows.append({name: each.numpy()[:count] for name, each in compute(images).items()})
         self._images, self._targets = np.concatenate(pixels), np.concatenate(truth)
         self._outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         self._net = net

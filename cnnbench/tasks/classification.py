@@ -24,8 +24,8 @@ from cnnbench.tasks.task import Outputs, Row, Score, Task
 
 # With more classes, the per-class tables are in eval.json only.
 MAX_CLASSES_SHOWN = 20
-# Lower bound on probabilities, which limits the negative log-likelihood of an image to 69 nats.
-LEAST_PROBABILITY = 1e-30
+# The least normal float32. The logarithm of a smaller probability in a file is unknown.
+LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 # Images on which the probabilities of a file are compared with those of its logits.
 PROBABILITY_EXAMPLES = 32
 
@@ -141,14 +141,12 @@ class Classification(Task):
     def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
         """Returns "loss", "nll", "top1", "top5" and "probabilities" of each image."""
         logits = outputs["logits"]
-        by_class = probabilities(logits, loss.name)
-        of_label = tf.gather(by_class, targets, batch_dims=1)
         return {
             "loss": self.losses(loss, logits, targets),
-            "nll": -tf.math.log(tf.maximum(of_label, LEAST_PROBABILITY)),
+            "nll": -tf.gather(log_likelihoods(logits, loss.name), targets, batch_dims=1),
             "top1": in_top_k(logits, targets, 1),
             "top5": in_top_k(logits, targets, min(5, logits.shape[-1])),
-            "probabilities": by_class,
+            "probabilities": probabilities(logits, loss.name),
         }
 
     def measures_of_file(
@@ -188,8 +186,12 @@ class Classification(Task):
         targets: np.ndarray,
         loss: str,
     ) -> dict[str, Any]:
-        """Compares logits and predicted classes, and checks that the probabilities match."""
-        row = agreement.compare_logits(reference["logits"], outputs["logits"], targets)
+        """Compares logits, predicted classes and calibration, and checks the probabilities."""
+        ours, theirs = reference["logits"], outputs["logits"]
+        row = agreement.compare_logits(ours, theirs, targets)
+        row |= agreement.compare_calibration(
+            _calibration(ours, targets, loss), _calibration(theirs, targets, loss), targets
+        )
         if "probabilities" in outputs:
             first = slice(PROBABILITY_EXAMPLES)
             expected = probabilities(outputs["logits"][first], loss).numpy()
@@ -277,6 +279,27 @@ class Classification(Task):
 def probabilities(logits: Any, loss: str) -> Any:
     """Returns the (batch, classes) probabilities of logits, given the loss of the training."""
     return getattr(tf.nn, LOSSES.get(loss).facts["probabilities"])(logits)
+
+
+def log_likelihoods(logits: Any, loss: str) -> Any:
+    """Returns (batch, classes) logarithms of probabilities that sum to 1 over the classes.
+
+    Sigmoids, which do not sum to 1, are divided by their sum: the likelihood of a label is that of
+    a distribution over all classes.
+
+    Args:
+        logits: (batch, classes) float32.
+        loss: name of the training loss.
+    """
+    if LOSSES.get(loss).facts["probabilities"] == "sigmoid":
+        logits = tf.math.log_sigmoid(logits)
+    return tf.nn.log_softmax(logits)
+
+
+def _calibration(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[Any, Any]:
+    """Returns the negative log-likelihood of each label, and the probabilities, as arrays."""
+    by_class = log_likelihoods(logits, loss).numpy()
+    return -by_class[range(len(labels)), labels], probabilities(logits, loss).numpy()
 
 
 def _is_mixed(targets: Any) -> bool:

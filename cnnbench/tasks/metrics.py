@@ -9,6 +9,8 @@ import numpy as np
 
 from cnnbench.backend.lazy import tf
 
+CONFIDENCE_BINS = 15
+
 
 def in_top_k(logits: Any, labels: Any, k: int) -> Any:
     """Returns whether the label is among the k highest logits.
@@ -46,21 +48,25 @@ def first_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray
     return (order == labels[:, None]).any(axis=1) & np.isfinite(logits).all(axis=1)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+def calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: np.ndarray | None = None
+) -> float:
     """Returns the expected calibration error of the top class (Guo et al. 2017, equation 3).
 
     Args:
         probabilities: (examples, classes).
         labels: (examples,).
-        bins: number of confidence intervals of equal width.
+        bins: (examples,) confidences in [0, 1] that decide which of CONFIDENCE_BINS intervals of
+            equal width an example is in; None: its own.
 
     Returns:
         The error in [0, 1].
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, right - confidence, bins)
+    deciding = confidence if bins is None else bins
+    bin_of = np.minimum((deciding * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    gaps = np.bincount(bin_of, right - confidence, CONFIDENCE_BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
 

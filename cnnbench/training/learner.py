@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -187,10 +188,14 @@ class Learner:
             data_dir=str(data_dir.absolute()) if data_dir else None,
         )
 
-    def batches(self, step: int) -> Iterator[Any]:
-        """Returns an iterator over the batches, starting with that of `step`."""
+    @contextmanager
+    def batches(self, step: int) -> Iterator[Iterator[Any]]:
+        """Opens an iterator over the batches, starting with that of `step`."""
         dataset = self.stream.dataset(step)
-        return iter(self.strategy.experimental_distribute_dataset(dataset))
+        try:
+            yield iter(self.strategy.experimental_distribute_dataset(dataset))
+        finally:
+            self.stream.close()
 
     def run_steps(
         self, iterator: Iterator[Any], step: int, rates: np.ndarray, count: int

@@ -153,25 +153,25 @@ class Loop:
         """Trains from the current step to the end."""
         learner, progress = self._learner, self._training.progress
         due = writer_module.schedule(self._recipe.train.checkpoint_every, progress.step)
-        iterator = learner.batches(progress.step)
         per_epoch, last = learner.stream.steps_per_epoch, learner.total_steps
         early = self._recipe.train.early_stopping
-        while progress.step < last and not progress.is_stopped(early):
-            epoch_end = min((progress.step // per_epoch + 1) * per_epoch, last)
-            self._run_steps(iterator, epoch_end)
-            if progress.step == epoch_end:
-                self._end_epoch()
-                self._save()
-            elif self._interrupted() or due(progress.step):
-                self._save()
-            self._writer.check()
-            if self._interrupted() and progress.step < last:
-                self._writer.wait()
-                raise InterruptedRun(
-                    f"interrupted and saved at step {progress.step} of {last}",
-                    where=str(self._run.path),
-                    allowed=f"continue with --resume --run-dir {self._run.path}",
-                )
+        with learner.batches(progress.step) as iterator:
+            while progress.step < last and not progress.is_stopped(early):
+                epoch_end = min((progress.step // per_epoch + 1) * per_epoch, last)
+                self._run_steps(iterator, epoch_end)
+                if progress.step == epoch_end:
+                    self._end_epoch()
+                    self._save()
+                elif self._interrupted() or due(progress.step):
+                    self._save()
+                self._writer.check()
+                if self._interrupted() and progress.step < last:
+                    self._writer.wait()
+                    raise InterruptedRun(
+                        f"interrupted and saved at step {progress.step} of {last}",
+                        where=str(self._run.path),
+                        allowed=f"continue with --resume --run-dir {self._run.path}",
+                    )
 
     def _roll_back(self, error: DivergedError) -> None:
         """Restores the last checkpoint, from which training continues at a lower learning rate.

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import saturates
 
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.data.open import Access
@@ -40,8 +39,6 @@ FORMATS = known_formats()
 CASES = [(form, precision) for form, about in FORMATS.items() for precision in about.precisions]
 # Of the largest logit, how much may be lost; int8 has 256 steps, and several layers.
 LOST = {"float32": 1e-5, "float16": 2e-3, "dynamic": 0.02, "int8": 0.05, "int16x8": 0.02}
-# The same of ONNX int8 on a processor where it saturates.
-SATURATED = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +74,7 @@ def write(folder, net, form, precision="float32", images=None, **options):
 @pytest.mark.parametrize(("form", "precision"), CASES)
 def test_an_artifact_answers_as_the_network(form, precision, net, images, written):
     reference = net(images)["logits"].numpy()
-    lost = SATURATED if (form, precision) == ("onnx", "int8") and saturates() else LOST[precision]
-    bound = lost * np.abs(reference).max()
+    bound = LOST[precision] * np.abs(reference).max()
     for inside, given in ((True, images), (False, net.preprocess(images).numpy())):
         found, path = format_of(written(form, precision, inside))
         assert found == form

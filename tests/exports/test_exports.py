@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import saturates
 from rich.console import Console
 
 from cnnbench import evaluate, export, open_run, predict, train
@@ -122,9 +121,7 @@ def test_every_other_precision_is_verified(run):
     assert {(row["format"], row["precision"]) for row in rows} == set(OTHERS)
     for row in rows:
         assert row["passed"] and row["reference_top1"] - row["top1"] <= 0.01
-        saturated = row["format"] == "onnx" and saturates()
-        bound = 0.25 * row["max_abs_logit"] if saturated else 1
-        assert 0 < row["max_abs_logit_diff"] < bound and row["deterministic"] is True
+        assert 0 < row["max_abs_logit_diff"] < 1 and row["deterministic"] is True
     int8 = json.loads((run.path / "exports/tflite-int8/metadata.json").read_text())
     assert int8["input"] | {"dtype": "uint8", "scale": 1.0, "zero_point": 0} == int8["input"]
     console = Console(width=120, file=io.StringIO())

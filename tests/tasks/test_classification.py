@@ -58,6 +58,32 @@ def test_a_loss_is_per_example_and_falls_along_its_gradient(name):
     assert np.all(served["logits"].numpy() == LOGITS.numpy())
 
 
+def measured(logits, labels, loss):
+    task, spec = task_named("classification"), LOSSES.spec(loss)
+    outputs = {"logits": tf.constant(logits, tf.float32)}
+    return task.measures(spec, outputs, tf.constant(labels))
+
+
+def test_the_likelihood_of_a_label_has_no_floor():
+    nll = measured([[0.0, 200.0], [1e4, 0.0]], [0, 0], "cross_entropy")["nll"].numpy()
+    assert nll == pytest.approx([200, 0])
+    nll = measured([[-300.0, 200.0, -500.0], [-300.0, -250.0, -500.0]], [0, 0], "focal")["nll"]
+    assert nll.numpy() == pytest.approx([300, 50])
+
+
+def test_sigmoids_are_a_distribution_in_the_likelihood_and_as_served_in_the_calibration(random):
+    logits = random.normal(size=(50, 4)) * 3
+    labels = random.integers(0, 4, 50)
+    found = measured(logits, labels, "binary_cross_entropy")
+    sigmoids = 1 / (1 + np.exp(-logits))
+    shares = sigmoids / sigmoids.sum(axis=1, keepdims=True)
+    assert found["nll"].numpy() == pytest.approx(-np.log(shares[range(50), labels]), rel=1e-4)
+    assert found["probabilities"].numpy() == pytest.approx(sigmoids, rel=1e-4)
+    # A network that calls every class certain is right about the label, and tells nothing of it.
+    sure = measured(np.full((1, 4), 30.0), [2], "binary_cross_entropy")
+    assert sure["nll"].numpy() == pytest.approx([np.log(4)])
+
+
 def test_top_k_counts_ties_against_the_network():
     logits = tf.constant([[0.1, 0.9, 0.5], [1.0, 1.0, 1.0], [np.nan, 1.0, 2.0]])
     labels = tf.constant([2, 0, 0])

@@ -264,7 +264,7 @@ def random_resized_crop(
 
     `scale` is a range of fractions of the image's area. Szegedy et al. 2015, "Going Deeper with
     Convolutions", section 6, as in torchvision: ten tries, then the largest central box of an
-    allowed aspect ratio.
+    allowed aspect ratio. No pixel outside the box has an influence.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -278,4 +278,4 @@ def random_resized_crop(
         w = min(width, max(1, round(height * ratio[1])))
         h = min(height, max(1, round(width / ratio[0])))
         left, top = (width - w) // 2, (height - h) // 2
-    return geometry.resize(image, *size, box=(left, top, left + w, top + h))
+    return geometry.resize(image[top : top + h, left : left + w], *size)

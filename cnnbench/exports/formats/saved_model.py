@@ -50,12 +50,10 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
     height, width, channels = net.pixel_shape
 
     def scaled(images: Any) -> Any:
-        size = tf.shape(images)[1:3]
-        scale = net.short_side / tf.reduce_min(size)
-        target = tf.cast(tf.round(tf.cast(size, tf.float64) * scale), tf.int32)
-        target = tf.maximum(target, (height, width))
+        shape = tf.shape(images, tf.int64)[1:3]
+        target, corner = crop_geometry(shape, net.short_side, (height, width))
         pixels = tf.image.resize(tf.cast(images, tf.float32), target, antialias=True)
-        top, left = tf.unstack((target - (height, width)) // 2)
+        top, left = tf.unstack(corner)
         return pixels[:, top : top + height, left : left + width]
 
     def serve(images: Any) -> dict[str, Any]:
@@ -71,6 +69,18 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
         lambda images: serve(images * 255),
         [tf.TensorSpec(any_size, tf.float32, name="images")],
     )
+
+
+def crop_geometry(shape: Any, short: int, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Returns what data.images.crop_geometry does, as two (2,) int32 tensors.
+
+    Args:
+        shape: (2,) int64, height and width of the images.
+        short: length that the short side is scaled to, in pixels.
+        size: height and width of the crop.
+    """
+    target = tf.cast(short * shape // tf.reduce_min(shape), tf.int32)
+    return target, tf.cast(tf.round((target - size) / 2), tf.int32)  # half to even
 
 
 def write_function(
