@@ -118,6 +118,9 @@ class Dataset:
             None if the data set is not available.
         mean: published mean per channel, of values in [0, 1], or None.
         std: published standard deviation, likewise.
+        counts: of a folder, entries by what became of them; see
+            `cnnbench.data.sources.folder_walk`.
+        notes: what the user should know of how the data set is read, a line each.
     """
 
     name: str
@@ -127,6 +130,8 @@ class Dataset:
     identity: str | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     def split(self, name: str) -> Examples:

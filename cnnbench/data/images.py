@@ -13,9 +13,9 @@ from cnnbench.errors import DataError
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
-)
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
+OTHER_SUFFIXES = (".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = frozenset([*JPEG_SUFFIXES, *OTHER_SUFFIXES, ".ppm", ".pgm", ".pbm", ".pnm"])
 
 
 class BadImageError(DataError):

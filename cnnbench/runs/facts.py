@@ -24,6 +24,8 @@ class DataFacts(BaseModel):
     train_examples: int = 0
     validation_examples: int = 0
     skipped_images: list[str] = []
+    counts: dict[str, int] = {}  # of a folder, entries by what became of them
+    notes: list[str] = []  # how the data set is read
     data_dir: str | None = None
     color: str
     mean: list[float]
@@ -41,6 +43,8 @@ class DataFacts(BaseModel):
             color=prepare.color,
             mean=list(prepare.mean),
             std=list(prepare.std),
+            counts=dict(data.counts),
+            notes=list(data.notes),
             **facts,
         )
 
