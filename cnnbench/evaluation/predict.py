@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnbench.backend import session
 from cnnbench.data import images
-from cnnbench.data.preprocess import fit
+from cnnbench.data.preprocess import fit, reading
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
 
@@ -43,7 +43,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     """
     about = run.data()
     size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels
-    pixels = [fit(images.read(Path(path), stored), run.recipe.data, size) for path in paths]
+    options = reading(run.recipe.data, stored, size)
+    pixels = [fit(images.read(Path(path), **options), run.recipe.data, size) for path in paths]
     net = network.restore(run)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(pixels), BATCH):

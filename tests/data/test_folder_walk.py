@@ -261,7 +261,7 @@ def test_permission_denied_is_said_of_the_entry_that_is_so(user, place, mode):
         with pytest.raises(DataError, match="Permission denied") as told:
             opened(user)
         is_file = place.endswith("jpg")
-        assert ("the image" if is_file else "cannot read the") in str(told.value)
+        assert ("the image" if is_file else "the folder") in str(told.value)
         assert Path(told.value.where).is_relative_to(user / place)
     finally:
         (user / place).chmod(0o700)

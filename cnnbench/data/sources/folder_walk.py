@@ -39,7 +39,7 @@ HELPER_FOLDERS = frozenset(
 )
 # First bytes of formats that are recognized whatever the file is called. Those of TIFF are missing:
 # raw photographs begin with them too.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 # Suffixes of images that are not read.
 FOREIGN = (
     ".heic .heif .avif .jp2 .j2k .jpx .jxl .psd .xcf .svg .eps .ai .tga .ico .icns .exr .hdr .pfm "
@@ -198,7 +198,7 @@ class Walk:
         except OSError as error:
             self._cannot_read(path, error)
             return None
-        is_image = head.startswith(MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        is_image = _is_image(head)
         if suffix not in SUFFIXES and (suffix or not is_image):
             other = "other_formats" if suffix in FOREIGN.split() else "other_files"
             self.count("other_suffix" if is_image else other, path)
@@ -227,6 +227,13 @@ def _content(path: Path) -> tuple[str, bytes]:
         head = opened.read(COMPARED_BYTES)
         opened.seek(max(COMPARED_BYTES, size - COMPARED_BYTES))
         return f"{size}:{zlib.crc32(opened.read(COMPARED_BYTES), zlib.crc32(head)):08x}", head
+
+
+def _is_image(head: bytes) -> bool:
+    """Returns whether a file's first bytes are those of a JPEG, PNG, GIF, WebP or BMP."""
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    is_bmp = head[:2] == b"BM" and head[6:10] == bytes(4)
+    return head.startswith(MAGIC) or is_webp or is_bmp
 
 
 def _may_be_wide(head: bytes) -> bool:

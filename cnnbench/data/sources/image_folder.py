@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnbench.data import survey
 from cnnbench.data.examples import Dataset, FileSource
 from cnnbench.data.open import Access
+from cnnbench.data.pixels import ValueRange
+from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.folder_walk import Image, Walk, composed
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -46,11 +49,12 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     for split, by_class in found.items():
         _check(folders[split], by_class, classes)
     channels = 1 if data.color == "grey" else 3
+    options = reading(data, channels)
 
     def load(split: str) -> FileSource:
         pairs = [(f.path, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
         paths, labels = zip(*pairs, strict=True)
-        return FileSource(paths, np.array(labels, np.int32), channels)
+        return FileSource(paths, np.array(labels, np.int32), options)
 
     listing = [
         f"{composed(image.path.relative_to(root))}:{image.content}"
@@ -67,7 +71,11 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         mean=IMAGENET_MEAN if channels == 3 else None,
         std=IMAGENET_STD if channels == 3 else None,
         counts=dict(walk.counts),
-        notes=(_account(walk, folders, found), *_oddities(folders, found)),
+        notes=[
+            _account(walk, folders, found),
+            *_oddities(folders, found),
+            *_survey(found, options["value_range"]),
+        ],
     )
 
 
@@ -143,6 +151,13 @@ def _account(walk: Walk, folders: Folders, found: Found) -> str:
         for split, folder in folders.items()
     ]
     return f"images: {', '.join(used)}; {walk.summary()}"
+
+
+def _survey(found: Found, value_range: ValueRange | None) -> list[str]:
+    """Looks at the pixels of some images, and returns a note on them if there is one."""
+    every = [image for by_class in found.values() for each in by_class.values() for image in each]
+    wide = [index for index, image in enumerate(every) if image.may_be_wide]
+    return survey.look(lambda index: every[index].path, len(every), wide, value_range).note()
 
 
 def _oddities(folders: Folders, found: Found) -> list[str]:
