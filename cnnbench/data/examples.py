@@ -124,6 +124,7 @@ class Dataset:
         std: published standard deviation, likewise.
         counts: of a folder, entries by what became of them; see
             `cnnbench.data.sources.folder_walk`.
+        pixels: of the images looked at, how many are of a kind; see `cnnbench.data.survey`.
         notes: what the user should know of how the data set is read, a line each.
     """
 
@@ -135,6 +136,7 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    pixels: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 

@@ -58,7 +58,7 @@ def decode(
             if not kept.is_plain and not kept.high_byte:
                 large.must_fit(image, name)
                 with large.gate(image):
-                    return _wide(image, stream, kept, channels, name, value_range)
+                    return _wide(image, stream, kept, channels, name, value_range, short)
             if kept.high_byte and value_range not in (None, (0, 65535)):
                 what = "16-bit TIFF in color, of which only the upper 8 bits can be read"
                 raise BadImageError(what, where=name, allowed="convert it to PNG")
@@ -128,10 +128,15 @@ def _wide(
     channels: int,
     name: str,
     value_range: ValueRange | None,
+    short: int | None,
 ) -> np.ndarray:
     """Decodes an image whose values are not unsigned with 8 bits."""
-    array = values(image, stream, kept)
     transparent = image.info.get("transparency")
+    if large.is_large(image) and transparent is None and not _is_color_png(image):
+        levels = large.decode_wide(image, kept, name, value_range, short)
+        orientation = image.getexif().get(large.ORIENTATION, 1)
+        return pixels.on_white(large.turned(Image.fromarray(levels), orientation), channels)
+    array = values(image, stream, kept)
     colors = array.shape[2] - (array.shape[2] in (2, 4))
     levels = pixels.to_uint8(array[..., :colors], kept, name, value_range)
     if transparent is not None:
@@ -140,8 +145,12 @@ def _wide(
         alpha = array[..., colors:]
         levels = np.dstack([levels, (alpha // 257).astype(np.uint8)])
     picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
-    picture = large.turned(picture, image)
+    picture = large.turned(picture, image.getexif().get(large.ORIENTATION, 1))
     return pixels.on_white(picture, channels)
+
+
+def _is_color_png(image: Image.Image) -> bool:
+    return image.format == "PNG" and image.mode != "I;16"
 
 
 def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndarray:
@@ -155,7 +164,7 @@ def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndar
     Returns:
         (height, width, channels).
     """
-    if image.format == "PNG" and image.mode != "I;16":
+    if _is_color_png(image):
         stream.seek(0)
         return pixels.wide_png(stream.read())
     image.load()

@@ -19,11 +19,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from cnnbench.data.pixels import BadImageError, on_white
+from cnnbench.data.pixels import (
+    BadImageError,
+    Stored,
+    ValueRange,
+    extremes,
+    on_white,
+    scaled,
+    span_of,
+    values,
+)
 
 LARGE_PIXELS = 2**24
 # Most pixels of an image that is decoded whole, and of one that is reduced meanwhile.
-MAX_PIXELS, MAX_REDUCED_PIXELS = 128_000_000, 1_000_000_000
+MAX_PIXELS, MAX_REDUCED_PIXELS = 128_000_000, 500_000_000
 MARGIN = 4
 # Bytes read or decompressed at a time, and pixels of a band of rows.
 PIECE, BAND_PIXELS = 2**16, 2**21
@@ -80,9 +89,9 @@ def gate(image: Image.Image) -> AbstractContextManager[object]:
     return _one_at_a_time if is_large(image) else nullcontext()
 
 
-def turned(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """Turns a picture upright, as the EXIF data of the image that it is made of says."""
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+def turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """Turns a picture upright that has an EXIF orientation."""
+    turn = TURNS.get(orientation)
     return picture if turn is None else picture.transpose(turn)
 
 
@@ -112,39 +121,62 @@ def decode(
         image.draft(None, (image.width // factor, image.height // factor))
         factor = _factor(image, short)
     if is_sequential and not is_large(image):
-        return np.asarray(_joined([image], factor, channels, image))
-    if not in_bands:
-        must_fit(image, name)
-    with gate(image):
-        rows = factor * max(1, BAND_PIXELS // (factor * image.width))
+        bands: Iterable[Image.Image] = [image]
+    else:
+        if not in_bands:
+            must_fit(image, name)
+        rows = _rows(image, factor)
         bands = _png_bands(stream, rows) if in_bands else _bands(image, rows)
-        return np.asarray(_joined(bands, factor, channels, image))
+    with gate(image):
+        arrays = (on_white(band, channels) for band in bands)
+        whole = np.concatenate([_reduced(array, factor) for array in arrays])
+    orientation = _png_orientation(stream) if in_bands else image.getexif().get(ORIENTATION)
+    return _array(turned(_picture(whole), orientation or 1))
+
+
+def decode_wide(
+    image: Image.Image, kept: Stored, name: str, value_range: ValueRange | None, short: int | None
+) -> np.ndarray:
+    """Decodes a large image of one channel whose values are wide, signed or floats.
+
+    Args:
+        image: opened; not a PNG with transparency.
+        kept: how it is stored.
+        name: the image's name in error messages.
+        value_range: see `pixels.to_uint8`.
+        short: the short side that the image will be scaled to; None: it is not reduced.
+
+    Returns:
+        (height, width) uint8, turned as in the file.
+    """
+    factor = _factor(image, short)
+    rows = _rows(image, factor)
+    found = [extremes(values(band, kept), kept) for band in _bands(image, rows)]
+    span = span_of(found, kept, name, value_range)
+    levels = (scaled(values(band, kept), kept, span) for band in _bands(image, rows))
+    return np.concatenate([_reduced(array[..., None], factor) for array in levels])[..., 0]
+
+
+def _rows(image: Image.Image, factor: int) -> int:
+    return factor * max(1, BAND_PIXELS // (factor * image.width))
 
 
 def _factor(image: Image.Image, short: int | None) -> int:
     return max(1, min(image.size) // (MARGIN * short)) if short else 1
 
 
-def _joined(
-    bands: Iterable[Image.Image], factor: int, channels: int, image: Image.Image
-) -> np.ndarray:
-    """Converts and reduces bands of rows, joins them and turns the result upright."""
-    parts = []
-    for band in bands:
-        array = on_white(band, channels)
-        if factor > 1:
-            picture = Image.fromarray(array[..., 0] if channels == 1 else array)
-            array = np.asarray(picture.reduce(factor)).reshape(-1, *_width(array, factor))
-        parts.append(array)
-    whole = np.concatenate(parts)
-    if image.getexif().get(ORIENTATION, 1) == 1:
-        return whole
-    picture = Image.fromarray(whole[..., 0] if channels == 1 else whole)
-    return np.asarray(turned(picture, image)).reshape(*turned(picture, image).size[::-1], channels)
+def _reduced(array: np.ndarray, factor: int) -> np.ndarray:
+    """Averages squares of pixels, (height, width, channels) uint8."""
+    return array if factor == 1 else _array(_picture(array).reduce(factor))
 
 
-def _width(array: np.ndarray, factor: int) -> tuple[int, int]:
-    return -(-array.shape[1] // factor), array.shape[2]
+def _picture(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def _array(picture: Image.Image) -> np.ndarray:
+    array = np.asarray(picture)
+    return array if array.ndim == 3 else array[..., None]
 
 
 def _bands(image: Image.Image, rows: int) -> Iterator[Image.Image]:
@@ -158,6 +190,19 @@ def _is_simple_png(stream: BinaryIO) -> bool:
     stream.seek(len(SIGNATURE) + 8)
     header = stream.read(13)
     return header[8:9] == b"\x08" and header[12:13] == b"\0"
+
+
+def _png_orientation(stream: BinaryIO) -> int | None:
+    """Returns the EXIF orientation in a PNG, which Pillow would decode the image for."""
+    stream.seek(len(SIGNATURE))
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            exif = Image.Exif()
+            exif.load(b"Exif\0\0" + stream.read(length))
+            return exif.get(ORIENTATION)
+        stream.seek(length + 4, 1)
+    return None
 
 
 def _png_bands(stream: BinaryIO, rows: int) -> Iterator[Image.Image]:

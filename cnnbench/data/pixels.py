@@ -6,7 +6,7 @@ docs/data.md has the rules as a table.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,17 +149,34 @@ def to_uint8(
         BadImageError: no pixel has data.
         UsageError: the kind has no default, or the values are outside of it.
     """
-    found = extremes(array, kept)
-    if found is None:
+    return scaled(array, kept, span_of([extremes(array, kept)], kept, name, value_range))
+
+
+def span_of(
+    found: Sequence[ValueRange | None], kept: Stored, name: str, value_range: ValueRange | None
+) -> ValueRange:
+    """Returns the values of black and white, given the extremes of the parts of an image.
+
+    Raises:
+        BadImageError, UsageError: as `to_uint8`.
+    """
+    there = [each for each in found if each]
+    if not there:
         raise BadImageError("no pixel has a value: all are NaN, infinite or no data", where=name)
-    low, high = range_of(found, kept, name, value_range)
-    scaled = np.empty(array.shape, np.uint8)
-    for block, out in zip(_blocks(array), _blocks(scaled), strict=True):
+    most = min(low for low, _ in there), max(high for _, high in there)
+    return range_of(most, kept, name, value_range)
+
+
+def scaled(array: np.ndarray, kept: Stored, span: ValueRange) -> np.ndarray:
+    """Scales values to 8 bits, as `to_uint8`, given the values of black and white."""
+    low, high = span
+    result = np.empty(array.shape, np.uint8)
+    for block, out in zip(_blocks(array), _blocks(result), strict=True):
         there = has_data(block, kept)
         level = (np.where(there, block, low).astype(np.float64) - low) * (255 / (high - low))
         level = np.clip(level + 0.5, 0, 255)
         out[...] = np.where(there, 255 - np.floor(level) if kept.inverted else level, 0)
-    return scaled
+    return result
 
 
 def range_of(

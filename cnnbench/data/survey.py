@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +15,7 @@ from PIL import Image
 from cnnbench.backend.lazy import load as load_tensorflow
 from cnnbench.data import images, large, pixels
 from cnnbench.data.pixels import Stored, ValueRange
-from cnnbench.errors import UsageError
+from cnnbench.errors import DataError, UsageError
 
 # Images whose header is read, of all and of those that may have more than 8 bits; of the latter,
 # those that are decoded.
@@ -98,6 +98,29 @@ def look(
             f", probably [0, {top}]; [0, 65535] if they are dark",
         )
     return survey
+
+
+def must_be_known(path: Path, seen: Mapping[str, int], value_range: ValueRange | None) -> None:
+    """Raises if it cannot be known what is black and white in an image to predict.
+
+    Args:
+        path: the image.
+        seen: the kinds of pixels of the training data, as in `Survey.found`.
+        value_range: the recipe's.
+
+    Raises:
+        DataError: it has values of 16 bits that are probably fewer, or values without a default.
+    """
+    if "16-bit" in seen:
+        return
+    try:
+        look(lambda _: path, 1, (), value_range)
+    except UsageError as error:
+        raise DataError(
+            f"what is black and white is not known: {error.what.split(': ', 1)[1]}",
+            where=str(path),
+            allowed="convert it to 8 bits, as the training images",
+        ) from None
 
 
 def _spread(indices: range | list[int]) -> list[int]:

@@ -25,6 +25,7 @@ class DataFacts(BaseModel):
     validation_examples: int = 0
     skipped_images: list[str] = []
     counts: dict[str, int] = {}  # of a folder, entries by what became of them
+    pixels: dict[str, int] = {}  # of the images looked at, how many are of a kind
     notes: list[str] = []  # how the data set is read
     data_dir: str | None = None
     color: str
@@ -44,6 +45,7 @@ class DataFacts(BaseModel):
             mean=list(prepare.mean),
             std=list(prepare.std),
             counts=dict(data.counts),
+            pixels=dict(data.pixels),
             notes=list(data.notes),
             **facts,
         )

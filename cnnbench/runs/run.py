@@ -80,7 +80,7 @@ class Run:
         Raises:
             RunError: something differs.
         """
-        ignored = {"data_dir", "counts", "notes"}
+        ignored = {"data_dir", "counts", "pixels", "notes"}
         for key, before in self.data().model_dump(exclude=ignored).items():
             if before != getattr(now, key):
                 raise RunError(

@@ -12,7 +12,7 @@ from cnnbench.data import images, survey
 from cnnbench.data.images import BadImageError, decode
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.sources.records import RecordSource, look
-from cnnbench.errors import UsageError
+from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DATASETS
 
 RAMP = np.linspace(0, 1, 48).reshape(6, 8)
@@ -278,6 +278,18 @@ def test_a_single_wide_image_among_many_is_looked_at(tmp_path):
     source = open_dataset(spec, Access()).split("train").source
     (index,) = [i for i, path in enumerate(source.paths) if path.name == "77.tif"]
     assert np.abs(source.read(index)[0][..., 0] - EXPECTED).max() <= 1
+
+
+def test_an_image_to_predict_of_unknown_range_is_refused(tmp_path):
+    for name, data, what in (
+        ("a.png", saved(scaled(1000, np.uint16), "PNG"), "no value above 1000"),
+        ("a.tif", tiff(scaled(500, np.int16)), "signed 16-bit values from 0 to 500"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match=f"{name}: what is black and white is not .*{what}"):
+            survey.must_be_known(tmp_path / name, {}, None)
+        survey.must_be_known(tmp_path / name, {}, (0, 1000))
+    survey.must_be_known(tmp_path / "a.png", {"16-bit": 3}, None)
 
 
 # TFDS

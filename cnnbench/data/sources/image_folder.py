@@ -62,6 +62,7 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         for _, images in sorted(by_class.items())
         for image in images
     ]
+    looked = _survey(found, options["value_range"])
     return Dataset(
         name=root.name,
         classes=classes,
@@ -71,11 +72,8 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         mean=IMAGENET_MEAN if channels == 3 else None,
         std=IMAGENET_STD if channels == 3 else None,
         counts=dict(walk.counts),
-        notes=[
-            _account(walk, folders, found),
-            *_oddities(folders, found),
-            *_survey(found, options["value_range"]),
-        ],
+        pixels=dict(looked.found),
+        notes=[_account(walk, folders, found), *_oddities(folders, found), *looked.note()],
     )
 
 
@@ -153,11 +151,11 @@ def _account(walk: Walk, folders: Folders, found: Found) -> str:
     return f"images: {', '.join(used)}; {walk.summary()}"
 
 
-def _survey(found: Found, value_range: ValueRange | None) -> list[str]:
-    """Looks at the pixels of some images, and returns a note on them if there is one."""
+def _survey(found: Found, value_range: ValueRange | None) -> survey.Survey:
+    """Looks at the pixels of some images."""
     every = [image for by_class in found.values() for each in by_class.values() for image in each]
     wide = [index for index, image in enumerate(every) if image.may_be_wide]
-    return survey.look(lambda index: every[index].path, len(every), wide, value_range).note()
+    return survey.look(lambda index: every[index].path, len(every), wide, value_range)
 
 
 def _oddities(folders: Folders, found: Found) -> list[str]:

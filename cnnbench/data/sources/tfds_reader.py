@@ -67,6 +67,7 @@ def dataset(
     classes = tuple(features[label_key].names)
     counts = {split: _count(builder, split) for split in (train_split, test_split)}
     notes: list[str] = []
+    pixels: dict[str, int] = {}
 
     def load(split: str) -> Source:
         places = _places(builder, split)  # raises if a file is truncated or too long
@@ -74,6 +75,7 @@ def dataset(
         options = reading(data, channels)
         source = RecordSource(*places, image_key, label_key, len(classes), options, is_float)
         found = look(source)
+        pixels.update(found.found)
         notes.extend(note for note in found.note() if note not in notes)
         if None in (height, width) or counts[split] * height * width * channels > IN_MEMORY_BYTES:
             return source
@@ -92,6 +94,7 @@ def dataset(
         shape=(height, width, channels),
         sources={"train": lambda: load(train_split), "test": lambda: load(test_split)},
         identity=f"{builder.info.full_name} {counts} {_file_sizes(builder)}",
+        pixels=pixels,
         notes=notes,
         **statistics,
     )
