@@ -181,9 +181,10 @@ def _unknown(stream: BinaryIO) -> str:
     try:
         if head[:4] not in (b"II*\0", b"MM\0*"):
             raise ValueError
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-        stream.seek(tags.next)
-        tags.load(stream)
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about odd metadata
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+            stream.seek(tags.next)
+            tags.load(stream)
         bits = "/".join(str(each) for each in dict.fromkeys(tags.get(pixels.BITS, (1,))))
     except Exception:  # whatever a damaged TIFF raises
         return f"cannot decode the image: it is none of {', '.join(FORMATS)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -84,7 +85,10 @@ def look(
         # Whoever reads a damaged image later says so.
         try:
             data = open_image(index)
-            with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
+            with (
+                warnings.catch_warnings(action="ignore"),  # Pillow warns about odd metadata
+                io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream,
+            ):
                 _look_at(stream, str(data) if isinstance(data, Path) else "an image", survey)
         except UsageError:
             raise

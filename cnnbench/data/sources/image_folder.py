@@ -44,7 +44,7 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     found = {split: _classes(walk, folder) for split, folder in folders.items()}
     classes = tuple(sorted(found["train"]))
     if len(classes) < 2:
-        what = f"{len(classes)} classes"
+        what = f"{len(classes)} classes: {_names(classes)}"
         raise DataError(what, where=str(folders["train"]), allowed="must be at least 2")
     for split, by_class in found.items():
         _check(folders[split], by_class, classes)
