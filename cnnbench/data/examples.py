@@ -64,18 +64,22 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files, decoded when they are read."""
+    """Image files, decoded when they are read.
+
+    Attributes:
+        reading: the channels and options of `images.read`.
+    """
 
     paths: Sequence[Path]
     targets: np.ndarray
-    channels: int
+    reading: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> tuple[np.ndarray, Any]:
         """Reads and decodes one file."""
-        return images.read(self.paths[index], self.channels), self.targets[index]
+        return images.read(self.paths[index], **self.reading), self.targets[index]
 
     def name(self, index: int) -> str:
         """Returns the file's path."""
@@ -118,6 +122,10 @@ class Dataset:
             None if the data set is not available.
         mean: published mean per channel, of values in [0, 1], or None.
         std: published standard deviation, likewise.
+        counts: of a folder, entries by what became of them; see
+            `cnnbench.data.sources.folder_walk`.
+        pixels: of the images looked at, how many are of a kind; see `cnnbench.data.survey`.
+        notes: what the user should know of how the data set is read, a line each.
     """
 
     name: str
@@ -127,6 +135,9 @@ class Dataset:
     identity: str | None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    pixels: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     def split(self, name: str) -> Examples:

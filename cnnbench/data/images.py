@@ -5,89 +5,213 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from cnnbench.errors import DataError
+from cnnbench.data import large, pixels
+from cnnbench.data.pixels import BadImageError, ValueRange
+from cnnbench.errors import DataError, UsageError
 
-MAX_PIXELS = 100_000_000
+__all__ = ["FORMATS", "SUFFIXES", "BadImageError", "centre_crop", "decode", "read", "resize"]
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"]
-)
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
+OTHER_SUFFIXES = (".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = frozenset([*JPEG_SUFFIXES, *OTHER_SUFFIXES, ".ppm", ".pgm", ".pbm", ".pnm"])
+# A centre crop with fewer pixels than this share of the scaled image is cut before scaling.
+CUT_FIRST = 1 / 16
 
 
-class BadImageError(DataError):
-    """An image that cannot be decoded; the message names its file or record."""
-
-
-def decode(data: bytes, channels: int, name: str) -> np.ndarray:
+def decode(
+    data: bytes | BinaryIO,
+    channels: int,
+    name: str,
+    value_range: ValueRange | None = None,
+    short: int | None = None,
+) -> np.ndarray:
     """Decodes an image in any common format and applies its EXIF orientation.
 
     Args:
-        data: the file's bytes; of an animation, only the first frame is used.
+        data: the file's bytes, or the opened file; of an animation, only the first frame is used.
         channels: 1 for grayscale, 3 for RGB; transparent pixels become white.
         name: the image's name in error messages.
+        value_range: see `pixels.to_uint8`.
+        short: the short side that the image will be scaled to, in pixels. Larger images are then
+            reduced while they are decoded; see `large`.
 
     Returns:
         (height, width, channels) uint8.
 
     Raises:
-        BadImageError: not an image, truncated, or larger than MAX_PIXELS pixels.
+        BadImageError: not an image, truncated, or too large.
+        UsageError: `value_range` must be set for such an image.
+        DataError: the file cannot be read.
     """
-    if not data:
-        raise BadImageError("the image file is empty", where=name)
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width}x{image.height} pixels"
-                raise BadImageError(size, where=name, allowed=f"at most {MAX_PIXELS:,}")
-            return _array(ImageOps.exif_transpose(image), channels)
+            image = large.opened(stream, FORMATS)
+            kept = pixels.stored(image)
+            if not kept.is_plain and not kept.high_byte:
+                large.must_fit(image, name)
+                with large.gate(image):
+                    return _wide(image, stream, kept, channels, name, value_range, short)
+            if kept.high_byte and value_range not in (None, (0, 65535)):
+                what = "16-bit TIFF in color, of which only the upper 8 bits can be read"
+                raise BadImageError(what, where=name, allowed="convert it to PNG")
+            if large.is_large(image):
+                return large.decode(image, stream, channels, name, short)
+            return pixels.on_white(ImageOps.exif_transpose(image), channels)
+    except (BadImageError, UsageError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError(_unknown(stream), where=name) from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"cannot read the image: {error.strerror}", where=name) from None
+        raise BadImageError(f"cannot decode the image: {error}", where=name) from None
+
+
+def decode_floats(
+    data: bytes,
+    channels: int,
+    name: str,
+    value_range: ValueRange | None = None,
+    short: int | None = None,
+) -> np.ndarray:
+    """Decodes an image of floats that TFDS has stored as a PNG, four bytes of RGBA for each.
+
+    Args:
+        data: the PNG.
+        channels: 1 or 3.
+        name: the image's name in error messages.
+        value_range: see `pixels.to_uint8`.
+        short: has no effect.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        BadImageError: it is damaged or too large, or no pixel has a value.
+        UsageError: `value_range` must be set for such an image.
+    """
+    try:
+        image = large.opened(io.BytesIO(data), ("PNG",))
+        large.must_fit(image, name)
+        floats = np.asarray(image).view("<f4")[..., 0]
     except BadImageError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImageError(f"cannot decode the image: {error}", where=name) from None
+    levels = pixels.to_uint8(floats, pixels.Stored("float"), name, value_range)
+    return pixels.on_white(Image.fromarray(levels), channels)
 
 
-def read(path: Path, channels: int) -> np.ndarray:
+def read(
+    path: Path, channels: int, value_range: ValueRange | None = None, short: int | None = None
+) -> np.ndarray:
     """Reads an image file and decodes it with `decode`."""
     try:
-        return decode(path.read_bytes(), channels, str(path))
+        with path.open("rb") as opened:
+            return decode(opened, channels, str(path), value_range, short)
     except OSError as error:
         raise DataError(f"cannot read the image: {error.strerror}", where=str(path)) from None
 
 
-def _array(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel
-        values = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode.startswith("I") else max(values.max(), 1.0)
-        image = Image.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return array[..., None] if channels == 1 else array
+def _wide(
+    image: Image.Image,
+    stream: BinaryIO,
+    kept: pixels.Stored,
+    channels: int,
+    name: str,
+    value_range: ValueRange | None,
+    short: int | None,
+) -> np.ndarray:
+    """Decodes an image whose values are not unsigned with 8 bits."""
+    transparent = image.info.get("transparency")
+    if large.is_large(image) and transparent is None and not _is_color_png(image):
+        levels = large.decode_wide(image, kept, name, value_range, short)
+        orientation = image.getexif().get(large.ORIENTATION, 1)
+        return pixels.on_white(large.turned(Image.fromarray(levels), orientation), channels)
+    array = values(image, stream, kept)
+    colors = array.shape[2] - (array.shape[2] in (2, 4))
+    levels = pixels.to_uint8(array[..., :colors], kept, name, value_range)
+    if transparent is not None:
+        levels[(array[..., :colors] == np.array(transparent)).all(axis=2)] = 255
+    if colors < array.shape[2]:
+        alpha = array[..., colors:]
+        levels = np.dstack([levels, (alpha // 257).astype(np.uint8)])
+    picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
+    picture = large.turned(picture, image.getexif().get(large.ORIENTATION, 1))
+    return pixels.on_white(picture, channels)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _is_color_png(image: Image.Image) -> bool:
+    return image.format == "PNG" and image.mode != "I;16"
+
+
+def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndarray:
+    """Decodes an image without conversion.
+
+    Args:
+        image: opened, with more than 8 bits per value, or signed or float values.
+        stream: the file that it was opened from.
+        kept: how it is stored.
+
+    Returns:
+        (height, width, channels).
+    """
+    if _is_color_png(image):
+        stream.seek(0)
+        return pixels.wide_png(stream.read())
+    image.load()
+    array = pixels.values(image, kept)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _unknown(stream: BinaryIO) -> str:
+    """Returns why a file is no image that can be read."""
+    stream.seek(0)
+    head = stream.read(8)
+    if not head:
+        return "the image file is empty"
+    try:
+        if head[:4] not in (b"II*\0", b"MM\0*"):
+            raise ValueError
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns about odd metadata
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+            stream.seek(tags.next)
+            tags.load(stream)
+        bits = "/".join(str(each) for each in dict.fromkeys(tags.get(pixels.BITS, (1,))))
+    except Exception:  # whatever a damaged TIFF raises
+        return f"cannot decode the image: it is none of {', '.join(FORMATS)}"
+    channels = tags.get(pixels.SAMPLES, 1)
+    number = {1: "unsigned", 2: "signed", 3: "float"}
+    kind = number.get(tags.get(pixels.SAMPLE_FORMAT, (1,))[0], "unknown")
+    return f"cannot decode the image: TIFF of {channels} channels of {bits} bits, {kind}"
+
+
+def resize(
+    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
     """Resizes an image, bilinearly with antialiasing, as Pillow and torchvision do.
 
     Args:
         image: (height, width, channels) uint8.
         height: of the result, in pixels.
         width: of the result, in pixels.
+        box: (left, top, right, bottom) of the region to resize, in pixels; None: the whole image.
 
     Returns:
         (height, width, channels) uint8.
     """
-    if image.shape[:2] == (height, width):
+    if image.shape[:2] == (height, width) and box is None:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
     return resized.reshape(height, width, image.shape[-1])
 
 
@@ -100,6 +224,8 @@ def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndar
         size: of the result, in pixels.
     """
     (height, width), (top, left) = crop_geometry(image.shape[:2], short, size)
+    if size[0] * size[1] < CUT_FIRST * height * width:
+        return _resized_part(image, (height, width), (top, left), size)
     image = resize(image, height, width)
     return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
 
@@ -119,3 +245,25 @@ def crop_geometry(
     """
     height, width = (short * side // min(shape) for side in shape)
     return (height, width), (round((height - size[0]) / 2), round((width - size[1]) / 2))
+
+
+def _resized_part(
+    image: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Returns the part of the scaled image at `corner`, without scaling the rest.
+
+    Args:
+        image: (height, width, channels) uint8.
+        scaled: height and width of the whole scaled image.
+        corner: top and left of the part in it.
+        size: height and width of the part.
+    """
+    cut, start, end = [], [], []
+    for length, whole, first, count in zip(image.shape, scaled, corner, size, strict=False):
+        scale = length / whole  # the filter reaches so many pixels, at least 1, beyond the part
+        low = max(0, int(first * scale - scale) - 1)
+        high = min(length, int((first + count) * scale + scale) + 2)
+        cut.append(slice(low, high))
+        start.append(first * scale - low)
+        end.append(min((first + count) * scale, length) - low)
+    return resize(image[cut[0], cut[1]], *size, box=(start[1], start[0], end[1], end[0]))

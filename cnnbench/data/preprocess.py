@@ -123,6 +123,23 @@ def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
     return geometry.centre_crop(image, short, size)
 
 
+def reading(data: DataSpec, channels: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Returns the keyword arguments of `images.read` and `images.decode`.
+
+    Args:
+        data: a recipe's `data`.
+        channels: of the images, 1 or 3.
+        size: height and width of the network's input in pixels; None: as `data` says.
+    """
+    if size is None and data.image_size:
+        size = data.image_size, data.image_size
+    return {
+        "channels": channels,
+        "value_range": data.value_range and (data.value_range[0], data.value_range[1]),
+        "short": short_side(data, size) if size else None,
+    }
+
+
 def short_side(data: DataSpec, size: tuple[int, int]) -> int:
     """Returns the length of an image's short side, in pixels, before the center crop."""
     return max(data.resize_short or 0, *size)

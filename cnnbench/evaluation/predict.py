@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cnnbench.backend import session
-from cnnbench.data import images
-from cnnbench.data.preprocess import fit
+from cnnbench.data import images, survey
+from cnnbench.data.preprocess import fit, reading
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
 
@@ -31,7 +31,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
         "top": a list of {"class", "probability"} in descending order of probability.
 
     Raises:
-        DataError: a file is missing or is not an image.
+        DataError: a file is missing or is not an image, or the run has seen none whose values
+            have that range.
         RunError: the run has no weights.
 
     Example:
@@ -43,7 +44,10 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     """
     about = run.data()
     size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels
-    pixels = [fit(images.read(Path(path), stored), run.recipe.data, size) for path in paths]
+    options = reading(run.recipe.data, stored, size)
+    for path in paths:
+        survey.must_be_known(Path(path), about.pixels, options["value_range"])
+    pixels = [fit(images.read(Path(path), **options), run.recipe.data, size) for path in paths]
     net = network.restore(run)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(pixels), BATCH):

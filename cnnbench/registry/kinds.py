@@ -14,6 +14,7 @@ from cnnbench.registry.limits import (
     NonNegativeInt,
     Positive,
     PositiveInt,
+    Range,
     Side,
 )
 from cnnbench.registry.registry import Registry, Spec
@@ -61,6 +62,11 @@ class DataSpec(Spec):
     )
     limit: PositiveInt | None = Field(None, description="maximum examples to use of each split")
     on_bad_image: Literal["fail", "skip"] = "fail"
+    value_range: Range | None = Field(
+        None,
+        description="values of black and white in images that are signed, float or have more than "
+        "8 bits; null: 0 to 1 for floats, the range of 12 or 16 bits",
+    )
 
 
 class ScheduleSpec(Spec):

@@ -13,6 +13,12 @@ def _ordered(limits: list[float]) -> list[float]:
     return limits
 
 
+def _apart(limits: list[float]) -> list[float]:
+    if limits[0] >= limits[1]:
+        raise ValueError("the first value must be below the second")
+    return limits
+
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -32,3 +38,4 @@ Alpha = Annotated[float, Field(gt=0, le=100)]
 _two = (Field(min_length=2, max_length=2), AfterValidator(_ordered))
 Shares = Annotated[list[Share], *_two]
 Ratios = Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], *_two]
+Range = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_apart)]

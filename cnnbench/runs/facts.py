@@ -24,6 +24,9 @@ class DataFacts(BaseModel):
     train_examples: int = 0
     validation_examples: int = 0
     skipped_images: list[str] = []
+    counts: dict[str, int] = {}  # of a folder, entries by what became of them
+    pixels: dict[str, int] = {}  # of the images looked at, how many are of a kind
+    notes: list[str] = []  # how the data set is read
     data_dir: str | None = None
     color: str
     mean: list[float]
@@ -41,6 +44,9 @@ class DataFacts(BaseModel):
             color=prepare.color,
             mean=list(prepare.mean),
             std=list(prepare.std),
+            counts=dict(data.counts),
+            pixels=dict(data.pixels),
+            notes=list(data.notes),
             **facts,
         )
 

@@ -76,12 +76,13 @@ class Run:
     def must_match_data(self, now: DataFacts) -> None:
         """Raises if the data differs from the data that the run started with.
 
-        Where the data is stored does not matter.
+        Where the data is stored does not matter, nor what lies beside the images.
 
         Raises:
             RunError: something differs.
         """
-        for key, before in self.data().model_dump(exclude={"data_dir"}).items():
+        ignored = {"data_dir", "counts", "pixels", "notes"}
+        for key, before in self.data().model_dump(exclude=ignored).items():
             if before != getattr(now, key):
                 raise RunError(
                     f"the data set changed: {key} was {before}, is {getattr(now, key)}",

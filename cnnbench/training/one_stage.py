@@ -71,7 +71,8 @@ def train(
             architecture=learner.architecture,
             others=others,
         )
-        return fit(learner, run, callbacks or Callbacks())
+        notes = learner.data.notes if start is None else ()  # told once, not in each stage
+        return fit(learner, run, callbacks or Callbacks(), notes=notes)
 
 
 @session.isolated()

@@ -16,6 +16,7 @@ from conftest import here
 from PIL import Image
 
 from cnnbench.data import images as geometry
+from cnnbench.data import large
 from cnnbench.data.examples import ArraySource, Examples
 from cnnbench.data.images import BadImageError, decode
 from cnnbench.data.open import Access, open_dataset
@@ -90,7 +91,7 @@ def test_what_is_no_image_is_named(data):
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch):
-    monkeypatch.setattr(geometry, "MAX_PIXELS", 100)
+    monkeypatch.setattr(large, "MAX_PIXELS", 100)
     with pytest.raises(BadImageError, match="at most 100"):
         decode(jpeg(), 3, "x")
 

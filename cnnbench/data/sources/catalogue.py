@@ -22,8 +22,8 @@ def _catalogue(builder: str, test_split: str, data: DataSpec, access: Access) ->
         builder,
         "train",
         test_split,
-        access.data_dir,
-        access.download,
+        data,
+        access,
         mean=facts["mean"],
         std=facts["std"],
     )
@@ -81,4 +81,4 @@ def tfds(
     test_split: str = "test",
 ) -> Dataset:
     """Any image classification data set from the TFDS catalog, by its builder name."""
-    return tfds_reader.dataset(builder, train_split, test_split, access.data_dir, access.download)
+    return tfds_reader.dataset(builder, train_split, test_split, data, access)

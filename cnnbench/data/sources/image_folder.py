@@ -3,69 +3,66 @@
 from __future__ import annotations
 
 import os
-import zlib
+import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from cnnbench.data import survey
 from cnnbench.data.examples import Dataset, FileSource
-from cnnbench.data.images import SUFFIXES
 from cnnbench.data.open import Access
+from cnnbench.data.pixels import ValueRange
+from cnnbench.data.preprocess import reading
+from cnnbench.data.sources.folder_walk import Image, Walk, composed
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
 
-# Bytes read at each end of an image file; see `_content`.
-COMPARED_BYTES = 4096
+# Names of the folders of each split; of several, the first is used. Case does not matter.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+LAYOUT = "must contain train/ and test/ or val/, each with one folder per class"
+SHOWN = 8
+# By split: its folder; its images by class.
+Folders = Mapping[str, Path]
+Found = Mapping[str, Mapping[str, Sequence[Image]]]
 
 
 @DATASETS.register("image_folder", own_validation=True)
 def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
     root = Path(path).expanduser()
-    folders = {
-        "train": _first(root, "train"),
-        "validation": _first(root, "val", "validation"),
-        "test": _first(root, "test", "val", "validation"),
-    }
-    if folders["validation"] == folders["test"]:
-        del folders["validation"]
-    for split, folder in folders.items():
-        if folder is None and split != "validation":
-            raise MissingDataError(
-                f"no folder of {split} images",
-                where=str(root),
-                allowed="must contain train/ and test/ or val/, each with one folder per class",
-            )
-    found = {split: _scan(folder) for split, folder in folders.items() if folder}
+    if not os.path.lexists(root):
+        raise MissingDataError("no such folder", where=str(root), allowed=LAYOUT)
+    walk = Walk(root, skip_unreadable=data.on_bad_image == "skip")
+    folders = _splits(walk)
+    found = {split: _classes(walk, folder) for split, folder in folders.items()}
     classes = tuple(sorted(found["train"]))
     if len(classes) < 2:
-        raise DataError(
-            f"{len(classes)} classes", where=str(folders["train"]), allowed="must be at least 2"
-        )
+        what = f"{len(classes)} classes: {_names(classes)}"
+        raise DataError(what, where=str(folders["train"]), allowed="must be at least 2")
     for split, by_class in found.items():
-        if unknown := sorted(set(by_class) - set(classes)):
-            raise DataError(
-                f"classes missing from train/: {', '.join(unknown)}", where=str(folders[split])
-            )
-        if empty := sorted(name for name, files in by_class.items() if not files):
-            raise DataError(
-                f"classes without images: {', '.join(empty)}", where=str(folders[split])
-            )
+        _check(folders[split], by_class, classes)
     channels = 1 if data.color == "grey" else 3
+    options = reading(data, channels)
 
     def load(split: str) -> FileSource:
-        pairs = [(f, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
+        pairs = [(f.path, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
         paths, labels = zip(*pairs, strict=True)
-        return FileSource(paths, np.array(labels, np.int32), channels)
+        return FileSource(paths, np.array(labels, np.int32), options)
 
     listing = [
-        f"{file.relative_to(root)}:{_content(file)}"
+        f"{composed(image.path.relative_to(root))}:{image.content}"
         for by_class in found.values()
-        for _, files in sorted(by_class.items())
-        for file in files
+        for _, images in sorted(by_class.items())
+        for image in images
     ]
+    looked = _survey(found, options["value_range"])
     return Dataset(
         name=root.name,
         classes=classes,
@@ -74,49 +71,119 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         identity="\n".join(listing),
         mean=IMAGENET_MEAN if channels == 3 else None,
         std=IMAGENET_STD if channels == 3 else None,
+        counts=dict(walk.counts),
+        pixels=dict(looked.found),
+        notes=[_account(walk, folders, found), *_oddities(folders, found), *looked.note()],
     )
 
 
-def _first(root: Path, *names: str) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _scan(folder: Path) -> dict[str, list[Path]]:
-    """Returns the image files of each class folder, sorted; hidden files are ignored."""
-    return {
-        entry.name: sorted(
-            file
-            for file in Path(entry.path).rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(entry.path).parts)
-            and file.is_file()
-        )
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".") and _is_below(folder, entry.path)
+def _splits(walk: Walk) -> dict[str, Path]:
+    """Returns the folder of each split; counts the others."""
+    there = walk.folders(walk.root)
+    by_name: dict[str, Path] = {}
+    for name in sorted(there, key=lambda name: (name != name.casefold(), name)):
+        by_name.setdefault(name.casefold(), there[name])
+    found = {
+        split: next(by_name[name] for name in names if name in by_name)
+        for split, names in SPLIT_FOLDERS.items()
+        if not by_name.keys().isdisjoint(names)
     }
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    for folder in sorted(set(there.values()) - set(found.values())):
+        walk.count("other_folders", folder)
+    for split in ("train", "test"):
+        if split not in found:
+            others = f", not {_names(there, '/')}" if there else ""
+            raise MissingDataError(
+                f"no folder of {split} images", where=str(walk.root), allowed=f"{LAYOUT}{others}"
+            )
+    # In this order, because the data set's identity lists the files so.
+    return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
 
-def _content(file: Path) -> str:
-    """Returns a file's size, and the CRC-32 of its first and last COMPARED_BYTES.
+def _classes(walk: Walk, folder: Path) -> dict[str, list[Image]]:
+    """Returns the images of each class folder; names are in Unicode's form NFC."""
+    loose = walk.counts["outside_classes"]
+    found: dict[str, list[Image]] = {}
+    folders = walk.folders(folder)
+    if not folders:
+        loose = walk.counts["outside_classes"] - loose
+        flat = f"{loose} images, but no class folders" if loose else "no class folders"
+        raise DataError(flat, where=str(folder), allowed="must have one folder per class")
+    for name, path in folders.items():
+        _must_be_below(folder, path)
+        if (key := unicodedata.normalize("NFC", name)) in found:
+            raise DataError(
+                f"two folders of class {key}, whose names differ in their Unicode form (NFC, NFD)",
+                where=str(folder),
+                allowed="move the images of one into the other",
+            )
+        found[key] = walk.images(path)
+    return found
 
-    Any change to a file of at most twice that size is detected. Larger files are not read whole,
-    to save time: a change of their size, header or end is detected, which covers a re-encoded or
-    replaced picture; a change in the middle of an uncompressed file, or a flipped bit there, is
-    not.
-    """
-    try:
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            checksum = zlib.crc32(opened.read(COMPARED_BYTES))
-            opened.seek(max(COMPARED_BYTES, size - COMPARED_BYTES))
-            return f"{size}:{zlib.crc32(opened.read(), checksum):08x}"
-    except OSError as error:
-        raise DataError(f"cannot read the image: {error.strerror}", where=str(file)) from None
+
+def _check(folder: Path, by_class: Mapping[str, Sequence[Image]], classes: Sequence[str]) -> None:
+    """Raises if the classes of a split are not those of training, or one has no images."""
+    if unknown := sorted(set(by_class) - set(classes)):
+        alike = {_folded(name): name for name in classes}
+        said = [
+            f"{name} (train/ has {alike[_folded(name)]})" if _folded(name) in alike else name
+            for name in unknown
+        ]
+        raise DataError(f"classes missing from train/: {_names(said)}", where=str(folder))
+    if empty := sorted(name for name, files in by_class.items() if not files):
+        there = Walk(folder, skip_unreadable=True)
+        there.images(folder / empty[0])
+        raise DataError(
+            f"classes without images: {_names(empty)}",
+            where=str(folder),
+            allowed=f"of {empty[0]}/ {there.summary()}",
+        )
 
 
-def _is_below(folder: Path, name: str) -> bool:
-    """Returns True; raises if a class is a link to a parent folder, which would repeat images."""
-    above = folder.resolve()
-    if Path(name).resolve() in (above, *above.parents):
-        raise DataError("the class folder is a link to one of its parents", where=name)
-    return True
+def _account(walk: Walk, folders: Folders, found: Found) -> str:
+    """Returns a line that says which files are used and which are left out."""
+    used = [
+        f"{sum(map(len, found[split].values())):,} of {folder.name}/ for {split}"
+        for split, folder in folders.items()
+    ]
+    return f"images: {', '.join(used)}; {walk.summary()}"
+
+
+def _survey(found: Found, value_range: ValueRange | None) -> survey.Survey:
+    """Looks at the pixels of some images."""
+    every = [image for by_class in found.values() for each in by_class.values() for image in each]
+    wide = [index for index, image in enumerate(every) if image.may_be_wide]
+    return survey.look(lambda index: every[index].path, len(every), wide, value_range)
+
+
+def _oddities(folders: Folders, found: Found) -> list[str]:
+    """Returns notes on classes that look like one, or that a split does not have."""
+    classes = sorted(found["train"])
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_folded(name), []).append(name)
+    several = [names for names in alike.values() if len(names) > 1]
+    notes = [f"classes that differ only in case or spaces: {_names(each)}" for each in several]
+    for split, by_class in found.items():
+        if missing := [name for name in classes if name not in by_class]:
+            notes.append(f"{folders[split]} has no images of {_names(missing)}")
+    return notes
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _names(names: Sequence[str] | Mapping[str, object], end: str = "") -> str:
+    """Lists some names."""
+    shown = [f"{name}{end}" for name in list(names)[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _must_be_below(folder: Path, entry: Path) -> None:
+    """Raises if a class is a link to a parent folder, which would repeat images."""
+    above = Path(os.path.realpath(folder))
+    if Path(os.path.realpath(entry)) in (above, *above.parents):
+        raise DataError("the class folder is a link to one of its parents", where=str(entry))

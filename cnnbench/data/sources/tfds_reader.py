@@ -10,83 +10,37 @@ import struct
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from cnnbench.backend import private
 from cnnbench.backend.lazy import load as load_tensorflow
 from cnnbench.backend.lazy import tf
-from cnnbench.data import images
 from cnnbench.data.examples import ArraySource, Dataset, Source
+from cnnbench.data.open import Access
+from cnnbench.data.preprocess import reading
+from cnnbench.data.sources.records import HEADER_BYTES, RecordSource, in_memory, look
 from cnnbench.errors import DataError, MissingDataError, RunError
+from cnnbench.registry.kinds import DataSpec
 from cnnbench.system import locks
 from cnnbench.system.files import cache_folder, new_file
 
 # Splits of equally sized images up to this size are kept in memory.
 IN_MEMORY_BYTES = 2 * 1024**3
 CONNECT_SECONDS = 4.0
-# Before the data of a record: its length and a checksum.
-HEADER_BYTES = 12
 CATALOGUE = "see https://www.tensorflow.org/datasets/catalog"
 # Contacted to check for a network if a data set lists no download URL.
 CATALOGUE_HOST = "https://storage.googleapis.com"
-
-
-@dataclass(frozen=True)
-class RecordSource:
-    """Examples in TFRecord files, read by offset.
-
-    Attributes:
-        places: (examples, 3) int64: index into `files`, offset of the record's data, its length,
-            both in bytes.
-    """
-
-    files: tuple[str, ...]
-    places: np.ndarray
-    image_key: str
-    label_key: str
-    channels: int
-    classes: int
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def read(self, index: int) -> tuple[np.ndarray, Any]:
-        """Reads one record and decodes its image."""
-        file, offset, _ = (int(place) for place in self.places[index])
-        try:
-            # TensorFlow's reader verifies checksums.
-            record, _ = private.record_reader(self.files[file]).read(offset - HEADER_BYTES)
-        except (OSError, IndexError, tf.errors.OpError) as error:
-            raise DataError(f"cannot read the record: {error}", where=self.name(index)) from None
-        try:
-            features = tf.train.Example.FromString(record).features.feature
-            data = features[self.image_key].bytes_list.value[0]
-            label = features[self.label_key].int64_list.value[0]
-        except Exception as error:  # the error type depends on protobuf's backend
-            raise DataError(f"the record is damaged: {error}", where=self.name(index)) from None
-        if not 0 <= label < self.classes:
-            raise DataError(
-                f"label {label}", where=self.name(index), allowed=f"0 to {self.classes - 1}"
-            )
-        return images.decode(data, self.channels, self.name(index)), np.int32(label)
-
-    def name(self, index: int) -> str:
-        """Returns the record's file and offset."""
-        file, offset, _ = self.places[index]
-        return f"{self.files[file]} at byte {offset}"
 
 
 def dataset(
     builder_name: str,
     train_split: str,
     test_split: str,
-    data_dir: Path | None,
-    download: bool,
+    data: DataSpec,
+    access: Access,
     **statistics: Any,
 ) -> Dataset:
     """Opens a TFDS classification data set, and prepares it first if necessary.
@@ -95,58 +49,85 @@ def dataset(
         builder_name: in TFDS notation, e.g. `cifar10` or `cifar10:3.0.2`.
         train_split: a split of the data set or a slice of one, e.g. `train[:80%]`.
         test_split: likewise.
-        data_dir: folder of prepared data sets; None: TFDS_DATA_DIR, or else TFDS's default.
-        download: whether missing files may be downloaded.
+        data: the recipe's `data`.
+        access: where data sets are stored; without a folder, in TFDS_DATA_DIR or TFDS's default.
         **statistics: the published mean and std of the data set, if any.
 
     Raises:
         DataError: the data set does not exist, is not for image classification, cannot be
-            prepared, or lacks a split.
+            prepared, lacks a split or is stored in another format than TFRecord.
     """
-    builder = _prepared(builder_name, data_dir, download)
+    builder = _prepared(builder_name, access.data_dir, access.download)
+    _must_be_records(builder)
     image_key, label_key = _keys(builder)
     features = builder.info.features
-    height, width, channels = features[image_key].shape
+    height, width, stored = features[image_key].shape
+    channels = 1 if stored in (1, 2) else 3
+    is_float = np.dtype(features[image_key].np_dtype) == np.float32
     classes = tuple(features[label_key].names)
-    for split in (train_split, test_split):
-        try:
-            known = bool(builder.info.splits[split].num_examples)
-        except Exception:  # TFDS raises ValueError, KeyError, AssertionError, …
-            known = False
-        if not known:
-            raise DataError(
-                f"data set {builder.name!r} has no split {split!r}, or it is empty",
-                where=str(builder.data_path),
-                allowed=f"one of {', '.join(sorted(builder.info.splits))}, or a slice of one, "
-                "e.g. train[:80%]",
-            )
-    counts = {name: builder.info.splits[name].num_examples for name in (train_split, test_split)}
+    counts = {split: _count(builder, split) for split in (train_split, test_split)}
+    notes: list[str] = []
+    pixels: dict[str, int] = {}
 
     def load(split: str) -> Source:
-        found = _places(builder, split)  # raises if a file is truncated or too long
-        one_size = None not in (height, width)
-        if one_size and counts[split] * height * width * channels <= IN_MEMORY_BYTES:
-            try:
-                return _arrays(builder, split, image_key, label_key, counts[split])
-            except DataError:
-                source = records(*found)
-                for index in range(len(source)):
-                    source.read(index)  # raises at the damaged record, with its name
-                raise
-        return records(*found)
-
-    def records(files: tuple[str, ...], places: np.ndarray) -> RecordSource:
+        places = _places(builder, split)  # raises if a file is truncated or too long
         load_tensorflow()  # now, because the reading threads would import it concurrently
-        return RecordSource(files, places, image_key, label_key, channels or 3, len(classes))
+        options = reading(data, channels)
+        source = RecordSource(*places, image_key, label_key, len(classes), options, is_float)
+        found = look(source)
+        pixels.update(found.found)
+        notes.extend(note for note in found.note() if note not in notes)
+        if None in (height, width) or counts[split] * height * width * channels > IN_MEMORY_BYTES:
+            return source
+        if found.found or is_float or stored not in (1, 3):
+            return in_memory(source)
+        try:
+            return _arrays(builder, split, image_key, label_key, counts[split])
+        except DataError:
+            for index in range(len(source)):
+                source.read(index)  # raises at the damaged record, with its name
+            raise
 
     return Dataset(
         name=builder.info.full_name,
         classes=classes,
-        shape=(height, width, channels or 3),
+        shape=(height, width, channels),
         sources={"train": lambda: load(train_split), "test": lambda: load(test_split)},
         identity=f"{builder.info.full_name} {counts} {_file_sizes(builder)}",
+        pixels=pixels,
+        notes=notes,
         **statistics,
     )
+
+
+def _must_be_records(builder: Any) -> None:
+    form = getattr(builder.info.file_format, "value", "tfrecord")
+    if form != "tfrecord":
+        raise DataError(
+            f"data set {builder.name!r} is stored as {form}",
+            where=str(builder.data_path),
+            allowed="only tfrecord is read: prepare it with tfds build --file_format=tfrecord",
+        )
+
+
+def _count(builder: Any, split: str) -> int:
+    """Returns the number of examples of a split.
+
+    Raises:
+        DataError: the data set has no such split, or it is empty.
+    """
+    try:
+        count = int(builder.info.splits[split].num_examples)
+    except Exception:  # TFDS raises ValueError, KeyError, AssertionError, …
+        count = 0
+    if not count:
+        raise DataError(
+            f"data set {builder.name!r} has no split {split!r}, or it is empty",
+            where=str(builder.data_path),
+            allowed=f"one of {', '.join(sorted(builder.info.splits))}, or a slice of one, "
+            "e.g. train[:80%]",
+        )
+    return count
 
 
 def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
