@@ -27,9 +27,10 @@ SMALLEST = sorted(
         for family in {MODELS.get(n).facts["family"] for n in MODELS.names()}
     }
 )
-# Of hundreds of layers: they take minutes to be built so often, and have tests of their own.
-DEEP = ("nasnet_cifar", "resnet164v2")
-QUICK = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in SMALLEST]
+# Of hundreds of layers or millions of weights: they take minutes to be built so often, and have
+# tests of their own.
+LONG = ("alexnet", "efficientnet_v2_b0", "nasnet_cifar", "resnet164v2", "vgg11")
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SMALLEST]
 EVERY = [
     pytest.param(name, marks=pytest.mark.slow)
     if MODELS.get(name).facts["params"] > LARGE and name not in SMALLEST

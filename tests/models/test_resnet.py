@@ -29,7 +29,13 @@ def randomise(model, rng):
             variable.assign(rng.normal(0, 0.2, variable.shape))
 
 
-@pytest.mark.parametrize("name", [*resnet.BASIC, *resnet.BOTTLENECK, *resnet.CIFAR])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if int(name[6:]) > 60 else name
+        for name in (*resnet.BASIC, *resnet.BOTTLENECK, *resnet.CIFAR)
+    ],
+)
 def test_depth_is_the_number_in_the_name(name):
     layers = build(name).layers
     weighted = [x for x in layers if isinstance(x, keras.layers.Conv2D | keras.layers.Dense)]
