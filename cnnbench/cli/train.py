@@ -80,6 +80,7 @@ def train(
             checked, note = cut_down(checked, access)
             say(note)
         _download_weights(checked)
+        _tell_of_weights(checked)
         from cnnbench.bench.autotune import choose
         from cnnbench.training.stages import train as train_run
 
@@ -114,9 +115,17 @@ def import_weights(
 
     checked = load_recipe(find_recipe(recipe), tuple(overrides))
     _download_weights(checked)
+    _tell_of_weights(checked)
     from cnnbench.training.import_weights import import_weights as import_run
 
     click.echo(import_run(checked, access=access_to(data_dir), run_dir=run_dir).path)
+
+
+def _tell_of_weights(recipe: Recipe) -> None:
+    from cnnbench.recipe.weights import notes
+
+    for note in notes(recipe):
+        say(note)
 
 
 def _download_weights(recipe: Recipe) -> None:

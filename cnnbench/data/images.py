@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from cnnbench.errors import DataError
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -74,15 +77,21 @@ def _array(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def resize(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+    image: np.ndarray,
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
+    *,
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Resizes an image, bilinearly with antialiasing, as Pillow and torchvision do.
+    """Resizes an image with antialiasing, as Pillow and torchvision do.
 
     Args:
         image: (height, width, channels) uint8.
         height: of the result, in pixels.
         width: of the result, in pixels.
         box: (left, top, right, bottom) of the region to resize, in pixels; None: the whole image.
+        interpolation: the filter, "bilinear" or "bicubic".
 
     Returns:
         (height, width, channels) uint8.
@@ -90,14 +99,17 @@ def resize(
     if image.shape[:2] == (height, width) and box is None:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
+    resample = Image.Resampling[interpolation.upper()]
+    resized = np.asarray(picture.resize((width, height), resample, box))
     return resized.reshape(height, width, image.shape[-1])
 
 
-def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndarray:
+def centre_crop(
+    image: np.ndarray, short: int, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """Scales the short side to `short` pixels and crops the central `size`, (height, width)."""
     scale = short / min(image.shape[:2])
     height, width = (max(w, round(h * scale)) for h, w in zip(image.shape[:2], size, strict=True))
-    image = resize(image, height, width)
+    image = resize(image, height, width, interpolation=interpolation)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])

@@ -47,7 +47,8 @@ def published(tmp_path):
                 array = array.T
                 array = array[:, :, None, None] if "head_dense" in weight.path else array
             state[names.torch_name("mobilenet_v3_small", weight.path)] = np.ascontiguousarray(array)
-        save_file(state, tmp_path / "published.safetensors")
+        metadata = {"weights_source": "timm:tf_mobilenetv3_small_100"}
+        save_file(state, tmp_path / "published.safetensors", metadata)
         return model, f"model.weights={tmp_path}/published.safetensors"
 
     return write

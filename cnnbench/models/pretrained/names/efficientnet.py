@@ -9,16 +9,21 @@ import re
 from collections.abc import Mapping
 
 from cnnbench.models.efficientnet import scaled
-from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import PYTORCH, TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import KERAS_TORCH, LITE_PYTORCH, TIMM_HALF
 
 KERAS_MODELS = {f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}
-# Not torchvision's: it pads on all sides, while these pad as TensorFlow does.
-TORCH_MODELS = {
-    name: f"timm:tf_{name}"
-    for name in (
-        *(f"efficientnet_b{i}" for i in range(8)),
-        *(f"efficientnet_lite{i}" for i in range(5)),
-    )
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TORCH)
+LITE_MODELS = tuple(f"efficientnet_lite{i}" for i in range(5))
+TORCH_MODELS = {name: f"timm:tf_{name}" for name in (*KERAS_MODELS, *LITE_MODELS)}
+TORCH_VARIANTS = {f"timm:{name}": (name, PYTORCH) for name in TORCH_MODELS}
+TORCH_ALIASES = {
+    **{f"efficientnet_pytorch:{name}": TORCH_MODELS[name] for name in KERAS_MODELS},
+    **{f"efficientnet_lite_pytorch:{name}": TORCH_MODELS[name] for name in LITE_MODELS},
+}
+PREPROCESSING = {
+    **{f"timm:tf_{name}": TIMM_HALF for name in LITE_MODELS},
+    **{f"efficientnet_lite_pytorch:{name}": LITE_PYTORCH for name in LITE_MODELS},
 }
 
 KERAS = {
@@ -120,4 +125,8 @@ def efficientnet_pytorch_name(model_name: str, path: str) -> str:
     return f"_blocks.{index}.{name}"
 
 
-TORCH_NAMINGS = (torch_name, efficientnet_pytorch_name)
+TORCH_NAMINGS = {
+    "timm": torch_name,
+    "efficientnet_pytorch": efficientnet_pytorch_name,
+    "efficientnet_lite_pytorch": efficientnet_pytorch_name,
+}

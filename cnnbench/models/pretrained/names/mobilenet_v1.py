@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.mobilenet_v1 import STAGES
+from cnnbench.models.pretrained.preprocessing import KERAS_TF
 
 KERAS_MODELS = {"mobilenet_v1": "MobileNet"}
-# timm's networks of this name differ: padding on all sides, and an epsilon of 1e-5.
+KERAS_PREPROCESSING = {"mobilenet_v1": KERAS_TF}
 TORCH_MODELS: dict[str, str] = {}
 
 _KERAS = {"stem_conv": "conv1", "stem_norm": "conv1_bn", "logits": "conv_preds"}

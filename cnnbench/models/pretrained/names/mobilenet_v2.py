@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.mobilenet_v2 import STAGES
+from cnnbench.models.pretrained.preprocessing import KERAS_TF
 
 KERAS_MODELS = {"mobilenet_v2": "MobileNetV2"}
-# torchvision's and timm's networks differ: padding on all sides, and an epsilon of 1e-5.
+KERAS_PREPROCESSING = {"mobilenet_v2": KERAS_TF}
 TORCH_MODELS: dict[str, str] = {}
 
 _KERAS = {

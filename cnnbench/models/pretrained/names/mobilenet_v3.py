@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.mobilenet_v3 import stages
-from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.names._torch import PYTORCH, TORCH_WEIGHTS
 from cnnbench.models.pretrained.names.efficientnet import TIMM, TIMM_FIRST
+from cnnbench.models.pretrained.preprocessing import KERAS_TF, TIMM_HALF
 
 KERAS_MODELS = {
     "mobilenet_v3_large": "MobileNetV3Large",
     "mobilenet_v3_small": "MobileNetV3Small",
 }
-# Not torchvision's: it pads on all sides, while these pad as TensorFlow does.
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TF)
 TORCH_MODELS = {
     "mobilenet_v3_large": "timm:tf_mobilenetv3_large_100",
     "mobilenet_v3_small": "timm:tf_mobilenetv3_small_100",
 }
+TORCH_VARIANTS = {
+    "timm:mobilenetv3_large_100": ("mobilenet_v3_large", PYTORCH),
+    "timm:mobilenetv3_small_100": ("mobilenet_v3_small", PYTORCH),
+}
+PREPROCESSING = dict.fromkeys(TORCH_MODELS.values(), TIMM_HALF)
 
 _KERAS = {
     "stem_conv": "conv",
