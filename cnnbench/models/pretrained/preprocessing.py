@@ -40,11 +40,12 @@ KERAS_CAFFE = Preprocessing(
 KERAS_128 = Preprocessing((128 / 255,) * 3, (128 / 255,) * 3)
 # The evaluation of torchvision's first weights (IMAGENET1K_V1).
 TORCHVISION = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop=0.875, interpolation="bilinear")
+# Its EfficientNets have crops of their own.
+TORCHVISION_BICUBIC = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, interpolation="bicubic")
+TORCHVISION_WHOLE = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop=1.0, interpolation="bilinear")
 # timm's default; crop and interpolation differ between the weights of a network.
 TIMM = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
 # Google's networks in timm.
 TIMM_HALF = Preprocessing(HALF, HALF)
-# efficientnet_lite_pytorch: (x - 127) / 128.
-LITE_PYTORCH = Preprocessing(
-    (127 / 255,) * 3, (128 / 255,) * 3, crop=0.875, interpolation="bicubic"
-)
+# efficientnet_lite_pytorch: (x - 127) / 128; it publishes no crop.
+LITE_PYTORCH = Preprocessing((127 / 255,) * 3, (128 / 255,) * 3)

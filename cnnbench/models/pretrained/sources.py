@@ -330,8 +330,7 @@ def _claim_of_config(path: Path) -> Claim | None:
         raise UsageError(f"cannot read the file: {error}", where=str(path)) from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         return None
-    args = config.get("model_args") or {}
-    if own := sorted(set(args) - HARMLESS):
+    if own := sorted(map(str, set(config.get("model_args") or {}) - HARMLESS)):
         raise UsageError(
             f"the network was built with model_args {', '.join(own)}",
             where=str(path),
