@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cnnbench.models.pretrained.preprocessing import Preprocessing
@@ -37,7 +37,13 @@ def notes(recipe: Recipe) -> list[str]:
         return []
     if origin.source is None or origin.preprocessing is None:
         return ["weights: of no published network, so their preprocessing is not known"]
-    return [f"weights: {origin.source.name}, by {origin.evidence}", *_differences(recipe, origin)]
+    prepared = origin.preprocessing
+    usual = "; the file does not say so: usual for this network" if origin.is_usual else ""
+    first = (
+        f"weights: {origin.source.name}, by {origin.evidence}; for {prepared.color}, "
+        f"mean {_rounded(prepared.mean)}, std {_rounded(prepared.std)}{usual}"
+    )
+    return [first, *_differences(recipe, origin)]
 
 
 def _differences(recipe: Recipe, origin: Origin) -> Iterator[str]:
@@ -67,6 +73,10 @@ def _wanted(recipe: Recipe, prepared: Preprocessing) -> dict[str, Any]:
     if prepared.interpolation:
         wanted["interpolation"] = prepared.interpolation
     return wanted
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 6) for value in values]
 
 
 def _equal(found: Any, wanted: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from cnnbench.errors import UsageError
 from cnnbench.models.pretrained import presets
 from cnnbench.models.pretrained.preprocessing import TIMM, TORCHVISION, Preprocessing
-from cnnbench.registry.kinds import MODELS, ModelSpec
+from cnnbench.registry.kinds import MODELS, WEIGHT_FILES, ModelSpec
 from cnnbench.registry.registry import did_you_mean
 
 # Options that change what a network computes, but no name or shape of its weights.
@@ -74,11 +74,14 @@ class Origin:
         source: None if no published network has the options of the recipe's.
         evidence: what says so.
         preprocessing: None if `source` is.
+        is_usual: whether the file does not say its preprocessing, which is that of most weights of
+            its network.
     """
 
     source: Source | None = None
     evidence: str = ""
     preprocessing: Preprocessing | None = None
+    is_usual: bool = False
 
 
 def names_of(name: str) -> ModuleType:
@@ -127,7 +130,10 @@ def _of_family(names: ModuleType) -> Iterator[Source]:
 
 
 def origin_of(spec: ModelSpec) -> Origin | None:
-    """Returns of which network the weights of a recipe's `model` are; None if it names none.
+    """Returns of which network the weights of a recipe's `model` are.
+
+    Returns:
+        None if it names no weights, or if neither it nor a file says of which network they are.
 
     Raises:
         UsageError: see `identify`.
@@ -138,6 +144,10 @@ def origin_of(spec: ModelSpec) -> Origin | None:
         claims = [Claim(f"preset {spec.weights}", preset.source, preset.preprocessing)]
         return identify(spec, Path(preset.address), claims)
     path = Path(spec.weights).expanduser()
+    if path.suffix not in WEIGHT_FILES:
+        return None
+    if path.suffix == ".safetensors" and not path.is_file() and spec.weights_source is None:
+        return None
     return identify(spec, path, claims_of(path))
 
 
@@ -173,31 +183,19 @@ def identify(spec: ModelSpec, path: Path, claims: Sequence[Claim] = ()) -> Origi
     if spec.weights_source is not None:
         said = Claim("model.weights_source", spec.weights_source, key="model.weights_source")
         claims = [said, *claims]
-    if not claims:
-        found = _fitting(spec, path, known)
-        names = ", ".join(source.name for source in found)
-        if len({_computation(source) for source in found}) > 1:
-            raise UsageError(
-                f"{path.name} does not say of which network it is, and these have the same names "
-                f"and shapes, but compute differently: {names}",
-                allowed="set model.weights_source to the one it is of, or keep timm's config.json "
-                "beside the file",
-                key="model.weights",
-            )
-        if not found:
-            return Origin()
-        origin = Origin(found[0], "names and shapes", found[0].preprocessing)
-    else:
+    if claims:
         named = [_named(claim, spec.name, known, path) for claim in claims]
-        for claim, source in zip(claims[1:], named[1:], strict=True):
-            if _computation(source) != _computation(named[0]):
-                raise UsageError(
-                    f"{claims[0].evidence} says {named[0].name}, {claim.evidence} {source.name}",
-                    key=claims[0].key,
-                )
-        prepared = [claim.preprocessing for claim in claims if claim.preprocessing]
-        evidence = " and ".join(claim.evidence for claim in claims)
-        origin = Origin(named[0], evidence, [*prepared, named[0].preprocessing][0])
+        _must_agree(claims, named)
+        source, evidence = named[0], " and ".join(claim.evidence for claim in claims)
+    else:
+        fitting = _fitting(spec, path, known)
+        _must_be_one(fitting, path)
+        if not fitting:
+            return Origin()
+        source, evidence = fitting[0], "names and shapes"
+    prepared = [claim.preprocessing for claim in claims if claim.preprocessing]
+    is_usual = not prepared and source.library != "keras"
+    origin = Origin(source, evidence, [*prepared, source.preprocessing][0], is_usual)
     _check_options(spec, origin, known, path)
     return origin
 
@@ -211,6 +209,27 @@ def check_all_options(spec: ModelSpec, origin: Origin) -> None:
     if origin.source is not None:
         given = [key for key in spec.options() if key not in TRAINING]
         _check_options(spec, origin, [origin.source], Path(spec.weights or ""), given)
+
+
+def _must_agree(claims: Sequence[Claim], named: Sequence[Source]) -> None:
+    for claim, source in zip(claims[1:], named[1:], strict=True):
+        if _computation(source) != _computation(named[0]):
+            raise UsageError(
+                f"{claims[0].evidence} says {named[0].name}, {claim.evidence} {source.name}",
+                key=claims[0].key,
+            )
+
+
+def _must_be_one(fitting: Sequence[Source], path: Path) -> None:
+    if len({_computation(source) for source in fitting}) > 1:
+        names = ", ".join(source.name for source in fitting)
+        raise UsageError(
+            f"{path.name} does not say of which network it is, and these have the same names "
+            f"and shapes, but compute differently: {names}",
+            allowed="set model.weights_source to the one it is of, or keep timm's config.json "
+            "beside the file",
+            key="model.weights",
+        )
 
 
 def _computation(source: Source) -> tuple[Any, ...]:

@@ -104,6 +104,11 @@ def test_what_the_recipe_sets_holds_and_is_told(recipe):
     assert notes(recipe("resnet18", "null")) == []
 
 
+def test_a_missing_file_says_nothing_yet(recipe, tmp_path):
+    found = recipe("resnet18", tmp_path / "missing.safetensors")
+    assert found.data.mean is None and notes(found) == []
+
+
 def test_the_recipe_that_a_run_keeps_says_it_again(recipe):
     from cnnbench.recipe.load import parse_recipe
 
