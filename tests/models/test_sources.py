@@ -41,6 +41,14 @@ TIMM_CONFIG = {
 }  # fmt: skip
 
 
+WHOLE = {"mean": [0.5] * 3, "std": [0.5] * 3}
+HARMED = [
+    WHOLE | {"std": [1, float("nan"), 1]}, WHOLE | {"mean": [10**400] * 3},
+    WHOLE | {"mean": {"a": 1}}, WHOLE | {"crop_pct": 0}, WHOLE | {"crop_pct": [1]},
+    WHOLE | {"mean": [0.5] * 4, "std": [0.5] * 4},
+]  # fmt: skip
+
+
 @pytest.fixture
 def file(tmp_path):
     """A function that writes a file with the name of a head, and what lies beside it."""
@@ -108,6 +116,7 @@ def test_timms_preprocessing_is_that_of_its_config(file):
         ({"architecture": "resnet50", "pretrained_cfg": {"mean": [0] * 3, "std": [0] * 3}},
          "is damaged"),
         ({"architecture": "resnet50", "pretrained_cfg": 7}, "is damaged"),
+        *(({"architecture": "resnet50", "pretrained_cfg": x}, "is damaged") for x in HARMED),
         ({"architecture": "resnet50", "model_args": [1, 2]}, "model_args 1, 2"),
     ],
 )  # fmt: skip

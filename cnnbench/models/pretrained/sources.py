@@ -358,7 +358,7 @@ def _claim_of_config(path: Path) -> Claim | None:
     prepared = config.get("pretrained_cfg", config)
     try:
         return Claim(str(path), f"timm:{config['architecture']}", _timm_preprocessing(prepared))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise UsageError(
             f"the preprocessing is damaged: {error!r}",
             where=str(path),
@@ -372,9 +372,10 @@ def _timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     mean, std = (tuple(float(x) for x in config[key]) for key in ("mean", "std"))
     crop = config.get("crop_pct")
     interpolation = config.get("interpolation")
-    if not (len(mean) == len(std) in (1, 3) and all(map(math.isfinite, mean)) and min(std) > 0):
+    is_finite = all(map(math.isfinite, (*mean, *std)))
+    if not (len(mean) == len(std) in (1, 3) and is_finite and min(std) > 0):
         raise ValueError(f"mean {mean}, std {std}")
-    if crop is not None and not 0 < float(crop) <= 1:
+    if crop is not None and not 0 < (crop := float(crop)) <= 1:
         raise ValueError(f"crop_pct {crop}")
     known = interpolation if interpolation in ("bilinear", "bicubic") else None
     mode = str(config.get("crop_mode") or "center")
