@@ -11,6 +11,7 @@ from cnnbench.backend.lazy import keras
 from cnnbench.errors import UsageError
 from cnnbench.models.build import build_model
 from cnnbench.models.pretrained import load
+from cnnbench.models.pretrained.names.efficientnet import efficientnet_pytorch_name, torch_name
 from cnnbench.registry.kinds import MODELS, model_spec
 
 RESNET18 = model_spec("resnet18", weights_source="torchvision:resnet18")
@@ -145,11 +146,14 @@ def test_transfer_trains_what_is_not_frozen(state, tmp_path, small, freeze, stil
 
 
 @pytest.mark.parametrize(
-    ("source", "naming"), load.names_of("efficientnet_lite0").TORCH_NAMINGS.items()
+    ("source", "naming"),
+    [
+        ("timm:tf_efficientnet_lite0", torch_name),
+        ("efficientnet_lite_pytorch:efficientnet_lite0", efficientnet_pytorch_name),
+    ],
 )
 def test_the_naming_that_the_file_has_is_taken(source, naming, tmp_path):
-    prefix = "tf_" if source == "timm" else ""
-    spec = model_spec("efficientnet_lite0", weights_source=f"{source}:{prefix}efficientnet_lite0")
+    spec = model_spec("efficientnet_lite0", weights_source=source)
     lite = build_model("efficientnet_lite0", (32, 32, 3), 10)
     theirs = drawn(lite, naming)
     save_file(theirs, tmp_path / "lite0.safetensors")
