@@ -32,6 +32,12 @@ def main() -> None:
     parser.add_argument(
         "output", type=Path, nargs="?", help="default: the same name, ending in .safetensors"
     )
+    parser.add_argument(
+        "--source",
+        metavar="LIBRARY:NAME",
+        help="network that the weights are of, such as timm:efficientnet_b0, kept in the file; "
+        "cnnbench list weights has all",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     args = parser.parse_args()
     output = args.output or args.checkpoint.with_suffix(".safetensors")
@@ -43,7 +49,7 @@ def main() -> None:
         parser.error(f"{output.parent}: no such folder")
     try:
         tensors = read_weights(args.checkpoint)
-        write(tensors, output)
+        write(tensors, output, {"weights_source": args.source} if args.source else None)
     except ImportError as error:
         sys.exit(f"error: {error}; pip install torch safetensors")
     except (OSError, ValueError) as error:
@@ -87,14 +93,15 @@ def read_weights(checkpoint: Path) -> dict:
     return tensors
 
 
-def write(tensors: dict, output: Path) -> None:
+def write(tensors: dict, output: Path, metadata: dict | None = None) -> None:
     """Writes the tensors to a safetensors file atomically."""
     from safetensors.torch import save_file
 
     part = output.with_name(output.name + ".part")
     try:
         # Clone, because safetensors rejects tensors that share memory.
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, part)
+        clones = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        save_file(clones, part, metadata)
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)

@@ -196,7 +196,7 @@ def compare_torch(reference: str, name: str, options: dict[str, Any]) -> tuple[f
     random = np.random.default_rng(0)
     norms = []
     for module in theirs.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.Dropout) or type(module).__name__ == "StochasticDepth":
             module.p = 0.0
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
@@ -210,8 +210,10 @@ def compare_torch(reference: str, name: str, options: dict[str, Any]) -> tuple[f
     size = input_size(name)
     ours = build_model(MODELS.spec(name, **options), (size, size, 3), CLASSES)
     without_dropout(ours)
+    names = load.names_of(name)
+    naming = getattr(names, "TORCH_NAMINGS", {}).get(library, names.torch_name)
     for path in last_gammas(ours):
-        theirs.get_parameter(load.names_of(name).torch_name(name, path)).data.mul_(RESIDUAL)
+        theirs.get_parameter(naming(name, path)).data.mul_(RESIDUAL)
     images = random_images(size)
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():

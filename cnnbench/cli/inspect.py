@@ -16,6 +16,7 @@ from cnnbench.recipe.shipped import find_recipe, recipes_folder
 LISTS = (
     "models",
     "presets",
+    "weights",
     "datasets",
     "augmentations",
     "optimizers",

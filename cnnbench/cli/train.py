@@ -88,6 +88,7 @@ def train(
             checked, note = cut_down(checked, access)
             say(note)
         _download_weights(checked)
+        _tell_of_weights(checked)
         from cnnbench.bench.autotune import choose
         from cnnbench.training.stages import train as train_run
 
@@ -114,17 +115,45 @@ def train(
 @overrides
 @data_dir
 @run_dir
+@click.option(
+    "--check",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Predict the photographs of a folder, in folders or with names that begin with their "
+    "class; exit with 5 if that is no better than guessing.",
+)
 def import_weights(
-    recipe: Path, overrides: Sequence[str], data_dir: Path | None, run_dir: Path | None
+    recipe: Path,
+    overrides: Sequence[str],
+    data_dir: Path | None,
+    run_dir: Path | None,
+    check: Path | None,
 ) -> None:
     """Make a finished run from a RECIPE's pretrained weights, without training."""
     from cnnbench.recipe.load import load_recipe
 
     checked = load_recipe(find_recipe(recipe), tuple(overrides))
     _download_weights(checked)
+    _tell_of_weights(checked)
     from cnnbench.training.import_weights import import_weights as import_run
 
-    say_path(import_run(checked, access=access_to(data_dir), run_dir=run_dir).path)
+    run = import_run(checked, access=access_to(data_dir), run_dir=run_dir)
+    if check is not None:
+        from cnnbench.evaluation.photographs import check_photographs
+
+        found = check_photographs(run, check)
+        say(
+            f"{found['images']} photographs: top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}"
+            + (f"; {found['unlabelled']} have no class" if found["unlabelled"] else "")
+        )
+    say_path(run.path)
+
+
+def _tell_of_weights(recipe: Recipe) -> None:
+    from cnnbench.recipe.weights import notes
+
+    for note in notes(recipe):
+        say(note)
 
 
 def _download_weights(recipe: Recipe) -> None:

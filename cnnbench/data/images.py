@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -15,6 +15,8 @@ from cnnbench.data.pixels import BadImageError, ValueRange
 from cnnbench.errors import DataError, UsageError
 
 __all__ = ["FORMATS", "SUFFIXES", "BadImageError", "centre_crop", "decode", "read", "resize"]
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
@@ -195,15 +197,21 @@ def _unknown(stream: BinaryIO) -> str:
 
 
 def resize(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+    image: np.ndarray,
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
+    *,
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Resizes an image, bilinearly with antialiasing, as Pillow and torchvision do.
+    """Resizes an image with antialiasing, as Pillow and torchvision do.
 
     Args:
         image: (height, width, channels) uint8.
         height: of the result, in pixels.
         width: of the result, in pixels.
         box: (left, top, right, bottom) of the region to resize, in pixels; None: the whole image.
+        interpolation: the filter, "bilinear" or "bicubic".
 
     Returns:
         (height, width, channels) uint8.
@@ -211,22 +219,26 @@ def resize(
     if image.shape[:2] == (height, width) and box is None:
         return image
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box))
+    resample = Image.Resampling[interpolation.upper()]
+    resized = np.asarray(picture.resize((width, height), resample, box))
     return resized.reshape(height, width, image.shape[-1])
 
 
-def centre_crop(image: np.ndarray, short: int, size: tuple[int, int]) -> np.ndarray:
+def centre_crop(
+    image: np.ndarray, short: int, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """Scales the short side to `short` pixels and crops the central `size`, (height, width).
 
     Args:
         image: (height, width, channels) uint8.
         short: at least the height and the width of `size`.
         size: of the result, in pixels.
+        interpolation: see `resize`.
     """
     (height, width), (top, left) = crop_geometry(image.shape[:2], short, size)
     if size[0] * size[1] < CUT_FIRST * height * width:
-        return _resized_part(image, (height, width), (top, left), size)
-    image = resize(image, height, width)
+        return _resized_part(image, (height, width), (top, left), size, interpolation)
+    image = resize(image, height, width, interpolation=interpolation)
     return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
 
 
@@ -248,7 +260,11 @@ def crop_geometry(
 
 
 def _resized_part(
-    image: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
+    image: np.ndarray,
+    scaled: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    interpolation: Interpolation,
 ) -> np.ndarray:
     """Returns the part of the scaled image at `corner`, without scaling the rest.
 
@@ -257,13 +273,17 @@ def _resized_part(
         scaled: height and width of the whole scaled image.
         corner: top and left of the part in it.
         size: height and width of the part.
+        interpolation: see `resize`.
     """
+    support = {"bilinear": 1, "bicubic": 2}[interpolation]  # of the filter, in its own pixels
     cut, start, end = [], [], []
     for length, whole, first, count in zip(image.shape, scaled, corner, size, strict=False):
-        scale = length / whole  # the filter reaches so many pixels, at least 1, beyond the part
-        low = max(0, int(first * scale - scale) - 1)
-        high = min(length, int((first + count) * scale + scale) + 2)
+        scale = length / whole
+        beyond = support * max(1, scale)  # how far the filter reaches beyond the part
+        low = max(0, int(first * scale - beyond) - 1)
+        high = min(length, int((first + count) * scale + beyond) + 2)
         cut.append(slice(low, high))
         start.append(first * scale - low)
         end.append(min((first + count) * scale, length) - low)
-    return resize(image[cut[0], cut[1]], *size, box=(start[1], start[0], end[1], end[0]))
+    box = (start[1], start[0], end[1], end[0])
+    return resize(image[cut[0], cut[1]], *size, box, interpolation=interpolation)

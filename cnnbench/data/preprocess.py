@@ -17,11 +17,14 @@ from cnnbench.registry.kinds import DataSpec
 COLOR_STATISTICS = {
     "grey": ((0.5,), (0.25,)),
     "rgb": ((0.5,) * 3, (0.25,) * 3),
+    "bgr": ((0.5,) * 3, (0.25,) * 3),
     "hsv": ((0.5,) * 3, (0.25,) * 3),
     "yuv": ((0.5, 0.0, 0.0), (0.25, 0.25, 0.25)),
 }
 # ITU-R BT.601: luma, and blue and red differences scaled to +-0.436 and +-0.615.
 LUMA = (0.299, 0.587, 0.114)
+# The places of blue, green and red in RGB.
+BGR = (2, 1, 0)
 RGB_TO_GREY = tuple((weight,) for weight in LUMA)
 RGB_TO_YUV = (
     (LUMA[0], -0.14714119, 0.61497538),
@@ -57,7 +60,7 @@ def convert_color(x: Any, color: str) -> Any:
 
     Args:
         x: (…, channels): grayscale if there is 1 channel, RGB if there are 3.
-        color: "grey", "rgb", "yuv" or "hsv".
+        color: "grey", "rgb", "bgr", "yuv" or "hsv".
 
     Returns:
         (…, channels of `color`); hue is in [0, 1].
@@ -69,6 +72,8 @@ def convert_color(x: Any, color: str) -> Any:
         x = tf.concat([x, x, x], axis=-1)
     if color == "yuv":
         return x @ tf.constant(RGB_TO_YUV)
+    if color == "bgr":
+        return tf.gather(x, BGR, axis=-1)
     return _hsv(x) if color == "hsv" else x
 
 
@@ -101,10 +106,12 @@ def preprocess(dataset: Dataset, data: DataSpec) -> Preprocess:
     color = data.color or stored
     mean, std = COLOR_STATISTICS[color]
     channels = len(mean)
-    if dataset.mean and dataset.std and color in (stored, "rgb"):
+    if dataset.mean and dataset.std and color in (stored, "rgb", "bgr"):
         # Statistics of grayscale images hold for each channel of RGB.
         mean = (dataset.mean * channels)[:channels]
         std = (dataset.std * channels)[:channels]
+        if color == "bgr":
+            mean, std = mean[::-1], std[::-1]
     mean, std = tuple(data.mean or mean), tuple(data.std or std)
     if len(mean) != channels or len(std) != channels:
         raise UsageError(
@@ -120,7 +127,7 @@ def fit(image: np.ndarray, data: DataSpec, size: tuple[int, int]) -> np.ndarray:
     short = short_side(data, size)
     if image.shape[:2] == size and short == max(size):
         return image
-    return geometry.centre_crop(image, short, size)
+    return geometry.centre_crop(image, short, size, data.interpolation or "bilinear")
 
 
 def reading(data: DataSpec, channels: int, size: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.layers import blocks as _layers
 from cnnbench.models.layers.blocks import (
     Activation,
+    Layers,
+    Padding,
     activate,
     classifier,
     drop_path,
@@ -23,7 +24,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
-from cnnbench.registry.limits import Rate
+from cnnbench.registry.limits import Positive, Rate
 
 
 class Stage(NamedTuple):
@@ -84,10 +85,6 @@ COUNTS = {
 
 Stem = Literal["imagenet", "cifar"]
 
-conv = partial(_layers.conv, padding="same")
-depthwise = partial(_layers.depthwise, padding="same")
-norm = partial(_layers.norm, epsilon=1e-3, momentum=0.99)
-
 
 def efficientnet(
     name: str,
@@ -98,15 +95,24 @@ def efficientnet(
     activation: Activation = "swish",
     dropout: Rate = 0.2,
     drop_path_rate: Rate = 0.2,
+    padding: Padding = "same",
+    epsilon: Positive = 1e-3,
 ) -> keras.Model:
     """EfficientNet: the searched network B0, scaled in width and depth.
 
     The drop path rate grows linearly from 0 in the first of n blocks to (n - 1) / n of
     `drop_path_rate` in the last. `stem: cifar` removes the stride of the first convolution and of
     stage 2, for 32x32 images.
+
+    `padding` of strided convolutions is "same", as in TensorFlow, or "symmetric", as in PyTorch.
+    `epsilon` is that of batch norm: 1e-3 in the authors' code, 1e-5 in most PyTorch networks.
     """
     stages, stem_filters, head_filters = scaled(name)
-    block = partial(mbconv, activation=activation, se_ratio=0 if name in LITE else 0.25)
+    layers = Layers.of(padding, epsilon, momentum=0.99)
+    conv, norm = layers.conv, layers.norm
+    block = partial(
+        mbconv, layers=layers, activation=activation, se_ratio=0 if name in LITE else 0.25
+    )
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, stem_filters, 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
     x = activate(norm(x, "stem_norm"), activation, "stem_act")
@@ -149,14 +155,15 @@ def mbconv(
     drop_rate: float,
     name: str,
     *,
+    layers: Layers,
     activation: Activation,
     se_ratio: float = 0.25,
-    norm: Callable[..., Any] = norm,
 ) -> Any:
     """1x1 expansion, depthwise convolution, squeeze-and-excite and linear 1x1 projection.
 
     `se_ratio` is relative to the channels of the block's input, not to the expanded channels.
     """
+    conv, depthwise, norm = layers
     residual = x
     if stage.expand_ratio > 1:
         residual = conv(residual, stage.expand_ratio * x.shape[-1], 1, f"{name}_expand")

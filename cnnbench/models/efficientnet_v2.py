@@ -7,11 +7,17 @@ from functools import partial
 from typing import Any
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.efficientnet import Stage, Stem, conv, mbconv, skip, stack
-from cnnbench.models.layers import blocks
-from cnnbench.models.layers.blocks import Activation, activate, classifier, stem_min_size
+from cnnbench.models.efficientnet import Stage, Stem, mbconv, skip, stack
+from cnnbench.models.layers.blocks import (
+    Activation,
+    Layers,
+    Padding,
+    activate,
+    classifier,
+    stem_min_size,
+)
 from cnnbench.models.register import add_model
-from cnnbench.registry.limits import Rate
+from cnnbench.registry.limits import Positive, Rate
 
 # B0 of the authors' code, which scales it to B1, B2 and B3 with EfficientNet's coefficients.
 BASE = (
@@ -61,8 +67,6 @@ COUNTS = {
     "efficientnet_v2_m": (54_139_356, 24_582_460_384),
 }
 
-norm = partial(blocks.norm, epsilon=1e-3, momentum=0.9)
-
 
 def efficientnet_v2(
     name: str,
@@ -73,11 +77,15 @@ def efficientnet_v2(
     activation: Activation = "swish",
     dropout: Rate = 0.2,
     drop_path_rate: Rate = 0.2,
+    padding: Padding = "same",
+    epsilon: Positive = 1e-3,
 ) -> keras.Model:
     """EfficientNetV2: early stages use full 3x3 convolutions instead of depthwise ones.
 
-    `drop_path_rate` and `stem: cifar` are the same as for EfficientNet.
+    `drop_path_rate`, `stem: cifar`, `padding` and `epsilon` are the same as for EfficientNet.
     """
+    layers = Layers.of(padding, epsilon, momentum=0.9)
+    conv, norm = layers.conv, layers.norm
     table, stem_filters, width, depth, *_ = VARIANTS[name]
     stages = [
         stage._replace(
@@ -89,7 +97,8 @@ def efficientnet_v2(
     strides = 2 if stem == "imagenet" else 1
     x = conv(x, round_filters(width * stem_filters), 3, "stem_conv", strides=strides)
     x = activate(norm(x, "stem_norm"), activation, "stem_act")
-    x = stack(x, stages, partial(block, activation=activation), stem, drop_path_rate)
+    build = partial(block, layers=layers, activation=activation)
+    x = stack(x, stages, build, stem, drop_path_rate)
     x = conv(x, round_filters(width * HEAD_FILTERS), 1, "head_conv")
     x = activate(norm(x, "head_norm"), activation, "head_act")
     return keras.Model(inputs, classifier(x, classes, dropout), name=name)
@@ -100,17 +109,23 @@ def round_filters(filters: float) -> int:
     return int(filters / 8 + 0.5) * 8
 
 
-def block(x: Any, stage: Stage, *args: Any, activation: Activation) -> Any:
+def block(x: Any, stage: Stage, *args: Any, **options: Any) -> Any:
     """Applies the block of a stage: Fused-MBConv or MBConv."""
-    if stage.fused:
-        return fused_mbconv(x, stage, *args, activation=activation)
-    return mbconv(x, stage, *args, activation=activation, norm=norm)
+    return (fused_mbconv if stage.fused else mbconv)(x, stage, *args, **options)
 
 
 def fused_mbconv(
-    x: Any, stage: Stage, strides: int, drop_rate: float, name: str, *, activation: Activation
+    x: Any,
+    stage: Stage,
+    strides: int,
+    drop_rate: float,
+    name: str,
+    *,
+    layers: Layers,
+    activation: Activation,
 ) -> Any:
     """3x3 expansion and linear 1x1 projection, or one 3x3 without expansion (figure 2)."""
+    conv, norm = layers.conv, layers.norm
     residual = x
     if stage.expand_ratio > 1:
         expanded = stage.expand_ratio * x.shape[-1]

@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.layers import blocks
-from cnnbench.models.layers.blocks import Activation, activate, classifier
+from cnnbench.models.layers.blocks import Activation, Layers, Padding, activate, classifier
 from cnnbench.models.register import add_model
-from cnnbench.registry.limits import Rate, WidthMultiplier
+from cnnbench.registry.limits import Positive, Rate, WidthMultiplier
 
 # Table 1: filters, blocks, and stride of the first block; a stage is all blocks of one resolution.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
@@ -28,10 +27,6 @@ COUNTS = {
     "mobilenet_v1_025": (470_072, 41_030_272),
 }
 
-conv = partial(blocks.conv, padding="same")
-depthwise = partial(blocks.depthwise, padding="same")
-norm = partial(blocks.norm, epsilon=1e-3, momentum=0.99)
-
 
 def mobilenet_v1(
     name: str,
@@ -42,13 +37,20 @@ def mobilenet_v1(
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "relu6",
     dropout: Rate = 0.001,
+    padding: Padding = "same",
+    epsilon: Positive = 1e-3,
 ) -> keras.Model:
     """MobileNet: depthwise separable convolutions after a standard first one.
 
     `alpha` multiplies every width. `stem: cifar` removes the stride of the first convolution, for
     32x32 images. ReLU6 and dropout follow the authors' code; the paper does not have them. The
     paper's stride of 2 in the last block is a misprint, as its output is 7x7.
+
+    `padding` of strided convolutions is "same", as in TensorFlow, or "symmetric", as in PyTorch.
+    `epsilon` is that of batch norm: 1e-3 in the authors' code, 1e-5 in most PyTorch networks.
     """
+    layers = Layers.of(padding, epsilon, momentum=0.99)
+    conv, norm = layers.conv, layers.norm
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, int(32 * alpha), 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
     x = activate(norm(x, "stem_norm"), activation, "stem_act")
@@ -60,12 +62,16 @@ def mobilenet_v1(
                 strides if i == 1 else 1,
                 activation,
                 f"stage{stage}_block{i}",
+                layers,
             )
     return keras.Model(inputs, classifier(x, classes, dropout), name=name)
 
 
-def separable_block(x: Any, filters: int, strides: int, activation: Activation, name: str) -> Any:
+def separable_block(
+    x: Any, filters: int, strides: int, activation: Activation, name: str, layers: Layers
+) -> Any:
     """3x3 depthwise and 1x1 convolution (figure 3, right)."""
+    conv, depthwise, norm = layers
     x = depthwise(x, 3, f"{name}_depthwise", strides=strides)
     x = activate(norm(x, f"{name}_depthwise_norm"), activation, f"{name}_depthwise_act")
     x = conv(x, filters, 1, f"{name}_pointwise")

@@ -6,16 +6,17 @@ from functools import partial
 from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.layers import blocks
 from cnnbench.models.layers.blocks import (
     Activation,
+    Layers,
+    Padding,
     activate,
     classifier,
     make_divisible,
     stem_min_size,
 )
 from cnnbench.models.register import add_model
-from cnnbench.registry.limits import Rate, WidthMultiplier
+from cnnbench.registry.limits import Positive, Rate, WidthMultiplier
 
 # Table 2: expansion, filters, blocks, and stride of the first block; a stage is a row.
 STAGES = (
@@ -42,11 +43,6 @@ COUNTS = {
     "mobilenet_v2_140": (6_108_776, 582_195_824),
 }
 
-conv = partial(blocks.conv, padding="same")
-depthwise = partial(blocks.depthwise, padding="same")
-# As in the authors' code.
-norm = partial(blocks.norm, epsilon=1e-3, momentum=0.997)
-
 
 def mobilenet_v2(
     name: str,
@@ -57,13 +53,20 @@ def mobilenet_v2(
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "relu6",
     dropout: Rate = 0.2,
+    padding: Padding = "same",
+    epsilon: Positive = 1e-3,
 ) -> keras.Model:
     """MobileNetV2: inverted residuals with linear bottlenecks.
 
     `alpha` multiplies every width, except that of the last convolution if it is below 1 (section
     4). `stem: cifar` removes the stride of the first convolution and of stage 2, for 32x32 images.
-    The dropout is that of the authors' code.
+    The dropout and the momentum of batch norm are those of the authors' code.
+
+    `padding` of strided convolutions is "same", as in TensorFlow, or "symmetric", as in PyTorch.
+    `epsilon` is that of batch norm: 1e-3 in the authors' code, 1e-5 in most PyTorch networks.
     """
+    layers = Layers.of(padding, epsilon, momentum=0.997)
+    conv, norm = layers.conv, layers.norm
     x = inputs = keras.Input(input_shape, name="images")
     strides = 2 if stem == "imagenet" else 1
     x = conv(x, make_divisible(32 * alpha), 3, "stem_conv", strides=strides)
@@ -79,6 +82,7 @@ def mobilenet_v2(
                 strides if i == 1 else 1,
                 activation,
                 f"stage{stage}_block{i}",
+                layers,
             )
     x = conv(x, make_divisible(1280 * max(1, alpha)), 1, "head_conv")
     x = activate(norm(x, "head_norm"), activation, "head_act")
@@ -86,9 +90,16 @@ def mobilenet_v2(
 
 
 def inverted_residual(
-    x: Any, filters: int, expand_ratio: int, strides: int, activation: Activation, name: str
+    x: Any,
+    filters: int,
+    expand_ratio: int,
+    strides: int,
+    activation: Activation,
+    name: str,
+    layers: Layers,
 ) -> Any:
     """1x1 expansion, 3x3 depthwise convolution and linear 1x1 projection (table 1)."""
+    conv, depthwise, norm = layers
     residual = x
     if expand_ratio > 1:
         residual = conv(residual, expand_ratio * x.shape[-1], 1, f"{name}_expand")

@@ -7,9 +7,10 @@ from itertools import groupby
 from typing import Any, Literal
 
 from cnnbench.backend.lazy import keras
-from cnnbench.models.layers import blocks
 from cnnbench.models.layers.blocks import (
     Activation,
+    Layers,
+    Padding,
     activate,
     logits,
     make_divisible,
@@ -17,7 +18,7 @@ from cnnbench.models.layers.blocks import (
     stem_min_size,
 )
 from cnnbench.models.register import add_model
-from cnnbench.registry.limits import Rate, WidthMultiplier
+from cnnbench.registry.limits import Positive, Rate, WidthMultiplier
 
 # Kernel size, "exp size", "#out", squeeze-and-excite, hard-swish or ReLU ("NL"), stride.
 LARGE = (  # table 1
@@ -58,11 +59,6 @@ COUNTS = {
     "mobilenet_v3_small": (2_542_856, 56_510_400),
 }
 
-conv = partial(blocks.conv, padding="same")
-depthwise = partial(blocks.depthwise, padding="same")
-# The momentum is from section 6.1.1, epsilon from the authors' code.
-norm = partial(blocks.norm, epsilon=1e-3, momentum=0.99)
-
 
 def stages(name: str) -> list[list[tuple]]:
     """Returns the rows of a table grouped by stage: consecutive rows with equal "#out"."""
@@ -79,13 +75,21 @@ def mobilenet_v3(
     stem: Literal["imagenet", "cifar"] = "imagenet",
     activation: Activation = "hard_swish",
     dropout: Rate = 0.2,
+    padding: Padding = "same",
+    epsilon: Positive = 1e-3,
 ) -> keras.Model:
     """MobileNetV3: inverted residuals, some with squeeze-and-excite.
 
     `alpha` multiplies every width, except that of the stem and, if it is below 1, that of the last
     hidden layer. `stem: cifar` removes the stride of the first convolution and of the first strided
     block, for 32x32 images. `activation` replaces hard-swish in the table, but not ReLU.
+
+    `padding` of strided convolutions is "same", as in TensorFlow, or "symmetric", as in PyTorch.
+    `epsilon` is that of batch norm: 1e-3 in the authors' code, 1e-5 in most PyTorch networks.
     """
+    # The momentum is from section 6.1.1.
+    layers = Layers.of(padding, epsilon, momentum=0.99)
+    conv, norm = layers.conv, layers.norm
     _, cifar_stage, last_filters = VARIANTS[name]
     x = inputs = keras.Input(input_shape, name="images")
     x = conv(x, 16, 3, "stem_conv", strides=2 if stem == "imagenet" else 1)
@@ -103,6 +107,7 @@ def mobilenet_v3(
                 squeezed,
                 activation if nl == "HS" else "relu",
                 f"stage{stage}_block{i}",
+                layers,
             )
             paper_filters = filters
     x = conv(x, make_divisible(6 * x.shape[-1]), 1, "head_conv")
@@ -122,8 +127,10 @@ def inverted_residual(
     squeezed: bool,
     activation: Activation,
     name: str,
+    layers: Layers,
 ) -> Any:
     """1x1 expansion, depthwise convolution, squeeze-and-excite and 1x1 projection (figure 4)."""
+    conv, depthwise, norm = layers
     residual = x
     if expanded != x.shape[-1]:
         residual = conv(residual, expanded, 1, f"{name}_expand")

@@ -24,6 +24,8 @@ from cnnbench.models.layers.blocks import (
 from cnnbench.models.register import add_model
 from cnnbench.registry.limits import Rate
 
+MaxPoolPadding = Literal["zeros", "excluded"]
+
 
 class Operation(NamedTuple):
     """An operation of a cell on one of its states.
@@ -108,6 +110,7 @@ def nasnet(
     dropout: Rate = 0.5,
     drop_path_rate: Rate = 0.0,
     auxiliary_weight: Rate = 0.0,
+    max_pool_padding: MaxPoolPadding = "zeros",
 ) -> keras.Model:
     """NASNet-A; the ImageNet variants have two reduction cells in the stem.
 
@@ -120,6 +123,9 @@ def nasnet(
     used in training; the authors use 0.4. If it is not 0, the model's outputs are [logits,
     auxiliary logits].
 
+    `max_pool_padding` is what pads strided max pooling: "zeros" takes part, as in
+    keras.applications; "excluded" does not, as in timm and the authors' code.
+
     The first cell of nasnet_cifar adapts the width of the stem with one 1x1 convolution, while the
     authors' code has one in each operation; the paper does not specify this.
     """
@@ -129,7 +135,7 @@ def nasnet(
     total = 3 * cells + (2 if name in CIFAR else 4)
     rates = (drop_path_rate * i / total for i in range(1, total + 1))
     norm = cifar_norm if name in CIFAR else imagenet_norm
-    build = partial(cell, activation=activation, norm=norm)
+    build = partial(cell, activation=activation, norm=norm, max_pool_padding=max_pool_padding)
     x = inputs = keras.Input(input_shape, name="images")
     if name in CIFAR:
         x = previous = norm(conv(x, stem_filters, 3, "stem_conv"), "stem_norm")
@@ -189,6 +195,7 @@ def cell(
     *,
     activation: Activation,
     norm: Callable[..., Any],
+    max_pool_padding: MaxPoolPadding,
 ) -> Any:
     """Applies a cell to its input x and the previous cell's input, which is x if None."""
     h = conv(activate(x, activation, f"{name}_act"), filters, 1, f"{name}_conv")
@@ -208,7 +215,7 @@ def cell(
             if operation.kind == "separable":
                 term = separable(term, filters, operation.kernel, strides, part, activation, norm)
             elif operation.kind != "identity":
-                term = pool(term, operation.kind, strides, part)
+                term = pool(term, operation.kind, strides, part, max_pool_padding)
             if operation.kind != "identity":
                 term = drop_path(term, drop_rate, f"{part}_drop")
             terms.append(term)
@@ -258,14 +265,14 @@ def separable(
     return x
 
 
-def pool(x: Any, kind: str, strides: int, name: str) -> Any:
-    """Applies 3x3 pooling; with strides, the zero padding takes part.
+def pool(x: Any, kind: str, strides: int, name: str, max_padding: MaxPoolPadding = "zeros") -> Any:
+    """Applies 3x3 pooling; with strides, the zero padding takes part, see `nasnet` for the maximum.
 
     This follows keras.applications. The authors' code excludes the padding.
     """
     pooling = {"max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D}[kind]
-    if strides == 1:
-        return pooling(3, 1, "same", name=name)(x)
+    if strides == 1 or (kind == "max" and max_padding == "excluded"):
+        return pooling(3, strides, "same", name=name)(x)
     # TensorFlow's "same" padding: an even size is padded only at the bottom and right.
     padding = tuple((size % 2, 1) for size in x.shape[1:3])
     x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)

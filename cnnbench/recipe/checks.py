@@ -39,6 +39,8 @@ def problems(recipe: Recipe) -> list[Problem]:
 
 def _weights(recipe: Recipe) -> Iterator[Mismatch]:
     if not (weights := recipe.model.weights):
+        if recipe.model.weights_source:
+            yield "model.weights_source", "set without model.weights", "set both or neither"
         return
     fitting = [name for name, preset in PRESETS.items() if preset.model == recipe.model.name]
     if weights in PRESETS and weights not in fitting:
@@ -266,7 +268,7 @@ def _stages(recipe: Recipe) -> Iterator[Mismatch]:
             yield f"{path}.epochs", what, f"must be more than {warmup}"
     if quantized and recipe.data.color == "hsv":
         what = "hsv with qat, whose file converts colors by a convolution"
-        yield "data.color", what, "use a linear color space: rgb, grey or yuv"
+        yield "data.color", what, "use a linear color space: rgb, bgr, grey or yuv"
     if quantized and recipe.train.precision != "float32":
         yield "train.precision", f"{recipe.train.precision} with qat", "use float32"
 

@@ -10,6 +10,7 @@ from cnnbench.errors import Problem, RecipeError
 from cnnbench.recipe import checks, yaml_tree
 from cnnbench.recipe.problems import as_problem, merged
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.recipe.weights import with_preprocessing
 from cnnbench.recipe.yaml_tree import Located
 
 # Further problems are only counted.
@@ -60,11 +61,15 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def check(tree: Located) -> Recipe:
-    """Returns the recipe in a tree, or raises RecipeError with all its problems."""
+    """Returns the recipe in a tree, with the preprocessing of its weights where it sets none.
+
+    Raises:
+        RecipeError: all its problems.
+    """
     recipe = _validated(tree)
     if problems := checks.problems(recipe):
         raise RecipeError(problems)
-    return recipe
+    return with_preprocessing(recipe)
 
 
 def _validated(tree: Located) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,11 @@ class ModelSpec(Spec):
     weights: str | None = Field(
         None, description="pretrained weights: a preset name, or a .h5 or .safetensors file"
     )
+    weights_source: str | None = Field(
+        None,
+        description="network that the weights are of, such as timm:efficientnet_b0, if their file "
+        "does not say; cnnbench list weights has all",
+    )
     freeze: Literal["stem", "stages", "all_but_head"] | None = Field(
         None,
         description="layers to freeze: the stem, the stem and the stages, or all but the last "
@@ -48,7 +53,10 @@ class DataSpec(Spec):
     resize_short: Annotated[int, Field(ge=1, le=8192)] | None = Field(
         None, description="short side in pixels before the center crop; null: image_size"
     )
-    color: Literal["rgb", "grey", "hsv", "yuv"] | None = Field(
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="how images are scaled before the center crop; null: bilinear"
+    )
+    color: Literal["rgb", "bgr", "grey", "hsv", "yuv"] | None = Field(
         None, description="color space of the network's input; null: as stored"
     )
     mean: list[float] | None = Field(
@@ -95,6 +103,18 @@ LOSSES = Registry("loss", "cnnbench.tasks")
 OPTIMIZERS = Registry("optimizer", "cnnbench.optim.optimizers")
 SCHEDULES = Registry("schedule", "cnnbench.optim.schedules", ScheduleSpec)
 COMPRESSIONS = Registry("compression", "cnnbench.compression.stages", CompressionSpec)
+
+
+def model_spec(name: str, **options: Any) -> ModelSpec:
+    """Returns the validated `model` of a recipe.
+
+    Args:
+        name: the network's name.
+        options: its options and those of every network, such as `weights`.
+    """
+    spec = MODELS.spec(name, **options)
+    assert isinstance(spec, ModelSpec)  # the base of the registry
+    return spec
 
 
 def min_size(model: Spec) -> int:

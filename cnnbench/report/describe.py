@@ -11,6 +11,7 @@ from typing import Any
 from cnnbench.models.build import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
 from cnnbench.models.pretrained.presets import PRESETS
+from cnnbench.models.pretrained.sources import has_published, sources_of
 from cnnbench.recipe.load import load_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.registry.kinds import (
@@ -79,7 +80,9 @@ def parts(kind: str) -> list[dict[str, Any]]:
     if kind == "models":
         return list_models()
     if kind == "presets":
-        return [{"name": name} | asdict(preset) for name, preset in PRESETS.items()]
+        return [_preset_row(name) for name in PRESETS]
+    if kind == "weights":
+        return weights()
     registry = REGISTRIES[kind]
     return [
         {
@@ -93,6 +96,39 @@ def parts(kind: str) -> list[dict[str, Any]]:
         }
         for name in registry.names()
     ]
+
+
+def _preset_row(name: str) -> dict[str, Any]:
+    row = {"name": name} | asdict(PRESETS[name])
+    return row | row.pop("preprocessing")
+
+
+def weights() -> list[dict[str, Any]]:
+    """Lists the published networks with the names and shapes of ours.
+
+    Returns:
+        One row per published network: "name", as `model.weights_source` takes it; "model", ours;
+        "options" of `model` to set; "mean", "std" and "color" of its images; "importable": "yes",
+        or why not.
+    """
+    rows = []
+    for model in MODELS.names():
+        if not has_published(model):
+            continue
+        for source in sources_of(model):
+            prepared = source.preprocessing
+            rows.append(
+                {
+                    "name": source.name,
+                    "model": model,
+                    "options": ", ".join(f"{k}={v!r}" for k, v in source.options.items()),
+                    "color": prepared.color,
+                    "mean": list(prepared.mean),
+                    "std": list(prepared.std),
+                    "importable": f"no: {source.differs}" if source.differs else "yes",
+                }
+            )
+    return rows
 
 
 def recipes(folder: Path) -> list[dict[str, Any]]:

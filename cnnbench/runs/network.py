@@ -11,6 +11,7 @@ from cnnbench.backend import session
 from cnnbench.backend.lazy import tf
 from cnnbench.compression import Record, rebuild
 from cnnbench.data.examples import Dataset
+from cnnbench.data.images import Interpolation
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.preprocess import Preprocess, short_side
 from cnnbench.errors import RunError, UsageError
@@ -32,6 +33,7 @@ class Network:
     loss: the name of the training loss, which determines what the outputs mean.
     pixel_shape: (height, width, channels) of input images as stored.
     short_side: pixels to which the short side of other images is scaled before the center crop.
+    interpolation: how they are scaled.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Network:
     loss: str
     pixel_shape: tuple[int, int, int]
     short_side: int
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, images: Any) -> dict[str, Any]:
         """Returns the named outputs of the task, float32.
@@ -167,6 +170,7 @@ def _network(run: Run, model: Any) -> Network:
         run.recipe.loss.name,
         pixels,
         short,
+        run.recipe.data.interpolation or "bilinear",
     )
 
 

@@ -13,6 +13,7 @@ from cnnbench.errors import UsageError
 from cnnbench.models.build import build_model, without_auxiliary
 from cnnbench.models.pretrained import load, presets
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.registry.kinds import model_spec
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
 
@@ -77,9 +78,11 @@ def lesson(
         what = f"the teacher {name} was trained on {preset.classes} other classes"
         raise UsageError(what, allowed=f"the {head_size} classes of the data")
     with session.precision("float32"):
-        model = build_model(preset.model, (*shape[:2], len(preset.mean)), head_size)
-    load.load_published(model, preset.model, presets.download(name), whole=True)
-    return Lesson(model, Preprocess("rgb", preset.mean, preset.std), stage, task)
+        model = build_model(preset.model, (*shape[:2], len(preset.preprocessing.mean)), head_size)
+    load.start_from(model, model_spec(preset.model, weights=name), whole=True)
+    prepared = preset.preprocessing
+    prepare = Preprocess(prepared.color, prepared.mean, prepared.std)
+    return Lesson(model, prepare, stage, task)
 
 
 def masking(

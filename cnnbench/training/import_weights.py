@@ -58,7 +58,8 @@ def import_weights(
         head_size = recipe.task.head_size(data.classes)
         with session.precision("float32"):
             model = build_model(recipe.model, shape, head_size, auxiliary=True)
-        load.start_from(without_auxiliary(model), recipe.model, whole=True)
+        with recipe.located():
+            load.start_from(without_auxiliary(model), recipe.model, whole=True)
         commit(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
         variables = variables_module.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}

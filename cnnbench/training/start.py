@@ -83,7 +83,8 @@ def starting_point(recipe: Recipe, data: Dataset, shape: Shape, start: Run | Non
     else:
         head_size = recipe.task.head_size(data.classes)
         model = build_model(recipe.model, shape, head_size, auxiliary=True)
-        load.start_from(without_auxiliary(model), recipe.model)
+        with recipe.located():
+            load.start_from(without_auxiliary(model), recipe.model)
     if recipe.compress:
         model, records = apply_last_stage(recipe, model, records)
     named = {} if is_random else {weight.path: weight.numpy() for weight in model.weights}

@@ -83,6 +83,18 @@ def test_published_weights_have_their_address_and_statistics():
     assert row["mean"] == [0.485, 0.456, 0.406] and row["licence"] == "BSD-3-Clause"
 
 
+def test_published_networks_say_what_they_need_and_which_are_not_importable():
+    rows = listed("weights")
+    assert rows["timm:efficientnet_b0"] == {
+        "name": "timm:efficientnet_b0", "model": "efficientnet_b0",
+        "options": "padding='symmetric', epsilon=1e-05", "color": "rgb",
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "importable": "yes",
+    }  # fmt: skip
+    assert rows["timm:resnetblur50"]["importable"] == "no: anti-aliasing"
+    assert rows["timm:nasnetalarge"]["model"] == "nasnet_large"
+    assert rows["keras:ResNet50"]["color"] == "bgr"
+
+
 def test_a_recipe_has_its_network_data_and_target():
     rows = listed("recipes")
     assert rows.keys() == {path.stem for path in RECIPES.glob("*.yaml")}

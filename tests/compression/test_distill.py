@@ -16,6 +16,7 @@ from cnnbench.data.open import Access, open_dataset
 from cnnbench.errors import RecipeError, UsageError
 from cnnbench.models.build import build_model, feature_maps
 from cnnbench.models.pretrained import load, presets
+from cnnbench.models.pretrained.preprocessing import Preprocessing
 from cnnbench.runs import checkpoint
 from cnnbench.runs.network import restore
 from cnnbench.tasks.task import task_named
@@ -159,18 +160,18 @@ def test_a_teacher_teaches_on_though_its_name_means_a_newer_run(
 def test_a_preset_sees_images_as_it_was_trained_with_them(small, tmp_path, monkeypatch, random):
     net = build_model("mobilenet_v1_025", (32, 32, 3), 10)
     arrays = {weight.path: weight.numpy() for weight in net.weights}
-    monkeypatch.setattr(presets, "download", lambda name: tmp_path / "x.safetensors")
     monkeypatch.setattr(
-        load, "load_published", lambda model, *_, **__: load.load(model, arrays, where="x")
+        load, "start_from", lambda model, *_, **__: load.load(model, arrays, where="x")
     )
     means, deviations = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    preset = presets.Preset("mobilenet_v1_025", "", "", "", means, deviations, classes=10)
+    prepared = Preprocessing(means, deviations)
+    preset = presets.Preset("mobilenet_v1_025", "", "", "", "", prepared, classes=10)
     monkeypatch.setitem(presets.PRESETS, "mine", preset)
     recipe = distilled(small, "mine", "data.shape=[32, 32, 3]", "data.color=hsv", share=1.0)
     data = open_dataset(recipe.data, Access())
     taught = compression.lesson(recipe, data, (32, 32, 3), None)
     pixels = random.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    logits = net((pixels / 255 - preset.mean) / preset.std, training=False)
+    logits = net((pixels / 255 - means) / deviations, training=False)
     student = np.zeros((2, 10), np.float32)
     found = taught.losses(pixels, [tf.constant(student)], np.zeros(2, np.float32))
     assert np.allclose(found, soft_losses(logits, student, 4.0), rtol=1e-3)

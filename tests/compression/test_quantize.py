@@ -553,7 +553,8 @@ def test_the_file_takes_pixels_and_holds_integers_alone(quantized_digits):
 
 
 @pytest.mark.parametrize(
-    ("color", "stored"), [("rgb", 3), ("rgb", 1), ("grey", 3), ("grey", 1), ("yuv", 3)]
+    ("color", "stored"),
+    [("rgb", 3), ("rgb", 1), ("grey", 3), ("grey", 1), ("yuv", 3), ("bgr", 3)],
 )
 def test_preprocessing_is_a_convolution_in_integers(color, stored):
     mean, std = COLOR_STATISTICS[color]
@@ -567,7 +568,7 @@ def test_preprocessing_is_a_convolution_in_integers(color, stored):
     expected = model(prepare(pixels), training=False).numpy()
     low, high = model.get_layer("images_range").range()
     # The weights of a colour are rounded to 1 / 254 of the largest.
-    error = 2 if color == "rgb" or stored == 1 else 4
+    error = 2 if color in ("rgb", "bgr") or stored == 1 else 4
     assert np.abs(found - expected).max() <= error * float(high - low) / 255 + 1e-5
 
 

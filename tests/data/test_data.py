@@ -109,7 +109,7 @@ def test_centre_crop_scales_the_short_side():
 
 @pytest.mark.parametrize(("color", "reference"), [
     ("hsv", tf.image.rgb_to_hsv), ("yuv", tf.image.rgb_to_yuv), ("rgb", tf.identity),
-    ("grey", tf.image.rgb_to_grayscale),
+    ("grey", tf.image.rgb_to_grayscale), ("bgr", lambda x: x[..., ::-1]),
 ])  # fmt: skip
 def test_colours_equal_tensorflows(color, reference, random):
     rgb = tf.constant(random.random((2, 9, 9, 3), np.float32))

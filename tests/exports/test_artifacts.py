@@ -166,7 +166,10 @@ def test_half_precision_halves_the_file(written):
     assert max(sizes[p] for p in ("dynamic", "int8", "int16x8")) < 0.35 * sizes["float32"]
 
 
-@pytest.mark.parametrize(("channels", "color"), [(3, "grey"), (3, "yuv"), (3, "hsv"), (1, "rgb")])
+@pytest.mark.parametrize(
+    ("channels", "color"),
+    [(3, "grey"), (3, "yuv"), (3, "hsv"), (1, "rgb"), (3, "bgr"), (1, "bgr")],
+)
 def test_layers_preprocess_as_the_operations_do(channels, color):
     from cnnbench.exports.formats.keras import preprocessed
 

@@ -588,7 +588,7 @@ def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
 
 @pytest.mark.parametrize(
     "color",
-    ["hsv", *(pytest.param(color, marks=pytest.mark.slow) for color in ("grey", "yuv"))],
+    ["hsv", *(pytest.param(color, marks=pytest.mark.slow) for color in ("grey", "yuv", "bgr"))],
 )
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
     settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")

@@ -32,9 +32,12 @@ Answer = Callable[[Handler], None]
 def fetch() -> None:
     """Downloads a preset that lies at an address."""
     from cnnbench.models.pretrained import presets
+    from cnnbench.models.pretrained.preprocessing import TORCHVISION
 
     presets.CONNECT_SECONDS = 1.5
-    presets.PRESETS["x"] = presets.Preset("resnet18", sys.argv[1], DIGEST, "CC0")
+    presets.PRESETS["x"] = presets.Preset(
+        "resnet18", "timm:resnet18", sys.argv[1], DIGEST, "CC0", TORCHVISION
+    )
     as_command(lambda: presets.download("x"))
 
 

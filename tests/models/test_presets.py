@@ -12,7 +12,9 @@ from conftest import RECIPES
 from cnnbench.cli import main
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.models.pretrained import presets
+from cnnbench.models.pretrained.preprocessing import TORCHVISION
 from cnnbench.models.pretrained.presets import PRESETS, Preset
+from cnnbench.models.pretrained.sources import sources_of
 from cnnbench.registry.kinds import MODELS, WEIGHT_FILES
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
@@ -55,7 +57,8 @@ def preset(monkeypatch):
 
     def register(address, sha256=None):
         digest = sha256 or hashlib.sha256(CONTENT).hexdigest()
-        monkeypatch.setitem(PRESETS, "x", Preset("resnet18", address, digest, "CC0"))
+        preset = Preset("resnet18", "timm:resnet18", address, digest, "CC0", TORCHVISION)
+        monkeypatch.setitem(PRESETS, "x", preset)
 
     return register
 
@@ -66,7 +69,8 @@ def test_every_preset_is_of_a_network_with_its_hash_and_licence(name):
     assert preset.model in MODELS.names()
     assert re.fullmatch("[0-9a-f]{64}", preset.sha256)
     assert preset.address.startswith("https://") and preset.address.endswith(WEIGHT_FILES)
-    assert preset.licence and len(preset.mean) == len(preset.std) == 3
+    assert preset.licence
+    assert preset.source in {source.name for source in sources_of(preset.model)}
 
 
 def test_a_download_is_told_verified_and_kept(server, preset, cache):

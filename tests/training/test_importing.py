@@ -1,6 +1,7 @@
 """Published weights as a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from cnnbench.data.sources.imagenet import class_names
+from cnnbench.errors import VerificationError
+from cnnbench.evaluation.photographs import check_photographs
 from cnnbench.models.build import build_model
 from cnnbench.models.pretrained import load
+from cnnbench.runs.run import open_run
 
 RECIPE = """
 name: imported
@@ -47,7 +51,8 @@ def published(tmp_path):
                 array = array.T
                 array = array[:, :, None, None] if "head_dense" in weight.path else array
             state[names.torch_name("mobilenet_v3_small", weight.path)] = np.ascontiguousarray(array)
-        save_file(state, tmp_path / "published.safetensors")
+        metadata = {"weights_source": "timm:tf_mobilenetv3_small_100"}
+        save_file(state, tmp_path / "published.safetensors", metadata)
         return model, f"model.weights={tmp_path}/published.safetensors"
 
     return write
@@ -67,7 +72,16 @@ def test_imported_weights_predict_and_export_under_the_names_of_the_classes(
     (row,) = json.loads(answer.stdout)["images"]
     inner = np.asarray(Image.open(tmp_path / "photo.png"))[4:68, 4:68]
     logits = np.asarray(model(inner[None] / np.float32(127.5) - 1, training=False))[0]
-    assert row["top"][0]["class"] == list(class_names().values())[int(logits.argmax())]
+    best = list(class_names().values())[int(logits.argmax())]
+    assert row["top"][0]["class"] == best
+    (tmp_path / "photos" / best).mkdir(parents=True)
+    shutil.copy(tmp_path / "photo.png", tmp_path / "photos" / best)
+    found = check_photographs(open_run(tmp_path / "run"), tmp_path / "photos")
+    assert (found["images"], found["top1"], found["top5"]) == (1, 1.0, 1.0)
+    other = next(name for name in class_names().values() if name != best)
+    (tmp_path / "photos" / best).rename(tmp_path / "photos" / other)
+    with pytest.raises(VerificationError, match="0 of 1 photographs"):
+        check_photographs(open_run(tmp_path / "run"), tmp_path / "photos")
     exported = cnnbench("export", tmp_path / "run", "--tflite", "--no-verify")
     assert exported.returncode == 0, exported.stderr
     missing = cnnbench("eval", tmp_path / "run", "--data-dir", tmp_path)

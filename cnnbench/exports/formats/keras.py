@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnbench.backend.lazy import keras, tf
-from cnnbench.data.preprocess import RGB_TO_GREY, RGB_TO_YUV, Preprocess
+from cnnbench.data.preprocess import BGR, RGB_TO_GREY, RGB_TO_YUV, Preprocess
 from cnnbench.errors import UsageError
 from cnnbench.exports.formats.format import Format, Loaded, usable
 from cnnbench.exports.formats.request import Request
@@ -54,6 +54,8 @@ def preprocessed(images: Any, preprocess: Preprocess) -> Any:
         )
         x = product(x)
         product.set_weights([matrix[None, None]])
+    if color == "bgr":
+        x = keras.ops.take(x, BGR, axis=-1)
     if color == "hsv":
         x = keras.ops.image.rgb_to_hsv(x)
     scale = [1 / std for std in preprocess.std]

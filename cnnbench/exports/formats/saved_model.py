@@ -24,8 +24,8 @@ def write(request: Request, folder: Path) -> None:
 
     With preprocessing inside, it takes uint8 images in [0, 255] of any size, and a second endpoint,
     `serve_float`, takes float32 images in [0, 1]. Images of the network's size are used as they
-    are. Others are resized as in `predict`: the short side is scaled, bilinear with antialiasing,
-    and the center cropped.
+    are. Others are resized as in `predict`: the short side is scaled with antialiasing, and the
+    center cropped.
     """
     archive = keras.export.ExportArchive()
     archive.track(request.net.model)
@@ -52,7 +52,10 @@ def _add_endpoints_of_any_size(archive: Any, request: Request) -> None:
     def scaled(images: Any) -> Any:
         shape = tf.shape(images, tf.int64)[1:3]
         target, corner = crop_geometry(shape, net.short_side, (height, width))
-        pixels = tf.image.resize(tf.cast(images, tf.float32), target, antialias=True)
+        pixels = tf.image.resize(
+            tf.cast(images, tf.float32), target, net.interpolation, antialias=True
+        )
+        pixels = tf.clip_by_value(pixels, 0, 255)  # bicubic overshoots
         top, left = tf.unstack(corner)
         return pixels[:, top : top + height, left : left + width]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cnnbench.backend.lazy import keras, tf
 
@@ -134,6 +135,23 @@ def norm(
         synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
         name=name,
     )(x)
+
+
+class Layers(NamedTuple):
+    """The layers of a network, with its padding and the epsilon of its batch norm."""
+
+    conv: Callable[..., Any]
+    depthwise: Callable[..., Any]
+    norm: Callable[..., Any]
+
+    @classmethod
+    def of(cls, padding: Padding, epsilon: float, momentum: float) -> Layers:
+        """Returns the layers with the given padding, epsilon and momentum."""
+        return cls(
+            partial(conv, padding=padding),
+            partial(depthwise, padding=padding),
+            partial(norm, epsilon=epsilon, momentum=momentum),
+        )
 
 
 def resize_map(x: Any, size: int, name: str) -> Any:

@@ -6,18 +6,17 @@ The weight names of keras.applications, torchvision, timm and others are in
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from cnnbench.errors import UsageError
-from cnnbench.models.pretrained import presets
-from cnnbench.registry.kinds import MODELS, ModelSpec
+from cnnbench.models.pretrained import presets, sources
+from cnnbench.models.pretrained.sources import Origin, names_of
+from cnnbench.registry.kinds import ModelSpec
 from cnnbench.system import files
 
 # A file may exceed four times the network's size by this much: it may hold an optimizer or float64.
@@ -28,28 +27,32 @@ OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 def load_published(
     model: Any,
-    name: str,
+    spec: ModelSpec,
     path: Path,
-    options: Mapping[str, Any] | None = None,
     *,
+    origin: Origin | None = None,
     whole: bool = False,
 ) -> None:
     """Loads a file of published weights into a model.
 
     Args:
         model: a built network.
-        name: the network's name in the registry.
+        spec: what the network was built from; its `weights_source` says of which published network
+            the file is, if it does not say so itself.
         path: a .h5 file from keras.applications, or a .safetensors file with the names of
             torchvision, timm or, for EfficientNets, efficientnet_pytorch. Pickles (.pth, .pt, .bin)
             can run code and are rejected; scripts/torch_to_safetensors.py converts them.
-        options: the options that the network was built with; some do not affect its shapes.
-        whole: whether the number of classes must match. If False and they differ, the last layer
-            keeps its initial weights.
+        origin: of which published network the file is; None: what the file and `spec` say.
+        whole: whether the network must be the published one, with its number of classes. If False,
+            options that change no weight may differ, and with other classes, the last layer keeps
+            its initial weights.
 
     Raises:
-        UsageError: the file has another format, is corrupt, contains a NaN, or its tensors do not
-            match the network. The message lists the mismatches, and nothing is loaded.
+        UsageError: the file has another format, is corrupt, contains a NaN, could be of several
+            networks, or its tensors do not match the network. The message lists the mismatches, and
+            nothing is loaded.
     """
+    name = spec.name
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
         ".h5": read_keras_h5,
         ".safetensors": _read_safetensors,
@@ -73,7 +76,9 @@ def load_published(
     except Exception as error:  # h5py and safetensors raise many types for corrupt files
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
     convert = from_keras if path.suffix == ".h5" else from_torch
-    _check_options(name, options or {}, path)
+    origin = origin or sources.identify(spec, path, sources.claims_of(path))
+    if whole:
+        sources.check_all_options(spec, origin)
     try:
         arrays = convert(model, name, tensors)
     except LookupError:  # a layer without a counterpart in the other library
@@ -106,12 +111,12 @@ def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
         DataError: the preset cannot be downloaded.
     """
     if spec.weights in presets.PRESETS:
-        path = presets.download(spec.weights)
+        path, origin = presets.download(spec.weights), sources.origin_of(spec)
     elif spec.weights:
-        path = files.expanded(spec.weights)
+        path, origin = files.expanded(spec.weights), None
     else:
         return
-    load_published(model, spec.name, path, spec.options(), whole=whole)
+    load_published(model, spec, path, origin=origin, whole=whole)
 
 
 def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:
@@ -219,7 +224,7 @@ def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
     layout = getattr(names, "torch_layout", lambda *_: None)
     unused = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     torch_name = max(
-        getattr(names, "TORCH_NAMINGS", (names.torch_name,)),
+        getattr(names, "TORCH_NAMINGS", {"": names.torch_name}).values(),
         key=lambda naming: sum(naming(name, weight.path) in unused for weight in model.weights),
     )
     arrays: dict[str, np.ndarray] = {}
@@ -229,32 +234,6 @@ def from_torch(model: Any, name: str, tensors: Mapping[str, np.ndarray]) -> dict
             array = np.asarray(unused.pop(theirs))
             arrays[weight.path] = _from_torch(array, tuple(weight.shape), layout(name, weight.path))
     return arrays | {f"{key} (of the file)": value for key, value in unused.items()}
-
-
-def _check_options(name: str, options: Mapping[str, Any], path: Path) -> None:
-    """Rejects weights that have the right shapes but belong to a network that differs otherwise."""
-    keras_options = getattr(names_of(name), "KERAS_OPTIONS", {}).get(name, {})
-    is_keras = path.suffix == ".h5"
-    for key, value in keras_options.items():
-        if key in options and (options[key] == value) != is_keras:
-            raise UsageError(
-                f"{options[key]!r} does not match the weights of {path}",
-                allowed=f"must be {value!r}" if is_keras else f"must not be {value!r}",
-                key=f"model.{key}",
-            )
-
-
-def names_of(name: str) -> ModuleType:
-    """Returns the module with the weight names of a network's family.
-
-    Raises:
-        UsageError: there are no published weights for the family.
-    """
-    family = MODELS.get(name).facts["family"]
-    try:
-        return importlib.import_module(f"cnnbench.models.pretrained.names.{family}")
-    except ModuleNotFoundError:
-        raise UsageError(f"there are no published weights for {name!r}") from None
 
 
 def read_keras_h5(path: Path) -> dict[str, np.ndarray]:

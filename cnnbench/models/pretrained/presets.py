@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
 from cnnbench.errors import DataError, MissingDataError
-from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from cnnbench.models.pretrained.preprocessing import (
+    KERAS_TF,
+    KERAS_TORCH,
+    TORCHVISION,
+    Preprocessing,
+)
 from cnnbench.system import files
 
 CHUNK = 1 << 20
 CONNECT_SECONDS = 8.0
-HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,20 @@ class Preset:
 
     Attributes:
         model: the network that the weights fit, with its default options.
+        source: the published network, see `cnnbench.models.pretrained.sources`.
         address: URL of the file.
         sha256: SHA-256 of the file.
         licence: license of the weights, as stated by their publishers.
-        mean: channel means used in training to normalize RGB values in [0, 1].
-        std: channel standard deviations, likewise.
+        preprocessing: how images are prepared.
         classes: number of classes; 1000 for ImageNet.
     """
 
     model: str
+    source: str
     address: str
     sha256: str
     licence: str
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    preprocessing: Preprocessing
     classes: int = 1000
 
 
@@ -64,61 +68,84 @@ _EFFICIENTNETS = (
     "876a41319980638fa597acbbf956a82d10819531ff2dcb1a52277f10c7aefa1a",
 )
 
+# timm's evaluation of the A1 and the first EfficientNet weights.
+_A1 = replace(TORCHVISION, crop=0.95, interpolation="bicubic")
+_TF = replace(TORCHVISION, interpolation="bicubic")
+
 PRESETS = {
     "resnet18.tv_in1k": Preset(
         "resnet18",
+        "timm:resnet18",
         _timm("resnet18.tv_in1k", "bbd144b3e5565108aad885f145491d11bc6ce807"),
         "694f673df6520a3158624e8a89af086f59923ee4cd7436fe5bc3bc71d295ad81",
         "BSD-3-Clause",
+        TORCHVISION,
     ),
     "resnet18.a1_in1k": Preset(
         "resnet18",
+        "timm:resnet18",
         _timm("resnet18.a1_in1k", "491b427b45c94c7fb0e78b5474cc919aff584bbf"),
         "80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612",
         "Apache-2.0",
+        _A1,
     ),
     "resnet34.tv_in1k": Preset(
         "resnet34",
+        "timm:resnet34",
         _timm("resnet34.tv_in1k", "1b7b21cca82ff974d341713f777bf740c2db38c4"),
         "0bb82595a564991a9d424708b33f5d843f5aaed7f6c0886ff10849ff97022235",
         "BSD-3-Clause",
+        TORCHVISION,
     ),
     "resnet50.tv_in1k": Preset(
         "resnet50",
+        "timm:resnet50",
         _timm("resnet50.tv_in1k", "78f3ecfdb38e06d9b8397f662e7ab8fee96026fa"),
         "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",
         "BSD-3-Clause",
+        TORCHVISION,
     ),
     "resnet50.a1_in1k": Preset(
         "resnet50",
+        "timm:resnet50",
         _timm("resnet50.a1_in1k", "767268603ca0cb0bfe326fa87277f19c419566ef"),
         "773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",
         "Apache-2.0",
+        _A1,
     ),
     "wide_resnet50_2.tv_in1k": Preset(
         "wide_resnet50_2",
+        "timm:wide_resnet50_2",
         _timm("wide_resnet50_2.tv_in1k", "343c5fa59ca8a131e0cdf42144a641b36a0387c2"),
         "df6fb6c4824769769de18e14088475fd6ee94236849aa4e5d8022ba9d9a9a16c",
         "BSD-3-Clause",
+        TORCHVISION,
     ),
     "tf_efficientnet_b0.in1k": Preset(
         "efficientnet_b0",
+        "timm:tf_efficientnet_b0",
         _timm("tf_efficientnet_b0.in1k", "8186ca4217f9c67824ebe7566008bdc69976d15a"),
         "276dfe076f3fca30c2f7bf1e44039e395e6de50248caaa159d16530699f16995",
         "Apache-2.0",
+        _TF,
     ),
     "mobilenet_v2.keras": Preset(
         "mobilenet_v2",
+        "keras:MobileNetV2",
         "https://github.com/JonathanCMitchell/mobilenet_v2_keras/releases/download/v1.1/"
         "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5",
         "3e195a2857356cfc092cbbb460beb2a5bce279015d7792598b8d3d9e451902e3",
         "Apache-2.0",
-        mean=HALF,
-        std=HALF,
+        KERAS_TF,
     ),
 } | {
     f"efficientnet_b{size}.autoaugment": Preset(
-        f"efficientnet_b{size}", _efficientnet(size), digest, "Apache-2.0"
+        f"efficientnet_b{size}",
+        f"keras:EfficientNetB{size}",
+        _efficientnet(size),
+        digest,
+        "Apache-2.0",
+        KERAS_TORCH,
     )
     for size, digest in enumerate(_EFFICIENTNETS)
 }

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import KERAS_TORCH
 
 KERAS_MODELS = {
     "densenet121": "DenseNet121",
     "densenet169": "DenseNet169",
     "densenet201": "DenseNet201",
 }
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TORCH)
 TORCH_MODELS = {
     "densenet121": "torchvision:densenet121",
     "densenet161": "torchvision:densenet161",
     "densenet169": "torchvision:densenet169",
     "densenet201": "torchvision:densenet201",
 }
+TORCH_ALIASES = {f"timm:{name}": reference for name, reference in TORCH_MODELS.items()}
 
 _KERAS = {
     "stem_conv": "conv1_conv",

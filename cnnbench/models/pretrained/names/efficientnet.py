@@ -6,19 +6,34 @@ Keras's networks first divide the images by 255 and normalize them; ours expect 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from cnnbench.models.efficientnet import scaled
-from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.efficientnet import Stage, scaled
+from cnnbench.models.pretrained.names._torch import CONV, NORM, PYTORCH, SYMMETRIC, TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import (
+    KERAS_TORCH,
+    LITE_PYTORCH,
+    TIMM_HALF,
+    TORCHVISION_BICUBIC,
+)
 
 KERAS_MODELS = {f"efficientnet_b{i}": f"EfficientNetB{i}" for i in range(8)}
-# Not torchvision's: it pads on all sides, while these pad as TensorFlow does.
-TORCH_MODELS = {
-    name: f"timm:tf_{name}"
-    for name in (
-        *(f"efficientnet_b{i}" for i in range(8)),
-        *(f"efficientnet_lite{i}" for i in range(5)),
-    )
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TORCH)
+LITE_MODELS = tuple(f"efficientnet_lite{i}" for i in range(5))
+TORCH_MODELS = {name: f"timm:tf_{name}" for name in (*KERAS_MODELS, *LITE_MODELS)}
+TORCH_VARIANTS = {f"timm:{name}": (name, PYTORCH) for name in TORCH_MODELS}
+TORCH_VARIANTS |= {
+    f"torchvision:{name}": (name, SYMMETRIC if name[-1] in "567" else PYTORCH)
+    for name in KERAS_MODELS
+}
+TORCH_ALIASES = {
+    **{f"efficientnet_pytorch:{name}": TORCH_MODELS[name] for name in KERAS_MODELS},
+    **{f"efficientnet_lite_pytorch:{name}": TORCH_MODELS[name] for name in LITE_MODELS},
+}
+PREPROCESSING = {
+    **{f"timm:tf_{name}": TIMM_HALF for name in LITE_MODELS},
+    **{f"efficientnet_lite_pytorch:{name}": LITE_PYTORCH for name in LITE_MODELS},
+    **{f"torchvision:{name}": TORCHVISION_BICUBIC for name in KERAS_MODELS},
 }
 
 KERAS = {
@@ -120,4 +135,33 @@ def efficientnet_pytorch_name(model_name: str, path: str) -> str:
     return f"_blocks.{index}.{name}"
 
 
-TORCH_NAMINGS = (torch_name, efficientnet_pytorch_name)
+def torchvision_name(model_name: str, path: str) -> str:
+    """Returns torchvision's parameter or buffer name for one of our weights."""
+    stages, *_ = scaled(model_name)
+    return torchvision_name_by(stages, path)
+
+
+def torchvision_name_by(stages: Sequence[Stage], path: str) -> str:
+    """Returns torchvision's parameter or buffer name, given the stages of the network."""
+    place, layer, weight = split(path)
+    weight = TORCH_WEIGHTS[weight]
+    kind = NORM if layer.endswith("_norm") else CONV
+    if place is None:
+        if layer == "logits":
+            return f"classifier.1.{weight}"
+        return f"features.{0 if layer.startswith('stem') else len(stages) + 1}.{kind}.{weight}"
+    stage, block = place
+    about = stages[stage - 1]
+    parts = ["expand"] if about.expand_ratio > 1 else []
+    parts += ["project"] if about.fused else ["depthwise", "se", "project"]
+    part, _, inner = layer.partition("_")
+    kind = {"reduce": "fc1", "expand": "fc2"}[inner] if part == "se" else kind
+    return f"features.{stage}.{block - 1}.block.{parts.index(part)}.{kind}.{weight}"
+
+
+TORCH_NAMINGS = {
+    "torchvision": torchvision_name,
+    "timm": torch_name,
+    "efficientnet_pytorch": efficientnet_pytorch_name,
+    "efficientnet_lite_pytorch": efficientnet_pytorch_name,
+}

@@ -1,14 +1,19 @@
-"""Names of MobileNet's weights in keras.applications."""
+"""Names of MobileNet's weights in keras.applications and timm."""
 
 from __future__ import annotations
 
 import re
 
 from cnnbench.models.mobilenet_v1 import STAGES
+from cnnbench.models.pretrained.names._torch import PYTORCH, TORCH_WEIGHTS
+from cnnbench.models.pretrained.names.efficientnet import TIMM, split
+from cnnbench.models.pretrained.preprocessing import KERAS_TF, TIMM_HALF
 
 KERAS_MODELS = {"mobilenet_v1": "MobileNet"}
-# timm's networks of this name differ: padding on all sides, and an epsilon of 1e-5.
+KERAS_PREPROCESSING = {"mobilenet_v1": KERAS_TF}
 TORCH_MODELS: dict[str, str] = {}
+TORCH_VARIANTS = {"timm:mobilenetv1_100": ("mobilenet_v1", PYTORCH)}
+PREPROCESSING = {"timm:mobilenetv1_100": TIMM_HALF}
 
 _KERAS = {"stem_conv": "conv1", "stem_norm": "conv1_bn", "logits": "conv_preds"}
 
@@ -27,6 +32,18 @@ def keras_name(model_name: str, path: str) -> str:
     return f"conv_{kind[0]}w_{index}{'_bn' if norm else ''}/{weight}"
 
 
+_TIMM = {
+    "depthwise": "conv_dw",
+    "depthwise_norm": "bn1",
+    "pointwise": "conv_pw",
+    "pointwise_norm": "bn2",
+}
+
+
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError, because no published PyTorch network matches ours."""
-    raise LookupError(f"no PyTorch weights fit {model_name}")
+    """Returns timm's parameter or buffer name for one of our weights."""
+    place, layer, weight = split(path)
+    if place is None:
+        return f"{TIMM[layer]}.{TORCH_WEIGHTS[weight]}"
+    stage, block = place
+    return f"blocks.{stage - 1}.{block - 1}.{_TIMM[layer]}.{TORCH_WEIGHTS[weight]}"

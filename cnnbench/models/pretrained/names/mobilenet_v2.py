@@ -1,14 +1,23 @@
-"""Names of MobileNetV2's weights in keras.applications."""
+"""Names of MobileNetV2's weights in keras.applications, torchvision and timm."""
 
 from __future__ import annotations
 
 import re
 
 from cnnbench.models.mobilenet_v2 import STAGES
+from cnnbench.models.pretrained.names._torch import CONV, NORM, PYTORCH, TORCH_WEIGHTS
+from cnnbench.models.pretrained.names.efficientnet import TIMM_FIRST, split, timm_name_by
+from cnnbench.models.pretrained.preprocessing import KERAS_TF
 
 KERAS_MODELS = {"mobilenet_v2": "MobileNetV2"}
-# torchvision's and timm's networks differ: padding on all sides, and an epsilon of 1e-5.
+KERAS_PREPROCESSING = {"mobilenet_v2": KERAS_TF}
 TORCH_MODELS: dict[str, str] = {}
+TORCH_VARIANTS = {
+    "torchvision:mobilenet_v2": ("mobilenet_v2", PYTORCH),
+    "timm:mobilenetv2_050": ("mobilenet_v2_050", PYTORCH),
+    "timm:mobilenetv2_100": ("mobilenet_v2", PYTORCH),
+    "timm:mobilenetv2_140": ("mobilenet_v2_140", PYTORCH),
+}
 
 _KERAS = {
     "stem_conv": "Conv1",
@@ -32,5 +41,26 @@ def keras_name(model_name: str, path: str) -> str:
 
 
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError, because no published PyTorch network matches ours."""
-    raise LookupError(f"no PyTorch weights fit {model_name}")
+    """Returns timm's parameter or buffer name for one of our weights."""
+    return timm_name_by({1: TIMM_FIRST}, path)
+
+
+def torchvision_name(model_name: str, path: str) -> str:
+    """Returns torchvision's parameter or buffer name for one of our weights."""
+    place, layer, weight = split(path)
+    weight, kind = TORCH_WEIGHTS[weight], NORM if layer.endswith("_norm") else CONV
+    if layer == "logits":
+        return f"classifier.1.{weight}"
+    depths = [depth for _, _, depth, _ in STAGES]
+    if place is None:
+        return f"features.{0 if layer.startswith('stem') else sum(depths) + 1}.{kind}.{weight}"
+    stage, block = place
+    index = sum(depths[: stage - 1]) + block
+    parts = ["depthwise", "project"] if stage == 1 else ["expand", "depthwise", "project"]
+    number = parts.index(layer.partition("_")[0])
+    # The last convolution and its batch norm are not in a container of their own.
+    inner = f"{number}.{kind}" if number < len(parts) - 1 else str(number + int(kind))
+    return f"features.{index}.conv.{inner}.{weight}"
+
+
+TORCH_NAMINGS = {"timm": torch_name, "torchvision": torchvision_name}

@@ -5,9 +5,16 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.nasnet import VARIANTS
+from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import HALF, KERAS_TF, Preprocessing
 
 KERAS_MODELS = {"nasnet_mobile": "NASNetMobile", "nasnet_large": "NASNetLarge"}
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TF)
 TORCH_MODELS: dict[str, str] = {}
+TORCH_VARIANTS = {"timm:nasnetalarge": ("nasnet_large", {"max_pool_padding": "excluded"})}
+PREPROCESSING = {
+    "timm:nasnetalarge": Preprocessing(HALF, HALF, crop=0.911, interpolation="bicubic")
+}
 
 _KERAS = {
     "stem_conv": "stem_conv1",
@@ -50,6 +57,53 @@ def keras_name(model_name: str, path: str) -> str:
     return f"separable_conv_{i}_{kind}_{place}_{cell}/{part}_{weight}"
 
 
+_TIMM = {
+    "stem_conv": "conv0.conv",
+    "stem_norm": "conv0.bn",
+    "logits": "last_linear",
+    "conv": "conv_1x1.conv",
+    "norm": "conv_1x1.bn",
+    "previous_conv": "conv_prev_1x1.conv",
+    "previous_norm": "conv_prev_1x1.bn",
+    "previous_conv1": "path_1.conv",
+    "previous_conv2": "path_2.conv",
+}
+
+
 def torch_name(model_name: str, path: str) -> str:
-    """Raises LookupError, because no published PyTorch network matches ours."""
-    raise LookupError(f"no PyTorch weights fit {model_name}")
+    """Returns timm's parameter or buffer name for one of our weights of nasnet_large.
+
+    Raises:
+        LookupError: timm has no such layer, as in the other variants.
+    """
+    if model_name != "nasnet_large":
+        raise LookupError(f"no PyTorch weights fit {model_name}")
+    layer, weight = path.split("/")
+    weight = TORCH_WEIGHTS[weight]
+    match = re.fullmatch(r"(stem_cell|stage\d_block)(\d+)_(\w+)", layer)
+    if not match:
+        return f"{_TIMM[layer]}.{weight}"
+    place, block, part = match.groups()
+    cells, halves = VARIANTS[model_name].cells, False
+    if place == "stem_cell":
+        cell = f"cell_stem_{int(block) - 1}"
+        halves = block == "2"
+    else:
+        stage = int(place[5])
+        before = cells * (stage - 1)
+        # Stages 2 and 3 begin with a reduction, which is not counted.
+        number = before + int(block) - (1 if stage == 1 else 2)
+        cell = f"cell_{number}"
+        if stage > 1 and block == "1":
+            cell = f"reduction_cell_{stage - 2}"
+        halves = number == before and not cell.startswith("reduction")
+    if halves and part == "previous_norm":
+        return f"{cell}.final_path_bn.{weight}"
+    if part in _TIMM:
+        return f"{cell}.{_TIMM[part]}.{weight}"
+    operation = re.fullmatch(r"(left|right)(\d)_(depthwise|pointwise|norm)(\d)", part)
+    if operation is None:
+        raise LookupError(f"timm's nasnetalarge has no {layer}")
+    side, sum_, kind, i = operation.groups()
+    inner = f"bn_sep_{i}" if kind == "norm" else f"separable_{i}.{kind}_conv2d"
+    return f"{cell}.comb_iter_{int(sum_) - 1}_{side}.{inner}.{weight}"

@@ -6,12 +6,14 @@ import re
 from typing import Any
 
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import KERAS_CAFFE
 
 # Their epsilon is 1.001e-5, ours 1e-5 as in torchvision, which changes the logits by 1e-5 of the
 # largest logit.
 KERAS_MODELS = {"resnet50": "ResNet50", "resnet101": "ResNet101", "resnet152": "ResNet152"}
 # The options with which our models match those of keras.applications.
 KERAS_OPTIONS = {name: {"stride": "first"} for name in KERAS_MODELS}
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_CAFFE)
 TORCH_MODELS = {
     "resnet18": "torchvision:resnet18",
     "resnet34": "torchvision:resnet34",
@@ -29,6 +31,18 @@ TORCH_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "timm:seresnet50": ("resnet50", {"se_ratio": 1 / 16}),
     "timm:seresnet101": ("resnet101", {"se_ratio": 1 / 16}),
     "timm:seresnet152": ("resnet152", {"se_ratio": 1 / 16}),
+}
+TORCH_ALIASES = {f"timm:{name}": reference for name, reference in TORCH_MODELS.items()}
+# timm's networks that blur or average before they skip pixels, which has no weights.
+LOOK_ALIKES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "timm:resnetblur18": ("resnet18", {}, "anti-aliasing"),
+    "timm:resnetblur50": ("resnet50", {}, "anti-aliasing"),
+    "timm:resnetblur50d": ("resnet50", {"stem": "deep"}, "anti-aliasing"),
+    "timm:resnetblur101d": ("resnet101", {"stem": "deep"}, "anti-aliasing"),
+    "timm:resnetaa34d": ("resnet34", {"stem": "deep"}, "anti-aliasing"),
+    "timm:resnetaa50": ("resnet50", {}, "anti-aliasing"),
+    "timm:resnetaa50d": ("resnet50", {"stem": "deep"}, "anti-aliasing"),
+    "timm:resnetaa101d": ("resnet101", {"stem": "deep"}, "anti-aliasing"),
 }
 
 _KERAS = {"stem_conv": "conv1_conv", "stem_norm": "conv1_bn", "logits": "predictions"}

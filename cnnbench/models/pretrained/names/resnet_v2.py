@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+from cnnbench.models.pretrained.preprocessing import KERAS_TF
+
 KERAS_MODELS = {
     "resnet50v2": "ResNet50V2",
     "resnet101v2": "ResNet101V2",
     "resnet152v2": "ResNet152V2",
 }
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_TF)
 # Those of timm and others have strides and biases in other places.
 TORCH_MODELS: dict[str, str] = {}
 

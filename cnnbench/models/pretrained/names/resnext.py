@@ -13,6 +13,7 @@ TORCH_MODELS = {
     "resnext101_32x8d": "torchvision:resnext101_32x8d",
     "resnext101_64x4d": "torchvision:resnext101_64x4d",
 }
+TORCH_ALIASES = {f"timm:{name}": reference for name, reference in TORCH_MODELS.items()}
 
 
 def keras_name(model_name: str, path: str) -> str:

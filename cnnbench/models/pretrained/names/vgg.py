@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from cnnbench.models.pretrained.names._torch import TORCH_WEIGHTS
+from cnnbench.models.pretrained.preprocessing import KERAS_CAFFE
 from cnnbench.models.vgg import DEPTHS
 
 KERAS_MODELS = {"vgg16": "VGG16", "vgg19": "VGG19"}
+KERAS_PREPROCESSING = dict.fromkeys(KERAS_MODELS, KERAS_CAFFE)
 TORCH_MODELS = {name: f"torchvision:{name}" for d in DEPTHS for name in (d, f"{d}_bn")}
 
 _KERAS = {"head_dense1": "fc1", "head_dense2": "fc2", "logits": "predictions"}

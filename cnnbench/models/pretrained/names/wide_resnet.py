@@ -12,6 +12,7 @@ TORCH_MODELS = {
     "wide_resnet50_2": "torchvision:wide_resnet50_2",
     "wide_resnet101_2": "torchvision:wide_resnet101_2",
 }
+TORCH_ALIASES = {f"timm:{name}": reference for name, reference in TORCH_MODELS.items()}
 
 
 def keras_name(model_name: str, path: str) -> str:
