@@ -155,7 +155,8 @@ def test_preprocessing_can_be_left_to_the_user(run):
         # SavedModel and Keras, whose processes take long to begin, with this harm too.
         pytest.param("normalisation", FLOAT[:2], marks=pytest.mark.slow),
         pytest.param("normalisation", FLOAT[2:], marks=pytest.mark.slow),
-        ("normalisation", OTHERS),
+        pytest.param("normalisation", OTHERS, marks=pytest.mark.slow),
+        ("normalisation", [("tflite", "int8")]),
     ],
 )
 def test_a_damaged_artifact_is_not_let_through_in_any_format(run, monkeypatch, harm, cases):
@@ -588,7 +589,7 @@ def test_best_weights_that_vanished_are_not_replaced(digits_run, tmp_path):
 
 @pytest.mark.parametrize(
     "color",
-    ["hsv", *(pytest.param(color, marks=pytest.mark.slow) for color in ("grey", "yuv", "bgr"))],
+    ["bgr", *(pytest.param(color, marks=pytest.mark.slow) for color in ("grey", "yuv", "hsv"))],
 )
 def test_colour_spaces_survive_the_export(small, tmp_path, color):
     settings = (f"data.color={color}", "train.epochs=2", "model.name=lenet5", "model.dropout=0.0")

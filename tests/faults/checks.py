@@ -22,13 +22,13 @@ def spread(tries: Sequence[Try], count: int) -> Iterator[Try]:
 
 def as_command(work: Callable[[], object]) -> None:
     """Runs a function as a command of the tool, which ends the process as its own do."""
-    from cnnbench.cli import main
+    from cnnbench import cli
 
-    @main.cli.command()
+    @cli.cli.command()
     def fault() -> None:
         work()
 
-    main.main(["fault"])
+    cli.main(["fault"])
 
 
 def child(function: Callable[[], None], *arguments: object) -> list[str]:

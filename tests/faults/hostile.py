@@ -71,9 +71,9 @@ def hostile() -> None:
 
 
 def _command(*arguments: str) -> None:
-    from cnnbench.cli import main
+    from cnnbench import cli
 
-    main.main(arguments)
+    cli.main(arguments)
 
 
 class _Bias:

@@ -291,6 +291,7 @@ for settings in (
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_take_the_steps_of_one_device(small):
     here = Path(__file__).parent
     command = [sys.executable, "-c", REPLICAS, str(small), str(here), str(here.parent)]

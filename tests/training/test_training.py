@@ -220,14 +220,14 @@ class Notes(Callbacks):
         self.texts.append(text)
 
 
-def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(tiny, tmp_path):
+def test_a_rollback_goes_on_from_the_checkpoint_with_half_the_rate(small, tmp_path):
     # Too high a rate for three halvings, then one that two of them mend.
     settings = ("schedule={name: constant}", "train.on_nan=rollback", "train.checkpoint_every=2")
-    hopeless = load_recipe(tiny, (*settings, "optimizer.lr=1e18"))
+    hopeless = load_recipe(small, (*settings, "optimizer.lr=1e18"))
     with pytest.raises(DivergedError, match="the checkpoint of step 0 is intact"):
         train(hopeless, run_dir=tmp_path / "hopeless")
     notes = Notes()
-    recipe = load_recipe(tiny, (*settings, "optimizer.lr=0.05"))
+    recipe = load_recipe(small, (*settings, "optimizer.lr=0.05"))
     learner = Learner(recipe, Access(), Settings())
     real, calls = learner.train_steps, []
 
