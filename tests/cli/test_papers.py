@@ -218,13 +218,13 @@ def test_its_tables_are_those_of_the_results_that_are_kept():
 
 def test_the_exit_codes_are_those_of_the_errors():
     from cnnbench import errors
-    from cnnbench.cli.options import INTERRUPTED
+    from cnnbench.cli.app import INTERRUPTED, UNEXPECTED
 
     text = (ROOT / "docs" / "reliability.md").read_text()
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {k.exit_code for k in kinds if issubclass(k, errors.CnnbenchError)}
-    assert listed == codes - {errors.CnnbenchError.exit_code} | {0, INTERRUPTED}
+    assert listed == codes - {errors.CnnbenchError.exit_code} | {0, INTERRUPTED, UNEXPECTED}
 
 
 def test_the_rooms_are_listed_in_their_order():
