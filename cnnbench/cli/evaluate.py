@@ -17,7 +17,7 @@ from cnnbench.cli.options import (
     run_argument,
     say,
 )
-from cnnbench.errors import UsageError, VerificationError
+from cnnbench.errors import DataError, UsageError, VerificationError
 from cnnbench.evaluation.tta import TTA
 
 ROBUST_EXAMPLES = 1000
@@ -177,11 +177,20 @@ def compare(
 )
 @as_json
 def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
-    """Predict the classes of image files with the network of a RUN."""
+    """Predict the classes of image files with the network of a RUN.
+
+    A file that cannot be read costs its own answer; the exit code is then 3.
+    """
     opened = chosen_run(run)
     from cnnbench.evaluation.predict import predict as predict_files
     from cnnbench.report import tables
 
     rows = predict_files(opened, images, top=top)
     task = opened.recipe.task
-    answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))
+    if as_json or any("error" not in row for row in rows):
+        answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))
+    bad = [row["error"] for row in rows if "error" in row]
+    for error in bad[:-1]:
+        say(f"error: {error}")
+    if bad:
+        raise DataError(bad[-1])
