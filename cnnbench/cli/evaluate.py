@@ -14,6 +14,7 @@ from cnnbench.cli.options import (
     as_json,
     chosen_run,
     data_dir,
+    data_path,
     run_argument,
     say,
 )
@@ -64,6 +65,7 @@ ROBUST_EXAMPLES = 1000
     help="Open an artifact that cnnbench did not write; it can run any code.",
 )
 @data_dir
+@data_path
 @as_json
 def evaluate(
     run: Path | None,
@@ -76,6 +78,7 @@ def evaluate(
     artifact: Path | None,
     trust_model: bool,
     data_dir: Path | None,
+    data_path: Path | None,
     as_json: bool,
 ) -> None:
     """Evaluate a RUN: accuracy, calibration, robustness, speed and size.
@@ -104,7 +107,7 @@ def evaluate(
     from cnnbench.evaluation.evaluate import evaluate as measure
     from cnnbench.report import tables
 
-    access = access_to(data_dir)
+    access = access_to(data_dir, data_path)
     if artifact:
         result = evaluate_artifact(opened, artifact, split=split, trust=trust_model, access=access)
     else:
@@ -144,9 +147,15 @@ def evaluate(
     help="Maximum number of test images.",
 )
 @data_dir
+@data_path
 @as_json
 def compare(
-    runs: Sequence[Path], plot: Path | None, examples: int, data_dir: Path | None, as_json: bool
+    runs: Sequence[Path],
+    plot: Path | None,
+    examples: int,
+    data_dir: Path | None,
+    data_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare the accuracy, size and speed of RUNS, exported to TFLite.
 
@@ -157,7 +166,7 @@ def compare(
 
     if plot is not None and plot.suffix != ".png":
         raise click.UsageError("--plot must be a .png file.")
-    result = measure(runs, examples=examples, access=access_to(data_dir))
+    result = measure(runs, examples=examples, access=access_to(data_dir, data_path))
     answer(result, as_json, tables.comparison)
     if plot is not None:
         from cnnbench.report import plots
@@ -175,11 +184,21 @@ def compare(
     show_default=True,
     help="Number of classes to show for each image.",
 )
+@data_dir
+@data_path
 @as_json
-def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    top: int,
+    data_dir: Path | None,
+    data_path: Path | None,
+    as_json: bool,
+) -> None:
     """Predict the classes of image files with the network of a RUN.
 
-    A file that cannot be read costs its own answer; the exit code is then 3.
+    A file that cannot be read costs its own answer; the exit code is then 3. No data set is needed:
+    --data-dir and --data-path are taken as by eval, and have no effect.
     """
     opened = chosen_run(run)
     from cnnbench.evaluation.predict import predict as predict_files

@@ -16,6 +16,7 @@ from cnnbench.cli.options import (
     FilePath,
     access_to,
     data_dir,
+    data_path,
     overrides,
     say,
     say_path,
@@ -33,6 +34,7 @@ run_dir = click.option(
 @click.argument("recipe", required=False, type=FilePath())
 @overrides
 @data_dir
+@data_path
 @run_dir
 @click.option(
     "--resume", is_flag=True, help="Continue the run in --run-dir, or the newest unfinished one."
@@ -46,6 +48,7 @@ def train(
     recipe: Path | None,
     overrides: Sequence[str],
     data_dir: Path | None,
+    data_path: Path | None,
     run_dir: Path | None,
     resume: bool,
     force: bool,
@@ -60,10 +63,14 @@ def train(
         raise click.UsageError("give a RECIPE, or a run to continue with --resume --run-dir.")
     if resume and (overrides or smoke):
         raise click.UsageError("--resume cannot be used with --set or --smoke.")
+    if data_path and not resume:
+        raise click.UsageError("--data-path requires --resume; --set data.path=… for a new run.")
     if force and not resume:
         raise click.UsageError("--force requires --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
-    access = access_to(data_dir)
+    if resume and checked and data_path is None and (path := getattr(checked.data, "path", None)):
+        data_path = Path(path)  # which may be another than when the run started
+    access = access_to(data_dir, data_path)
     if resume:
         from cnnbench.runs import find
         from cnnbench.training import stages

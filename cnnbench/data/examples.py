@@ -68,11 +68,13 @@ class FileSource:
 
     Attributes:
         reading: the channels and options of `images.read`.
+        doubtful: indices of the files that may be damaged; see `inspection.may_be_damaged`.
     """
 
     paths: Sequence[Path]
     targets: np.ndarray
     reading: Mapping[str, Any]
+    doubtful: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -105,6 +105,8 @@ def decode_floats(
         floats = np.asarray(image).view("<f4")[..., 0]
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError("cannot decode the image: it is no whole PNG", where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
     levels = pixels.to_uint8(floats, pixels.Stored("float"), name, value_range)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnbench.data.examples import ArraySource, Dataset, Examples
+from cnnbench.data.examples import ArraySource, Dataset, Examples, FileSource
 from cnnbench.data.images import BadImageError
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DataSpec
@@ -61,6 +61,17 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
         return Splits(train, None, skipped)
     validation, skipped_in_validation = _readable(validation, data)
     return Splits(train, validation, skipped, skipped_in_validation)
+
+
+def to_inspect(dataset: Dataset, data: DataSpec, splits: Splits) -> list[Examples]:
+    """Returns the examples whose files to decode once: those used last come first.
+
+    None, if the recipe skips bad images, which `training_splits` has decoded then.
+    """
+    if data.on_bad_image == "skip" or not isinstance(splits.train.source, FileSource):
+        return []
+    test = dataset.split("test").shuffled().take(slice(data.limit))
+    return [part for part in (test, splits.validation, splits.train) if part is not None]
 
 
 def evaluation_examples(

@@ -67,7 +67,7 @@ def _runs(path: Path) -> list[Run]:
     if not (path / STAGES).is_file():
         return [open_run(path)]
     stages = find.stage_runs(path)
-    first = stages[0].others().get("init") if stages else None
+    first = stages[0].others("init").get("init") if stages else None
     return [*([first] if first else []), *stages]
 
 

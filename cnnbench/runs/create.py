@@ -96,6 +96,7 @@ def commit(
     """
     text = run.recipe.dump().encode()
     environment = provenance.describe() | {
+        "path": str(run.path.absolute()),
         "recipe_sha256": hashlib.sha256(text).hexdigest(),
         "data": data.model_dump(),
         "runtime": dict(runtime),

@@ -16,7 +16,7 @@ from cnnbench.backend.settings import Choice, Settings
 from cnnbench.data.open import Access
 from cnnbench.errors import RunError
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.runs import checkpoint
+from cnnbench.runs import checkpoint, network
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.run import Run
 from cnnbench.system import files, signals
@@ -63,6 +63,7 @@ def train(
     others = referenced_runs(recipe, start)
     with new_run(run_dir, recipe) as run:
         learner = Learner(recipe, access or Access(), choice.settings, others)
+        checked = learner.inspection.begin() if start is None else []
         learner.initialize()
         commit(
             run,
@@ -71,7 +72,8 @@ def train(
             architecture=learner.architecture,
             others=others,
         )
-        notes = learner.data.notes if start is None else ()  # told once, not in each stage
+        # Told once, not in each stage.
+        notes = [*learner.data.notes, *checked] if start is None else []
         return fit(learner, run, callbacks or Callbacks(), notes=notes)
 
 
@@ -102,14 +104,13 @@ def resume(
     runtime.apply(settings)
     with run.locked():
         files.recover(run.best)
-        if access is None or access.data_dir is None:
-            data_dir = run.data().data_dir
-            access = Access(Path(data_dir) if data_dir else None)
+        access = network.access_of(run, access)
         # Without a checkpoint, training starts from the first step.
         architecture = run.architecture() if checkpoint.exists(run.checkpoints) else None
         learner = Learner(run.recipe, access, settings, run.others(), architecture)
         run.must_match_data(learner.about_data())
         notes = run.must_match_code(replicas=learner.replicas, force=force)
+        notes += learner.inspection.begin()
         return fit(learner, run, callbacks or Callbacks(), resume=True, notes=notes)
 
 
@@ -147,7 +148,8 @@ def fit(
             learner.initialize()
     run.write_metrics(training.progress.rows)
     callbacks.started(run, learner.total_steps, training.progress.step, notes)
-    with signals.caught() as interrupted, writer_module.Writer() as writer:
+    in_background = learner.inspection.going_on()
+    with signals.caught() as interrupted, writer_module.Writer() as writer, in_background:
         Loop(training, callbacks, writer, interrupted).train()
         writer.wait()
         share = writer.seconds / (time.perf_counter() - start)

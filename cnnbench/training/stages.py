@@ -12,8 +12,9 @@ from cnnbench.data.open import Access
 from cnnbench.errors import InterruptedRun, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs import network
 from cnnbench.runs.create import must_be_free, new_folder
-from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes
+from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes, stage_runs
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run
 from cnnbench.system import files, signals
 from cnnbench.training import compression, one_stage, start
@@ -128,8 +129,13 @@ def must_match(path: Path, recipe: Recipe) -> None:
     Raises:
         RunError: it differs; the message lists the changed lines.
     """
-    several = (path / STAGES).is_file()
-    run = Run(path, read_recipe(path / STAGES)) if several else open_run(path)
+    if (path / STAGES).is_file():
+        # The folder has no environment.json; it moved as the runs in it did.
+        started = stage_runs(path)
+        before = Path(started[0].origin).parent if started else path.absolute()
+        run = Run(path, read_recipe(path / STAGES), {"path": str(before)})
+    else:
+        run = open_run(path)
     run.must_match(recipe.absolute())
 
 
@@ -172,6 +178,7 @@ def _train_stages(
                     continue
             if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
+                access = network.access_of(before, access)
             try:
                 if existing is not None:
                     before = one_stage.resume(

@@ -38,7 +38,8 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
     root = Path(path).expanduser()
     if not os.path.lexists(root):
-        raise MissingDataError("no such folder", where=str(root), allowed=LAYOUT)
+        hint = f"{LAYOUT}; if it was moved after the training, --data-path says where it is"
+        raise MissingDataError("no such folder", where=str(root), allowed=hint)
     walk = Walk(root, skip_unreadable=data.on_bad_image == "skip")
     folders = _splits(walk)
     found = {split: _classes(walk, folder) for split, folder in folders.items()}
@@ -52,9 +53,11 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     options = reading(data, channels)
 
     def load(split: str) -> FileSource:
-        pairs = [(f.path, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
-        paths, labels = zip(*pairs, strict=True)
-        return FileSource(paths, np.array(labels, np.int32), options)
+        pairs = [(f, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
+        files, labels = zip(*pairs, strict=True)
+        doubtful = [index for index, file in enumerate(files) if file.may_be_damaged]
+        paths = [file.path for file in files]
+        return FileSource(paths, np.array(labels, np.int32), options, doubtful)
 
     listing = [
         f"{composed(image.path.relative_to(root))}:{image.content}"
