@@ -42,6 +42,13 @@ run_dir = click.option(
 @click.option(
     "--force", is_flag=True, help="Resume even if the code or package versions have changed."
 )
+@click.option(
+    "--accept-data-change",
+    "accept",
+    multiple=True,
+    metavar="FILE",
+    help="Resume though this file of the data set was removed or replaced. Can be repeated.",
+)
 @click.option("--smoke", is_flag=True, help="Train only a few steps on a few images, as a test.")
 @click.option("--no-tune", is_flag=True, help="Do not search for the fastest settings first.")
 def train(
@@ -52,6 +59,7 @@ def train(
     run_dir: Path | None,
     resume: bool,
     force: bool,
+    accept: Sequence[str],
     smoke: bool,
     no_tune: bool,
 ) -> None:
@@ -67,6 +75,8 @@ def train(
         raise click.UsageError("--data-path requires --resume; --set data.path=… for a new run.")
     if force and not resume:
         raise click.UsageError("--force requires --resume.")
+    if accept and not resume:
+        raise click.UsageError("--accept-data-change requires --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
     if resume and checked and data_path is None and (path := getattr(checked.data, "path", None)):
         data_path = Path(path)  # which may be another than when the run started
@@ -82,7 +92,9 @@ def train(
             folder = run_dir or find.unfinished(checked)
             stages.must_match(folder, checked)
         with terminal.shown() as callbacks:
-            run = stages.resume(folder, access=access, callbacks=callbacks, force=force)
+            run = stages.resume(
+                folder, access=access, callbacks=callbacks, force=force, accept=accept
+            )
     else:
         assert checked is not None
         if run_dir is not None:

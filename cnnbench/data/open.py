@@ -19,11 +19,13 @@ class Access:
         data_dir: folder of prepared data sets; None: that of TFDS.
         download: whether a missing data set may be downloaded.
         data_path: where the images are, in place of the recipe's `data.path`; None: there.
+        removed: names below that path of files that are gone, and whose places are kept.
     """
 
     data_dir: Path | None = None
     download: bool = True
     data_path: Path | None = None
+    removed: tuple[str, ...] = ()
 
 
 def open_dataset(data: DataSpec, access: Access) -> Dataset:

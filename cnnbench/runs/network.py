@@ -180,7 +180,7 @@ def access_of(run: Run, access: Access | None) -> Access:
     path = getattr(run.recipe.data, "path", None)
     if access.data_path is None and path:
         access = replace(access, data_path=run.now(path))
-    return access
+    return replace(access, removed=access.removed or tuple(run.data().removed_files))
 
 
 def open_data(run: Run, access: Access) -> Dataset:

@@ -25,6 +25,8 @@ RUNS = Path("runs")
 # The whole recipe, in a folder that contains one run per compression stage.
 STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
+# The files of the data set when the run started: lines of name:size:checksum.
+LISTING = "data-files.txt.gz"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Run:
         Raises:
             RunError: something differs.
         """
-        ignored = {"name", "data_dir", "counts", "pixels", "notes"}
+        ignored = {"name", "data_dir", "counts", "pixels", "removed_files", "notes"}
         for key, before in self.data().model_dump(exclude=ignored).items():
             if before != getattr(now, key):
                 raise RunError(

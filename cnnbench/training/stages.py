@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.backend import session
@@ -88,6 +89,7 @@ def resume(
     access: Access | None = None,
     callbacks: Callbacks | None = None,
     force: bool = False,
+    accept: Sequence[str] = (),
 ) -> Run:
     """Resumes an interrupted training from its newest checkpoint.
 
@@ -97,6 +99,7 @@ def resume(
         access: where data sets are stored; None: as when the run started.
         callbacks: the callbacks that training reports to; None: no callbacks.
         force: as in `one_stage.resume`.
+        accept: as in `one_stage.resume`.
 
     Raises:
         RunError: everything is finished, or as in `one_stage.resume`.
@@ -113,10 +116,12 @@ def resume(
     if (path.absolute().parent / STAGES).is_file():
         path = path.absolute().parent
     if not (path / STAGES).is_file():
-        return one_stage.resume(open_run(path), access=access, callbacks=callbacks, force=force)
-    if is_finished(path):
+        return one_stage.resume(
+            open_run(path), access=access, callbacks=callbacks, force=force, accept=accept
+        )
+    if is_finished(path) and not accept:
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
-    return _train_stages(path, access=access, callbacks=callbacks, force=force)
+    return _train_stages(path, access=access, callbacks=callbacks, force=force, accept=accept)
 
 
 def must_match(path: Path, recipe: Recipe) -> None:
@@ -163,6 +168,7 @@ def _train_stages(
     callbacks: Callbacks | None,
     choice: Choice | None = None,
     force: bool = False,
+    accept: Sequence[str] = (),
 ) -> Run:
     """Trains the compression stages in a folder that are not finished yet."""
     before: Run | None = None
@@ -175,6 +181,8 @@ def _train_stages(
                 existing.must_match(stage)
                 if existing.finished:
                     before = existing
+                    if accept:
+                        before = one_stage.resume(existing, access=access, accept=accept)
                     continue
             if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
@@ -182,7 +190,7 @@ def _train_stages(
             try:
                 if existing is not None:
                     before = one_stage.resume(
-                        existing, access=access, callbacks=callbacks, force=force
+                        existing, access=access, callbacks=callbacks, force=force, accept=accept
                     )
                 else:
                     before = one_stage.train(
