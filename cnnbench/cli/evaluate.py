@@ -109,7 +109,9 @@ def evaluate(
 
     access = access_to(data_dir, data_path)
     if artifact:
-        result = evaluate_artifact(opened, artifact, split=split, trust=trust_model, access=access)
+        result = evaluate_artifact(
+            opened, artifact, split=split, trust=trust_model, access=access, tell=say
+        )
     else:
         corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
         if corrupted:
@@ -121,6 +123,7 @@ def evaluate(
             tta=tta,
             robust_examples=corrupted,
             access=access,
+            tell=say,
         )
     answer(result, as_json, lambda found: tables.evaluation(found, task))
     if require_target and not result["target"]["reached"]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cnnbench.cli.options import (
+    FilePath,
     access_to,
     answer,
     as_json,
@@ -84,6 +85,12 @@ class _ExportCommand(click.Command):
     default=0,
     metavar="K",
     help="Keep the K layers of TFLite int8 with the largest error in float32.",
+)
+@click.option(
+    "--output",
+    type=FilePath(),
+    metavar="FOLDER",
+    help="Folder to write to, such as of a run that may only be read. [default: the run directory]",
 )
 @data_dir
 @data_path

@@ -19,6 +19,10 @@ from cnnbench.errors import DataError, UsageError
 SECONDS, RESTING = 5.0, 3
 # Bad images that a message names.
 NAMED = 8
+ADVICE = (
+    "Replace or remove them, or leave them out with data.on_bad_image: skip. A run that has begun "
+    "goes on with --resume --accept-data-change FILE."
+)
 
 
 def may_be_damaged(head: bytes, tail: bytes, size: int) -> bool:
@@ -116,14 +120,9 @@ class Inspection:
             done = self._done
         if not bad:
             return
-        more = f"\nand {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise DataError(
-            f"{len(bad)} of {done:,} images looked at cannot be used:\n"
-            + "\n".join(bad[:NAMED])
-            + more,
-            allowed="\nreplace or remove them, or leave them out with data.on_bad_image: skip; a "
-            "run that has begun goes on with --resume --accept-data-change FILE for each",
-        )
+        more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        head = f"{len(bad)} of {done:,} images looked at cannot be used:"
+        raise DataError("\n".join([head, *bad[:NAMED], *more, ADVICE]))
 
     def _work(self, until: float | None) -> None:
         while not self._stopped.is_set():

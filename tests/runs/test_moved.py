@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from cnnbench.runs import checkpoint, network
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
 from cnnbench.runs.find import newest_run
+from cnnbench.system import files
 
 FACTS = DataFacts(
     name="none", fingerprint="", classes=["a", "b"], stored_channels=1, input_shape=[16, 16, 1],
@@ -140,3 +143,44 @@ def test_a_copied_run_is_not_the_newest(tiny, tmp_path, monkeypatch):
     assert newest_run(finished=False).path.name == "new"
     resign(run, kept | {"created": "2026-01-01T12:00:00+1400"})
     assert newest_run(finished=False).path.name == "old"
+
+
+@pytest.fixture
+def read_only(project):
+    """A copy of the project that may only be read; the superuser becomes nobody."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "project"
+        shutil.copytree(project, copy)
+        for folder in (Path(place), copy, *copy.rglob("*")):
+            folder.chmod(0o555)
+        is_root = not os.geteuid()
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield copy
+        finally:
+            if is_root:
+                os.seteuid(0)
+            for folder in (copy, *copy.rglob("*")):
+                folder.chmod(0o755)
+            Path(place).chmod(0o755)
+
+
+def test_a_run_that_may_only_be_read_is_evaluated(read_only):
+    run = read_only / "runs/f"
+    data = ("--data-path", read_only / "images")
+    done = here("eval", run, "--json", *data)
+    assert done.returncode == 0 and json.loads(done.stdout)["examples"] == 8
+    assert f"{run}/eval.json was not written: Permission denied\n" in done.stderr
+    assert here("predict", run, read_only / "images/test/cat/0.png").returncode == 0
+    with tempfile.TemporaryDirectory() as out:
+        done = here("export", run, "--saved-model", "--no-verify", "--output", out, *data)
+        assert done.returncode == 0 and (Path(out) / "saved_model/metadata.json").is_file()
+    done = here("export", run, "--saved-model", "--no-verify", *data)
+    assert done.returncode == 6 and "cannot write: Permission denied" in done.stderr
+
+
+def test_what_cannot_be_written_for_another_reason_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        files.keep_json(tmp_path / "file/eval.json", {})
