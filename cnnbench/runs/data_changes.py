@@ -88,7 +88,7 @@ def accept(run: Run, access: Access | None, names: Sequence[str]) -> tuple[Run, 
 def write_listing(folder: Path, identity: str) -> None:
     """Writes the list of a data set's files into a run directory."""
     data = identity.encode(errors="surrogateescape")
-    files.write_bytes(folder / LISTING, gzip.compress(data, 6, mtime=0))
+    files.write_bytes(folder / LISTING, gzip.compress(data, 1, mtime=0))
 
 
 def changed_files(run: Run, identity: str) -> str | None:

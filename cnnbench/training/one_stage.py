@@ -63,6 +63,8 @@ def train(
     others = referenced_runs(recipe, start)
     with new_run(run_dir, recipe) as run:
         learner = Learner(recipe, access or Access(), choice.settings, others)
+        if start is not None:
+            _must_match_data(start, learner)
         checked = learner.inspection.begin() if start is None else []
         learner.initialize()
         commit(

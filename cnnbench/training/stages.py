@@ -176,6 +176,9 @@ def _train_stages(
         for path, stage in kept_stage_recipes(folder):
             if interrupted():  # during the end of the previous stage
                 raise _interrupted(folder, "interrupted between stages")
+            if before is not None:
+                access = network.access_of(before, access)
+                stage = _moved(stage, before, access)
             existing = open_run(path) if (path / "recipe.yaml").is_file() else None
             if existing is not None:
                 existing.must_match(stage)
@@ -186,7 +189,6 @@ def _train_stages(
                     continue
             if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
-                access = network.access_of(before, access)
             try:
                 if existing is not None:
                     before = one_stage.resume(
@@ -205,6 +207,15 @@ def _train_stages(
                 raise _interrupted(folder, f"{path.name}: {error.what}") from None
     assert before is not None  # there are several stages
     return before
+
+
+def _moved(stage: Recipe, before: Run, access: Access) -> Recipe:
+    """Returns the recipe of a stage with the paths of today, if things moved since the start."""
+    stage = stage.with_paths(lambda path: str(before.now(path)))
+    if access.data_path is None:
+        return stage
+    data = stage.data.model_copy(update={"path": str(access.data_path.absolute())})
+    return stage.model_copy(update={"data": data})
 
 
 def _interrupted(folder: Path, what: str) -> InterruptedRun:

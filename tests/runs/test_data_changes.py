@@ -118,3 +118,29 @@ def test_the_list_of_files_takes_any_name(name):
     assert data_changes._by_name(identity) == {
         name: "12:0a1b2c3d", "x/y.png": "removed", "z.png": "3:00000000",
     }  # fmt: skip
+
+
+@pytest.mark.slow  # trains four times: three stages' worth and a teacher
+def test_the_stages_of_a_moved_project_go_on_with_the_data_they_began_with(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    make_images(old / "images", 6)
+    text = (
+        "name: NAME\nmodel: {name: lenet5}\noptimizer: {name: sgd, lr: 0.01}\n"
+        f"data: {{name: image_folder, path: {old}/images, batch_size: 4, image_size: 32}}\n"
+        "train: {epochs: 1}\n"
+    )
+    stages = f"compress: [{{name: prune}}, {{name: distill, teacher: {old}/runs/teacher}}]\n"
+    (old / "teacher.yaml").write_text(text.replace("NAME", "teacher"))
+    (old / "two.yaml").write_text(text.replace("NAME", "two") + stages)
+    train(load_recipe(old / "teacher.yaml"), run_dir=old / "runs/teacher")
+    train(load_recipe(old / "two.yaml"), run_dir=old / "runs/two")
+    shutil.rmtree(old / "runs/two/2-distill")
+    old.rename(new)
+    (new / "images/train/cat/2.png").unlink()
+    words = ("train", "--resume", "--run-dir", new / "runs/two")
+    done = here(*words)
+    assert done.returncode == 6 and "removed: train/cat/2.png" in done.stderr
+    done = here(*words, "--accept-data-change", "train/cat/2.png")
+    assert done.returncode == 0, done.stderr
+    assert here("eval", new / "runs/two").returncode == 0
+    assert str(old) not in (new / "runs/two/2-distill/recipe.yaml").read_text()
