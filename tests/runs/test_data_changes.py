@@ -129,7 +129,8 @@ def test_the_stages_of_a_moved_project_go_on_with_the_data_they_began_with(tmp_p
         f"data: {{name: image_folder, path: {old}/images, batch_size: 4, image_size: 32}}\n"
         "train: {epochs: 1}\n"
     )
-    stages = f"compress: [{{name: prune}}, {{name: distill, teacher: {old}/runs/teacher}}]\n"
+    prune = "{name: prune, sparsity: 0.5}"
+    stages = f"compress: [{prune}, {{name: distill, teacher: {old}/runs/teacher}}]\n"
     (old / "teacher.yaml").write_text(text.replace("NAME", "teacher"))
     (old / "two.yaml").write_text(text.replace("NAME", "two") + stages)
     train(load_recipe(old / "teacher.yaml"), run_dir=old / "runs/teacher")
