@@ -14,10 +14,11 @@ from cnnbench.cli.options import (
     as_json,
     chosen_run,
     data_dir,
+    data_path,
     run_argument,
     say,
 )
-from cnnbench.errors import UsageError, VerificationError
+from cnnbench.errors import DataError, UsageError, VerificationError
 from cnnbench.evaluation.tta import TTA
 
 ROBUST_EXAMPLES = 1000
@@ -64,6 +65,7 @@ ROBUST_EXAMPLES = 1000
     help="Open an artifact that cnnbench did not write; it can run any code.",
 )
 @data_dir
+@data_path
 @as_json
 def evaluate(
     run: Path | None,
@@ -76,6 +78,7 @@ def evaluate(
     artifact: Path | None,
     trust_model: bool,
     data_dir: Path | None,
+    data_path: Path | None,
     as_json: bool,
 ) -> None:
     """Evaluate a RUN: accuracy, calibration, robustness, speed and size.
@@ -104,9 +107,11 @@ def evaluate(
     from cnnbench.evaluation.evaluate import evaluate as measure
     from cnnbench.report import tables
 
-    access = access_to(data_dir)
+    access = access_to(data_dir, data_path)
     if artifact:
-        result = evaluate_artifact(opened, artifact, split=split, trust=trust_model, access=access)
+        result = evaluate_artifact(
+            opened, artifact, split=split, trust=trust_model, access=access, tell=say
+        )
     else:
         corrupted = (robust_examples or ROBUST_EXAMPLES) if robust else None
         if corrupted:
@@ -118,6 +123,7 @@ def evaluate(
             tta=tta,
             robust_examples=corrupted,
             access=access,
+            tell=say,
         )
     answer(result, as_json, lambda found: tables.evaluation(found, task))
     if require_target and not result["target"]["reached"]:
@@ -144,9 +150,15 @@ def evaluate(
     help="Maximum number of test images.",
 )
 @data_dir
+@data_path
 @as_json
 def compare(
-    runs: Sequence[Path], plot: Path | None, examples: int, data_dir: Path | None, as_json: bool
+    runs: Sequence[Path],
+    plot: Path | None,
+    examples: int,
+    data_dir: Path | None,
+    data_path: Path | None,
+    as_json: bool,
 ) -> None:
     """Compare the accuracy, size and speed of RUNS, exported to TFLite.
 
@@ -157,7 +169,7 @@ def compare(
 
     if plot is not None and plot.suffix != ".png":
         raise click.UsageError("--plot must be a .png file.")
-    result = measure(runs, examples=examples, access=access_to(data_dir))
+    result = measure(runs, examples=examples, access=access_to(data_dir, data_path))
     answer(result, as_json, tables.comparison)
     if plot is not None:
         from cnnbench.report import plots
@@ -175,13 +187,32 @@ def compare(
     show_default=True,
     help="Number of classes to show for each image.",
 )
+@data_dir
+@data_path
 @as_json
-def predict(run: Path, images: Sequence[Path], top: int, as_json: bool) -> None:
-    """Predict the classes of image files with the network of a RUN."""
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    top: int,
+    data_dir: Path | None,
+    data_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Predict the classes of image files with the network of a RUN.
+
+    A file that cannot be read costs its own answer; the exit code is then 3. No data set is needed:
+    --data-dir and --data-path are taken as by eval, and have no effect.
+    """
     opened = chosen_run(run)
     from cnnbench.evaluation.predict import predict as predict_files
     from cnnbench.report import tables
 
     rows = predict_files(opened, images, top=top)
     task = opened.recipe.task
-    answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))
+    if as_json or any("error" not in row for row in rows):
+        answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))
+    bad = [row["error"] for row in rows if "error" in row]
+    for error in bad[:-1]:
+        say(f"error: {error}")
+    if bad:
+        raise DataError(bad[-1])

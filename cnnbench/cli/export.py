@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from cnnbench.cli.options import access_to, answer, as_json, chosen_run, data_dir, run_argument
+from cnnbench.cli.options import (
+    FilePath,
+    access_to,
+    answer,
+    as_json,
+    chosen_run,
+    data_dir,
+    data_path,
+    run_argument,
+)
 from cnnbench.exports.options import CALIBRATION_METHODS, EXAMPLES, PRECISIONS, ExportOptions
 
 
@@ -77,13 +86,21 @@ class _ExportCommand(click.Command):
     metavar="K",
     help="Keep the K layers of TFLite int8 with the largest error in float32.",
 )
+@click.option(
+    "--output",
+    type=FilePath(),
+    metavar="FOLDER",
+    help="Folder to write to, such as of a run that may only be read. [default: the run directory]",
+)
 @data_dir
+@data_path
 @as_json
 def export(
     run: Path | None,
     precisions: Sequence[str],
     no_preprocessing: bool,
     data_dir: Path | None,
+    data_path: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -104,7 +121,7 @@ def export(
     from cnnbench.report import tables
 
     rows: list[dict[str, Any]] = []
-    access = access_to(data_dir)
+    access = access_to(data_dir, data_path)
     try:
         write(opened, formats, precisions, options=options, access=access, on_row=rows.append)
     finally:  # also if an artifact failed: the table shows it, and those that did not

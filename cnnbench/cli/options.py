@@ -46,15 +46,21 @@ data_dir = click.option(
     envvar="TFDS_DATA_DIR",
     help="Folder of prepared data sets. [env: TFDS_DATA_DIR]",
 )
+data_path = click.option(
+    "--data-path",
+    type=FilePath(),
+    help="Folder of the images, if they are not where they were: in place of the recipe's "
+    "data.path. Their content is checked.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
 run_argument = click.argument("run", required=False, type=FilePath())
 
 
-def access_to(data_dir: Path | None) -> Access:
-    """Returns access to data sets, in the folder of --data-dir if it is given."""
+def access_to(data_dir: Path | None, data_path: Path | None = None) -> Access:
+    """Returns access to data sets, in the places of --data-dir and --data-path if given."""
     from cnnbench.data.open import Access
 
-    return Access(data_dir)
+    return Access(data_dir, data_path=data_path)
 
 
 def chosen_run(path: Path | None) -> Run:

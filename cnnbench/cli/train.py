@@ -16,6 +16,7 @@ from cnnbench.cli.options import (
     FilePath,
     access_to,
     data_dir,
+    data_path,
     overrides,
     say,
     say_path,
@@ -33,6 +34,7 @@ run_dir = click.option(
 @click.argument("recipe", required=False, type=FilePath())
 @overrides
 @data_dir
+@data_path
 @run_dir
 @click.option(
     "--resume", is_flag=True, help="Continue the run in --run-dir, or the newest unfinished one."
@@ -40,15 +42,24 @@ run_dir = click.option(
 @click.option(
     "--force", is_flag=True, help="Resume even if the code or package versions have changed."
 )
+@click.option(
+    "--accept-data-change",
+    "accept",
+    multiple=True,
+    metavar="FILE",
+    help="Resume though this file of the data set was removed or replaced. Can be repeated.",
+)
 @click.option("--smoke", is_flag=True, help="Train only a few steps on a few images, as a test.")
 @click.option("--no-tune", is_flag=True, help="Do not search for the fastest settings first.")
 def train(
     recipe: Path | None,
     overrides: Sequence[str],
     data_dir: Path | None,
+    data_path: Path | None,
     run_dir: Path | None,
     resume: bool,
     force: bool,
+    accept: Sequence[str],
     smoke: bool,
     no_tune: bool,
 ) -> None:
@@ -60,10 +71,16 @@ def train(
         raise click.UsageError("give a RECIPE, or a run to continue with --resume --run-dir.")
     if resume and (overrides or smoke):
         raise click.UsageError("--resume cannot be used with --set or --smoke.")
+    if data_path and not resume:
+        raise click.UsageError("--data-path requires --resume; --set data.path=… for a new run.")
     if force and not resume:
         raise click.UsageError("--force requires --resume.")
+    if accept and not resume:
+        raise click.UsageError("--accept-data-change requires --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
-    access = access_to(data_dir)
+    if resume and checked and data_path is None and (path := getattr(checked.data, "path", None)):
+        data_path = Path(path)  # which may be another than when the run started
+    access = access_to(data_dir, data_path)
     if resume:
         from cnnbench.runs import find
         from cnnbench.training import stages
@@ -75,7 +92,9 @@ def train(
             folder = run_dir or find.unfinished(checked)
             stages.must_match(folder, checked)
         with terminal.shown() as callbacks:
-            run = stages.resume(folder, access=access, callbacks=callbacks, force=force)
+            run = stages.resume(
+                folder, access=access, callbacks=callbacks, force=force, accept=accept
+            )
     else:
         assert checked is not None
         if run_dir is not None:

@@ -14,6 +14,8 @@ from cnnbench.data import images
 
 # Key of the fixed shuffle from which limits and validation splits are cut; never a recipe's seed.
 ORDER_KEY = 2**40
+# What a data set's identity says of a removed file, whose place is kept, instead of its content.
+REMOVED = "removed"
 
 
 class Source(Protocol):
@@ -68,11 +70,15 @@ class FileSource:
 
     Attributes:
         reading: the channels and options of `images.read`.
+        doubtful: indices of the files that may be damaged; see `inspection.may_be_damaged`.
+        removed: indices of the files that are gone, and whose places are kept.
     """
 
     paths: Sequence[Path]
     targets: np.ndarray
     reading: Mapping[str, Any]
+    doubtful: Sequence[int] = ()
+    removed: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,6 +131,8 @@ class Dataset:
         counts: of a folder, entries by what became of them; see
             `cnnbench.data.sources.folder_walk`.
         pixels: of the images looked at, how many are of a kind; see `cnnbench.data.survey`.
+        removed: names of files that are gone, and whose places are kept.
+        lists_files: whether the identity is a list of files: lines of name:size:checksum.
         notes: what the user should know of how the data set is read, a line each.
     """
 
@@ -137,6 +145,8 @@ class Dataset:
     std: tuple[float, ...] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     pixels: dict[str, int] = field(default_factory=dict)
+    removed: Sequence[str] = ()
+    lists_files: bool = False
     notes: list[str] = field(default_factory=list)
     _loaded: dict[str, Source] = field(default_factory=dict, compare=False, repr=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -74,7 +75,7 @@ def decode(
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"cannot read the image: {error.strerror}", where=name) from None
-        raise BadImageError(f"cannot decode the image: {error}", where=name) from None
+        raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
 
 
 def decode_floats(
@@ -106,8 +107,10 @@ def decode_floats(
         floats = np.asarray(image).view("<f4")[..., 0]
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError("cannot decode the image: it is no whole PNG", where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
-        raise BadImageError(f"cannot decode the image: {error}", where=name) from None
+        raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
     levels = pixels.to_uint8(floats, pixels.Stored("float"), name, value_range)
     return pixels.on_white(Image.fromarray(levels), channels)
 
@@ -121,6 +124,11 @@ def read(
             return decode(opened, channels, str(path), value_range, short)
     except OSError as error:
         raise DataError(f"cannot read the image: {error.strerror}", where=str(path)) from None
+
+
+def _reason(error: Exception) -> str:
+    """Returns what Pillow says of an image, without the name of the object that it read from."""
+    return re.sub(r"'?<_io\.[^>]*>+'?", "its content", str(error)) or type(error).__name__
 
 
 def _wide(

@@ -6,16 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.data.examples import Dataset
+from cnnbench.errors import UsageError
 from cnnbench.registry.kinds import DATASETS, DataSpec
 from cnnbench.tasks.task import task_of_data
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where data sets are stored, and whether a missing one may be downloaded."""
+    """Where data sets are stored, and whether a missing one may be downloaded.
+
+    Attributes:
+        data_dir: folder of prepared data sets; None: that of TFDS.
+        download: whether a missing data set may be downloaded.
+        data_path: where the images are, in place of the recipe's `data.path`; None: there.
+        removed: names below that path of files that are gone, and whose places are kept.
+    """
 
     data_dir: Path | None = None
     download: bool = True
+    data_path: Path | None = None
+    removed: tuple[str, ...] = ()
 
 
 def open_dataset(data: DataSpec, access: Access) -> Dataset:
@@ -23,7 +33,13 @@ def open_dataset(data: DataSpec, access: Access) -> Dataset:
 
     Raises:
         DataError: it is missing, damaged, or does not match the recipe.
+        UsageError: `access` has a path, and the data set has none.
     """
+    if access.data_path is not None:
+        if "path" not in data.option_names:
+            what = f"a path of the images is given, but {data.name} has none"
+            raise UsageError(what, allowed="--data-dir says where prepared data sets are")
+        data = data.model_copy(update={"path": str(access.data_path)})
     dataset: Dataset = DATASETS.get(data.name).build(data, access, **data.options())
     task_of_data(data).check_data(data, dataset)
     return dataset

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnbench.data.examples import ArraySource, Dataset, Examples
+from cnnbench.data.examples import ArraySource, Dataset, Examples, FileSource
 from cnnbench.data.images import BadImageError
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DataSpec
@@ -56,11 +56,22 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
                 allowed=f"1 to {len(train) - 1}",
             )
         validation, train = train.take(slice(count)), train.take(slice(count, None))
-    train, skipped = _readable(train, data)
+    train, skipped = _readable(_filled(train) if data.on_bad_image == "fail" else train, data)
     if validation is None:
         return Splits(train, None, skipped)
     validation, skipped_in_validation = _readable(validation, data)
     return Splits(train, validation, skipped, skipped_in_validation)
+
+
+def to_inspect(dataset: Dataset, data: DataSpec, splits: Splits) -> list[Examples]:
+    """Returns the examples whose files to decode once: those used last come first.
+
+    None, if the recipe skips bad images, which `training_splits` has decoded then.
+    """
+    if data.on_bad_image == "skip" or not isinstance(splits.train.source, FileSource):
+        return []
+    test = dataset.split("test").shuffled().take(slice(data.limit))
+    return [part for part in (test, splits.validation, splits.train) if part is not None]
 
 
 def evaluation_examples(
@@ -79,11 +90,29 @@ def evaluation_examples(
     return splits.validation, splits.skipped_in_validation
 
 
+def _filled(examples: Examples) -> Examples:
+    """Returns the examples with the file that follows, by name, in the place of each removed one.
+
+    So the order and the number of the others stay what they were when a run started.
+    """
+    gone = np.isin(examples.indices, getattr(examples.source, "removed", ()))
+    if not gone.any() or gone.all():
+        return examples
+    present = np.sort(examples.indices[~gone])
+    following = np.searchsorted(present, examples.indices[gone]) % len(present)
+    indices = examples.indices.copy()
+    indices[gone] = present[following]
+    return Examples(examples.source, indices)
+
+
 def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, ...]]:
     """Returns the examples to use, and the names of those skipped because they cannot be decoded.
 
-    Unless the recipe skips bad images, all examples are returned without decoding them.
+    Unless the recipe skips bad images, all examples are returned without decoding them. Files that
+    were removed are left out, and not named.
     """
+    if isinstance(examples.source, FileSource) and len(examples.source.removed):
+        examples = examples.take(~np.isin(examples.indices, examples.source.removed))
     if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
         return examples, ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def evaluate_artifact(
     split: str = "test",
     trust: bool = False,
     access: Access | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluates an artifact on a run's data, in a separate process.
 
@@ -42,6 +44,8 @@ def evaluate_artifact(
         split: "test" or "validation".
         trust: whether to open an artifact that cnnbench did not write into this run.
         access: where data sets are stored; None: where the training found them.
+        tell: called with a line if the file may not be written; the result is returned all the
+            same.
 
     Returns:
         The content of eval.json; its keys are those of `evaluate`, with "artifact" instead of
@@ -95,7 +99,8 @@ def evaluate_artifact(
     kind = "" if split == "test" else f"-{split}"
     if folder.resolve() == run.path.resolve():  # the run has its own eval.json there
         kind = f"-{file.name}{kind}"
-    files.write_json(folder / f"eval{kind}.json", result)
+    if problem := files.keep_json(folder / f"eval{kind}.json", result):
+        tell(problem)
     return result
 
 

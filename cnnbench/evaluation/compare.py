@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +26,8 @@ def compare(
     paths: Sequence[Path], *, examples: int = EXAMPLES, access: Access | None = None
 ) -> dict[str, Any]:
     """Exports the networks of runs to TFLite and measures each artifact in its own runtime.
+
+    The artifact of a run that may only be read is not kept.
 
     Networks trained with quantization are exported in int8, others in float32.
 
@@ -67,13 +72,18 @@ def _runs(path: Path) -> list[Run]:
     if not (path / STAGES).is_file():
         return [open_run(path)]
     stages = find.stage_runs(path)
-    first = stages[0].others().get("init") if stages else None
+    first = stages[0].others("init").get("init") if stages else None
     return [*([first] if first else []), *stages]
 
 
 def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
     model = network.restore(run).model
-    (artifact,) = export(run, ["tflite"], options=ExportOptions(examples=examples), access=access)
+    with contextlib.ExitStack() as stack:
+        output = None
+        if not os.access(run.path, os.W_OK):
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnnbench-")))
+        options = ExportOptions(examples=examples, output=output)
+        (artifact,) = export(run, ["tflite"], options=options, access=access)
     score = run.recipe.task.score.key
     sparsity, _ = sparsity_of(model)
     return {

@@ -34,6 +34,7 @@ def evaluate(
     tta: str | None = None,
     robust_examples: int | None = None,
     access: Access | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluates a run's network on a split and writes eval.json.
 
@@ -48,6 +49,8 @@ def evaluate(
         tta: test-time augmentation, a name in TTA; None: the recipe's.
         robust_examples: maximum number of examples to measure robustness on; None: not measured.
         access: where data sets are stored; None: where the training found them.
+        tell: called with a line if the file may not be written; the result is returned all the
+            same.
 
     Returns:
         The content of the file; docs/reliability.md lists its keys.
@@ -90,7 +93,9 @@ def evaluate(
         subset = examples.take(slice(robust_examples))
         batches = evaluator.batches(subset, len(examples))
         result["robust"] = robustness(evaluator.hits, batches)
-    files.write_json(_file(run, split, weights, tta, bool(robust_examples)), result)
+    file = _file(run, split, weights, tta, bool(robust_examples))
+    if problem := files.keep_json(file, result):
+        tell(problem)
     return result
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from cnnbench.backend import session
 from cnnbench.data import images, survey
 from cnnbench.data.preprocess import fit, reading
+from cnnbench.errors import DataError, UsageError
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
 
@@ -28,11 +29,11 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
 
     Returns:
         One row per file: "file", and the prediction of the run's task. For classification, that is
-        "top": a list of {"class", "probability"} in descending order of probability.
+        "top": a list of {"class", "probability"} in descending order of probability. If the file
+        is missing or no image, or the run has seen none whose values have that range, the row has
+        "error" instead, the reason.
 
     Raises:
-        DataError: a file is missing or is not an image, or the run has seen none whose values
-            have that range.
         RunError: the run has no weights.
 
     Example:
@@ -45,13 +46,23 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
     about = run.data()
     size, stored = (about.input_shape[0], about.input_shape[1]), about.stored_channels
     options = reading(run.recipe.data, stored, size)
-    for path in paths:
-        survey.must_be_known(Path(path), about.pixels, options["value_range"])
-    pixels = [fit(images.read(Path(path), **options), run.recipe.data, size) for path in paths]
     net = network.restore(run)
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(pixels), BATCH):
-        outputs = net(np.stack(pixels[start : start + BATCH]))
-        found = {name: each.numpy() for name, each in outputs.items()}
-        rows += net.task.predictions(found, net.classes, top)
-    return [{"file": str(path), **row} for path, row in zip(paths, rows, strict=True)]
+    for start in range(0, len(paths), BATCH):
+        some = paths[start : start + BATCH]
+        read: dict[int, np.ndarray] = {}
+        found: list[dict[str, Any]] = [{"file": str(path)} for path in some]
+        for place, path in enumerate(some):
+            try:
+                survey.must_be_known(Path(path), about.pixels, options["value_range"])
+                read[place] = fit(images.read(Path(path), **options), run.recipe.data, size)
+            except (DataError, UsageError) as error:
+                found[place]["error"] = str(error)
+        if read:
+            outputs = net(np.stack(list(read.values())))
+            outputs = {name: each.numpy() for name, each in outputs.items()}
+            predictions = net.task.predictions(outputs, net.classes, top)
+            for place, row in zip(read, predictions, strict=True):
+                found[place] |= row
+        rows += found
+    return rows

@@ -6,6 +6,7 @@ Imports nothing heavy, because the command line imports this module for its help
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 # How the range of an int8 tensor is computed from images: from the minimum and maximum over all of
@@ -27,6 +28,7 @@ class ExportOptions:
     calibration_examples: training images that integer ranges are computed from; None: 200.
     calibration_method: one of CALIBRATION_METHODS.
     explain: whether to write explain.json, the error of each layer of the TFLite int8 file.
+    output: folder to write artifacts to; None: the run directory.
     keep_float: number of layers, those with the largest error, to keep in float32 in that file.
     """
 
@@ -38,3 +40,4 @@ class ExportOptions:
     calibration_method: str = "min_max"
     explain: bool = False
     keep_float: int = 0
+    output: Path | None = None

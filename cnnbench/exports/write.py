@@ -38,17 +38,23 @@ class Source:
 
 
 def folder_of(
-    run: Run, form: str, precision: str = "float32", *, preprocessing: bool = True
+    run: Run,
+    form: str,
+    precision: str = "float32",
+    *,
+    preprocessing: bool = True,
+    output: Path | None = None,
 ) -> Path:
-    """Returns the folder of a run's artifact in a format and a precision."""
+    """Returns the folder of a run's artifact in a format and a precision; `output`: elsewhere."""
     if (form, precision, preprocessing) == ("saved_model", "float32", True):
-        return run.path / "saved_model"
+        return (output or run.path) / "saved_model"
     parts = [form]
     if precision != "float32":
         parts.append(precision)
     if not preprocessing:
         parts.append("normalised")
-    return run.path / "exports" / "-".join(parts)
+    name = "-".join(parts)
+    return output / name if output else run.path / "exports" / name
 
 
 def write(source: Source, form: str, request: Request, options: ExportOptions) -> dict[str, Any]:
@@ -64,7 +70,13 @@ def write(source: Source, form: str, request: Request, options: ExportOptions) -
         RunError: the run's folder cannot be written.
     """
     run = source.run
-    folder = folder_of(run, form, request.precision, preprocessing=request.preprocessing)
+    folder = folder_of(
+        run,
+        form,
+        request.precision,
+        preprocessing=request.preprocessing,
+        output=options.output,
+    )
     failed = folder.with_name(f"{folder.name}.failed")
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
         artifact = Path(scratch) / "artifact"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -142,15 +142,19 @@ class Recipe(Section):
 
     def absolute(self) -> Recipe:
         """Returns the recipe with absolute paths, so that it can be used from any folder."""
+        return self.with_paths(lambda path: str(files.expanded(path).absolute()))
+
+    def with_paths(self, change: Callable[[str], str]) -> Recipe:
+        """Returns the recipe with each path in it changed, those of images, weights and runs."""
         update: dict[str, Any] = {}
         for section, key in (("data", "path"), ("model", "weights")):
             part = getattr(self, section)
             if (path := getattr(part, key, None)) and path not in PRESETS:
-                update[section] = part.model_copy(update={key: _absolute(path)})
+                update[section] = part.model_copy(update={key: change(path)})
         if self.init and "/" in self.init.run:
-            update["init"] = Init(run=_absolute(self.init.run))
+            update["init"] = Init(run=change(self.init.run))
         update["compress"] = [
-            spec.model_copy(update={"teacher": _absolute(teacher)})
+            spec.model_copy(update={"teacher": change(teacher)})
             if (teacher := getattr(spec, "teacher", None)) and "/" in teacher
             else spec
             for spec in self.compress
@@ -179,7 +183,3 @@ class Recipe(Section):
     def dump(self) -> str:
         """Returns the recipe as YAML with all defaults; `parse_recipe` returns an equal recipe."""
         return yaml_tree.dump(self.model_dump())
-
-
-def _absolute(path: str) -> str:
-    return str(files.expanded(path).absolute())

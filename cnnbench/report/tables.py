@@ -132,10 +132,11 @@ def comparison(result: dict[str, Any]) -> Any:
 
 
 def predictions(result: dict[str, Any], task: Task) -> Any:
-    """Returns the table of predictions."""
+    """Returns the table of predictions, of which there is at least one; errors are left out."""
     lines = [
         {"file": row["file"] if i == 0 else "", **dict(cells)}
         for row in result["images"]
+        if "error" not in row
         for i, cells in enumerate(task.prediction_cells(row))
     ]
     return _table(list(lines[0]), [list(line.values()) for line in lines])

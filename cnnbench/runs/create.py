@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnbench.data.examples import Dataset
 from cnnbench.errors import RunError
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs import data_changes
 from cnnbench.runs.facts import DataFacts
-from cnnbench.runs.run import ARCHITECTURE, RUNS, Run
+from cnnbench.runs.run import ARCHITECTURE, LISTING, RUNS, Run
 from cnnbench.system import environment as provenance
 from cnnbench.system import files
 
 # Files written before recipe.yaml, which makes a folder a run.
-FIRST = {"lock", "environment.json", ARCHITECTURE}
+FIRST = {"lock", "environment.json", ARCHITECTURE, LISTING}
 
 
 @contextlib.contextmanager
@@ -84,6 +86,7 @@ def commit(
     *,
     architecture: Sequence[Mapping[str, Any]] = (),
     others: Mapping[str, Run] | None = None,
+    dataset: Dataset | None = None,
 ) -> None:
     """Writes environment.json and finally recipe.yaml, which makes the folder a run.
 
@@ -93,9 +96,11 @@ def commit(
         runtime: the TensorFlow settings and the number of replicas.
         architecture: the records of the compression stages that changed the recipe's model.
         others: the runs that this one depends on: "init", which it starts from, and "teacher".
+        dataset: the training data, whose list of files is kept, if it has one.
     """
     text = run.recipe.dump().encode()
     environment = provenance.describe() | {
+        "path": str(run.path.absolute()),
         "recipe_sha256": hashlib.sha256(text).hexdigest(),
         "data": data.model_dump(),
         "runtime": dict(runtime),
@@ -107,6 +112,8 @@ def commit(
     if architecture:
         stages = [dict(record) for record in architecture]
         files.write_json(run.path / ARCHITECTURE, files.signed({"stages": stages}))
+    if dataset is not None and dataset.lists_files and dataset.identity is not None:
+        data_changes.write_listing(run.path, dataset.identity)
     files.write_json(run.path / "environment.json", files.signed(environment))
     files.write_bytes(run.path / "recipe.yaml", text)
 

@@ -26,6 +26,7 @@ class DataFacts(BaseModel):
     skipped_images: list[str] = []
     counts: dict[str, int] = {}  # of a folder, entries by what became of them
     pixels: dict[str, int] = {}  # of the images looked at, how many are of a kind
+    removed_files: list[str] = []  # gone since the run started, which was accepted
     notes: list[str] = []  # how the data set is read
     data_dir: str | None = None
     color: str
@@ -46,6 +47,7 @@ class DataFacts(BaseModel):
             std=list(prepare.std),
             counts=dict(data.counts),
             pixels=dict(data.pixels),
+            removed_files=list(data.removed),
             notes=list(data.notes),
             **facts,
         )

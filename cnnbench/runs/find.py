@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cnnbench.errors import RecipeError, UsageError
+from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import MAX_NAME, Recipe
-from cnnbench.runs.run import RUNS, STAGES, Run, open_run, stage_folders
+from cnnbench.runs.run import RUNS, STAGES, Run, open_run, read_environment, stage_folders
 
 
 def run_around(artifact: Path) -> Run:
@@ -57,14 +58,29 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
     """
     # A recipe with several compression stages has one run per stage, in a common folder.
     found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
-    candidates = sorted(found, key=lambda file: file.stat().st_mtime_ns)
-    for file in reversed(candidates):
+    for file in sorted(found, key=_created, reverse=True):
         done = (file.parent / "finished.json").is_file()
         if done == finished and name in (None, name_in(file)):
             return open_run(file.parent)
     kind = "finished run" if finished else "unfinished run"
     kind += f" of {name!r}" if name else ""
     raise UsageError(f"no {kind} below {RUNS}/", allowed="name a run directory, or train one")
+
+
+def _created(recipe: Path) -> tuple[float, int]:
+    """Returns when a run, or the first of several stages, was created, and its file's time in ns.
+
+    The latter is that of a copy. It decides between runs of the same second, and if
+    environment.json cannot be read.
+    """
+    modified = recipe.stat().st_mtime_ns
+    folders = [recipe.parent, *sorted(recipe.parent.glob("[0-9]*"))]
+    first = next((each for each in folders if (each / "environment.json").is_file()), None)
+    try:
+        kept = read_environment(first)["created"] if first else None
+        return datetime.strptime(str(kept), "%Y-%m-%dT%H:%M:%S%z").timestamp(), modified
+    except (RunError, KeyError, ValueError):
+        return modified / 1e9, modified
 
 
 def name_in(file: Path) -> str | None:
@@ -83,8 +99,7 @@ def unfinished(recipe: Recipe) -> Path:
     """
     if len(recipe.compress) < 2:
         return newest_run(finished=False, name=recipe.name).path
-    found = sorted(RUNS.glob(f"*/{STAGES}"), key=lambda file: file.stat().st_mtime_ns)
-    for file in reversed(found):
+    for file in sorted(RUNS.glob(f"*/{STAGES}"), key=_created, reverse=True):
         if name_in(file) == recipe.name and not is_finished(file.parent):
             return file.parent
     raise UsageError(f"no unfinished run of {recipe.name!r} below {RUNS}/")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnbench.backend import session
@@ -174,22 +173,36 @@ def _network(run: Run, model: Any) -> Network:
     )
 
 
+def access_of(run: Run, access: Access | None) -> Access:
+    """Returns access to the data of a run: where `access` says, or where the training found it.
+
+    If it is not there any more, but the run and the data moved together, it is where it moved to.
+    """
+    access, kept = access or Access(), run.data().data_dir
+    if access.data_dir is None and kept:
+        access = replace(access, data_dir=run.now(kept))
+    path = getattr(run.recipe.data, "path", None)
+    if access.data_path is None and path:
+        access = replace(access, data_path=run.now(path))
+    return replace(access, removed=access.removed or tuple(run.data().removed_files))
+
+
 def open_data(run: Run, access: Access) -> Dataset:
     """Opens the data set that a run was trained on.
 
     Args:
         run: the run.
-        access: where data sets are stored; without a data_dir, the one of the training is used.
+        access: where data sets are stored; see `access_of`.
 
     Raises:
         DataError: the data set is missing.
         RunError: it differs from the data that the run was trained on.
     """
-    about = run.data()
-    if access.data_dir is None and about.data_dir:
-        access = Access(Path(about.data_dir), access.download)
+    about, access = run.data(), access_of(run, access)
     dataset = open_dataset(run.recipe.data, access)
     is_same = about.fingerprint in (None, dataset.fingerprint)
     if not is_same or list(dataset.classes) != about.classes:
-        raise RunError("the data set differs from the training data", where=str(run.path))
+        place = f" at {access.data_path}" if access.data_path else ""
+        what = f"the data set{place} differs from the training data"
+        raise RunError(what, where=str(run.path))
     return dataset

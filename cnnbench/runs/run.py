@@ -25,6 +25,8 @@ RUNS = Path("runs")
 # The whole recipe, in a folder that contains one run per compression stage.
 STAGES = "stages.yaml"
 ARCHITECTURE = "architecture.json"
+# The files of the data set when the run started: lines of name:size:checksum.
+LISTING = "data-files.txt.gz"
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,17 @@ class Run:
     def must_match(self, recipe: Recipe) -> None:
         """Raises if a recipe differs from the run's own.
 
+        The paths in it may be those of a project that was moved with the run. That of the images
+        does not matter, as `must_match_data` compares the images.
+
         Raises:
             RunError: it differs; the message lists the changed lines.
         """
-        if recipe == self.recipe:
+        if (path := getattr(self.recipe.data, "path", None)) and hasattr(recipe.data, "path"):
+            data = recipe.data.model_copy(update={"path": path})
+            recipe = recipe.model_copy(update={"data": data})
+        moved = self.recipe.with_paths(self.beside).model_copy(update={"data": self.recipe.data})
+        if recipe in (self.recipe, moved):
             return
         lines = difflib.unified_diff(
             self.recipe.dump().splitlines(), recipe.dump().splitlines(), n=0, lineterm=""
@@ -81,7 +90,7 @@ class Run:
         Raises:
             RunError: something differs.
         """
-        ignored = {"data_dir", "counts", "pixels", "notes"}
+        ignored = {"name", "data_dir", "counts", "pixels", "removed_files", "notes"}
         for key, before in self.data().model_dump(exclude=ignored).items():
             if before != getattr(now, key):
                 raise RunError(
@@ -190,17 +199,54 @@ class Run:
         Raises:
             RunError: environment.json is damaged, or a run is missing or its weights changed.
         """
-        found = {}
         kept: Any = self.environment.get("runs") or {}
-        for name, about in kept.items():
-            if names and name not in names:
+        return {
+            name: self._other(about["path"], about["weights_sha256"])
+            for name, about in kept.items()
+            if not names or name in names
+        }
+
+    def _other(self, path: str, weights_sha256: str) -> Run:
+        """Returns the run that was at a path when this one started, wherever it is."""
+        beside = self.path.absolute().parent / Path(path).name
+        errors = []
+        for place in dict.fromkeys([path, self.beside(path), str(beside)]):
+            if not Path(place, "recipe.yaml").is_file():
                 continue
-            found[name] = other = open_run(about["path"])
-            if other.weights_sha256() != about["weights_sha256"]:
-                raise RunError(
-                    f"the weights changed since {self.path} started", where=str(other.path)
-                )
-        return found
+            try:
+                other = open_run(place)
+                if other.weights_sha256() == weights_sha256:
+                    return other
+                what = f"the weights changed since {self.path} started"
+                errors.append(RunError(what, where=place))
+            except RunError as error:
+                errors.append(error)
+        raise (
+            errors[0]
+            if errors
+            else RunError(
+                f"it depends on the run {path}, which is gone",
+                where=str(self.path),
+                allowed="put that run, or a link to it, there or beside this one",
+            )
+        )
+
+    @property
+    def origin(self) -> str:
+        """The absolute path at which the run started; of a run of an older version, its own."""
+        return str(self.environment.get("path") or self.path.absolute())
+
+    def beside(self, path: str) -> str:
+        """Returns a path of when the run started, as if what is there had moved with the run."""
+        return os.path.normpath(self.path.absolute() / os.path.relpath(path, self.origin))
+
+    def now(self, path: str) -> Path:
+        """Returns a path of when the run started; if nothing is there, where it moved with the run.
+
+        If nothing is there either, the path is that of when the run started.
+        """
+        beside = self.beside(path)
+        return Path(beside if not os.path.lexists(path) and os.path.lexists(beside) else path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the rows of metrics.jsonl, one per epoch.

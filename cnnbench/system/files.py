@@ -19,6 +19,8 @@ from cnnbench.errors import RunError
 
 # Suffix of a folder that `new_folder` has moved aside.
 OLD = ".old"
+# What the system answers to a write that is not permitted.
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What file systems answer to an operation that they lack (CIFS, FUSE, Lustre).
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -56,6 +58,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def keep_json(path: Path, value: Any) -> str | None:
+    """Writes a JSON file, unless the folder may not be written to.
+
+    Returns:
+        None, or a line that says that the file was not kept, and why.
+
+    Raises:
+        RunError: it cannot be written for another reason, such as a full disk.
+    """
+    try:
+        write_json(path, value)
+    except RunError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in READ_ONLY:
+            raise
+        return f"{path} was not written: {cause.strerror}"
+    return None
 
 
 @contextlib.contextmanager

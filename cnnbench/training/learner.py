@@ -13,11 +13,13 @@ from cnnbench.backend import session
 from cnnbench.backend.lazy import tf
 from cnnbench.backend.settings import Settings
 from cnnbench.compression import Record, build_stage
+from cnnbench.data.images import BadImageError
+from cnnbench.data.inspection import Inspection
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.pipeline import TrainingStream
 from cnnbench.data.preprocess import preprocess
 from cnnbench.data.reader import evaluation_batches, first_images
-from cnnbench.data.splits import training_splits
+from cnnbench.data.splits import to_inspect, training_splits
 from cnnbench.models.build import freeze, without_auxiliary
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.sections import total_steps
@@ -80,6 +82,7 @@ class Learner:
         splits = training_splits(self.data, recipe.data)
         self.examples, self.validation = splits.train, splits.validation
         self.skipped = splits.skipped + splits.skipped_in_validation
+        self.inspection = Inspection(to_inspect(self.data, recipe.data, splits))
         self.head_size = self.task.head_size(self.data.classes)
         self.stream = TrainingStream(
             self.examples,
@@ -212,8 +215,9 @@ class Learner:
             For each step, (steps,) float32: the sum of losses, the sum of hits, the sum of weights.
 
         Raises:
-            DataError: an image could not be read.
+            DataError: an image could not be read, or another that is read later.
         """
+        self.inspection.check()
         masking = self.state.masking
         sparsities = np.full_like(rates, np.nan)
         if masking is not None:
@@ -232,9 +236,12 @@ class Learner:
                 tf.constant(count),
             )
         except tf.errors.OpError:
-            if self.stream.failure is not None:
-                raise self.stream.failure from None
-            raise
+            failure = self.stream.failure
+            if failure is None:
+                raise
+            if isinstance(failure, BadImageError):
+                self.inspection.check(failure)
+            raise failure from None
         losses, hits, sums = (values.numpy() for values in found)
         return losses, hits, sums
 

@@ -16,7 +16,7 @@ from cnnbench.backend.settings import Choice, Settings
 from cnnbench.data.open import Access
 from cnnbench.errors import RunError
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.runs import checkpoint
+from cnnbench.runs import checkpoint, data_changes, network
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.run import Run
 from cnnbench.system import files, signals
@@ -63,6 +63,9 @@ def train(
     others = referenced_runs(recipe, start)
     with new_run(run_dir, recipe) as run:
         learner = Learner(recipe, access or Access(), choice.settings, others)
+        if start is not None:
+            _must_match_data(start, learner)
+        checked = learner.inspection.begin() if start is None else []
         learner.initialize()
         commit(
             run,
@@ -70,8 +73,10 @@ def train(
             choice.about() | {"replicas": learner.replicas},
             architecture=learner.architecture,
             others=others,
+            dataset=learner.data,
         )
-        notes = learner.data.notes if start is None else ()  # told once, not in each stage
+        # Told once, not in each stage.
+        notes = [*learner.data.notes, *checked] if start is None else []
         return fit(learner, run, callbacks or Callbacks(), notes=notes)
 
 
@@ -82,6 +87,7 @@ def resume(
     access: Access | None = None,
     callbacks: Callbacks | None = None,
     force: bool = False,
+    accept: Sequence[str] = (),
 ) -> Run:
     """Resumes an interrupted run from its newest checkpoint.
 
@@ -90,27 +96,50 @@ def resume(
         access: where data sets are stored; None: as when the run started.
         callbacks: the callbacks that training reports to; None: no callbacks.
         force: whether to continue even if package versions or the code changed.
+        accept: files of the data set that may have been removed or replaced; see
+            `data_changes.accept`. A finished run is then returned as it is.
 
     Raises:
         RunError: the run is finished or locked, no checkpoint is intact, or the data, the code or
             the number of replicas changed.
         InterruptedRun, DivergedError, DataError: as in `train`.
     """
+    if run.finished and accept:
+        with run.locked():
+            return data_changes.accept(run, access, accept)[0]
     if run.finished:
         raise RunError("the run is finished: there is nothing to resume", where=str(run.path))
     settings = run.settings()
     runtime.apply(settings)
     with run.locked():
         files.recover(run.best)
-        if access is None or access.data_dir is None:
-            data_dir = run.data().data_dir
-            access = Access(Path(data_dir) if data_dir else None)
+        run, accepted = data_changes.accept(run, access, accept) if accept else (run, [])
+        access = network.access_of(run, access)
         # Without a checkpoint, training starts from the first step.
         architecture = run.architecture() if checkpoint.exists(run.checkpoints) else None
         learner = Learner(run.recipe, access, settings, run.others(), architecture)
-        run.must_match_data(learner.about_data())
-        notes = run.must_match_code(replicas=learner.replicas, force=force)
+        _must_match_data(run, learner)
+        notes = accepted + run.must_match_code(replicas=learner.replicas, force=force)
+        notes += learner.inspection.begin()
         return fit(learner, run, callbacks or Callbacks(), resume=True, notes=notes)
+
+
+def _must_match_data(run: Run, learner: Learner) -> None:
+    """Raises if the data differs from the data that the run started with, and says in which files.
+
+    Raises:
+        RunError: something differs.
+    """
+    about, data = learner.about_data(), learner.data
+    if data.lists_files and data.identity is not None:
+        is_same = about.fingerprint == run.data().fingerprint
+        if not is_same and (changed := data_changes.changed_files(run, data.identity)):
+            raise RunError(
+                f"the data set changed: {changed}",
+                where=str(run.path),
+                allowed="--accept-data-change FILE accepts a removed or replaced one",
+            )
+    run.must_match_data(about)
 
 
 def fit(
@@ -147,7 +176,8 @@ def fit(
             learner.initialize()
     run.write_metrics(training.progress.rows)
     callbacks.started(run, learner.total_steps, training.progress.step, notes)
-    with signals.caught() as interrupted, writer_module.Writer() as writer:
+    in_background = learner.inspection.going_on()
+    with signals.caught() as interrupted, writer_module.Writer() as writer, in_background:
         Loop(training, callbacks, writer, interrupted).train()
         writer.wait()
         share = writer.seconds / (time.perf_counter() - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from cnnbench.data.open import Access, open_dataset
@@ -30,7 +31,7 @@ def smoke(recipe: Recipe, access: Access) -> tuple[Recipe, str]:
         shrunk = f" of {data.image_size} pixels, not {recipe.data.image_size}"
     try:
         with recipe.located():
-            open_dataset(data, Access(access.data_dir, download=False))
+            open_dataset(data, replace(access, download=False))
     except MissingDataError as error:
         synthetic = f"; {data.name} is not available: synthetic images ({error.what})"
         data = _synthetic(recipe, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cnnbench.backend import session
@@ -12,8 +13,9 @@ from cnnbench.data.open import Access
 from cnnbench.errors import InterruptedRun, RunError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.runs import network
 from cnnbench.runs.create import must_be_free, new_folder
-from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes
+from cnnbench.runs.find import is_finished, kept_stage_recipes, stage_recipes, stage_runs
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run
 from cnnbench.system import files, signals
 from cnnbench.training import compression, one_stage, start
@@ -87,6 +89,7 @@ def resume(
     access: Access | None = None,
     callbacks: Callbacks | None = None,
     force: bool = False,
+    accept: Sequence[str] = (),
 ) -> Run:
     """Resumes an interrupted training from its newest checkpoint.
 
@@ -96,6 +99,7 @@ def resume(
         access: where data sets are stored; None: as when the run started.
         callbacks: the callbacks that training reports to; None: no callbacks.
         force: as in `one_stage.resume`.
+        accept: as in `one_stage.resume`.
 
     Raises:
         RunError: everything is finished, or as in `one_stage.resume`.
@@ -112,10 +116,12 @@ def resume(
     if (path.absolute().parent / STAGES).is_file():
         path = path.absolute().parent
     if not (path / STAGES).is_file():
-        return one_stage.resume(open_run(path), access=access, callbacks=callbacks, force=force)
-    if is_finished(path):
+        return one_stage.resume(
+            open_run(path), access=access, callbacks=callbacks, force=force, accept=accept
+        )
+    if is_finished(path) and not accept:
         raise RunError("the run is finished: there is nothing to resume", where=str(path))
-    return _train_stages(path, access=access, callbacks=callbacks, force=force)
+    return _train_stages(path, access=access, callbacks=callbacks, force=force, accept=accept)
 
 
 def must_match(path: Path, recipe: Recipe) -> None:
@@ -128,8 +134,13 @@ def must_match(path: Path, recipe: Recipe) -> None:
     Raises:
         RunError: it differs; the message lists the changed lines.
     """
-    several = (path / STAGES).is_file()
-    run = Run(path, read_recipe(path / STAGES)) if several else open_run(path)
+    if (path / STAGES).is_file():
+        # The folder has no environment.json; it moved as the runs in it did.
+        started = stage_runs(path)
+        before = Path(started[0].origin).parent if started else path.absolute()
+        run = Run(path, read_recipe(path / STAGES), {"path": str(before)})
+    else:
+        run = open_run(path)
     run.must_match(recipe.absolute())
 
 
@@ -157,6 +168,7 @@ def _train_stages(
     callbacks: Callbacks | None,
     choice: Choice | None = None,
     force: bool = False,
+    accept: Sequence[str] = (),
 ) -> Run:
     """Trains the compression stages in a folder that are not finished yet."""
     before: Run | None = None
@@ -164,18 +176,23 @@ def _train_stages(
         for path, stage in kept_stage_recipes(folder):
             if interrupted():  # during the end of the previous stage
                 raise _interrupted(folder, "interrupted between stages")
+            if before is not None:
+                access = network.access_of(before, access)
+                stage = _moved(stage, before, access)
             existing = open_run(path) if (path / "recipe.yaml").is_file() else None
             if existing is not None:
                 existing.must_match(stage)
                 if existing.finished:
                     before = existing
+                    if accept:
+                        before = one_stage.resume(existing, access=access, accept=accept)
                     continue
             if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
             try:
                 if existing is not None:
                     before = one_stage.resume(
-                        existing, access=access, callbacks=callbacks, force=force
+                        existing, access=access, callbacks=callbacks, force=force, accept=accept
                     )
                 else:
                     before = one_stage.train(
@@ -190,6 +207,15 @@ def _train_stages(
                 raise _interrupted(folder, f"{path.name}: {error.what}") from None
     assert before is not None  # there are several stages
     return before
+
+
+def _moved(stage: Recipe, before: Run, access: Access) -> Recipe:
+    """Returns the recipe of a stage with the paths of today, if things moved since the start."""
+    stage = stage.with_paths(lambda path: str(before.now(path)))
+    if access.data_path is None:
+        return stage
+    data = stage.data.model_copy(update={"path": str(access.data_path.absolute())})
+    return stage.model_copy(update={"data": data})
 
 
 def _interrupted(folder: Path, what: str) -> InterruptedRun:

@@ -173,6 +173,27 @@ def test_predict_refuses_what_is_no_image(digits_run, tmp_path):
     assert "letter.jpg: cannot decode" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_one_bad_image_costs_predict_one_answer(digits_run, tmp_path):
+    good = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, color in zip(good, ("white", "black", "grey"), strict=True):
+        Image.new("RGB", (9, 9), color).save(file)
+    cut, gone = tmp_path / "cut.png", tmp_path / "gone.png"
+    cut.write_bytes(good[0].read_bytes()[:45])
+    alone = json.loads(here("predict", digits_run.path, *good, "--json").stdout)["images"]
+    done = here("predict", digits_run.path, good[0], cut, *good[1:], gone, "--json")
+    rows = json.loads(done.stdout)["images"]
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    answered = [row for row in rows if "top" in row]
+    assert [row["file"] for row in answered] == list(map(str, good))
+    for row, expected in zip(answered, alone, strict=True):
+        for found, wanted in zip(row["top"], expected["top"], strict=True):
+            assert found["probability"] == pytest.approx(wanted["probability"], rel=1e-5)
+    assert [row["file"] for row in rows if "error" in row] == [str(cut), str(gone)]
+    assert f"{cut}: cannot decode" in done.stderr and f"{gone}: cannot read" in done.stderr
+    done = here("predict", digits_run.path, good[0], cut)
+    assert done.returncode == 3 and "0.png" in done.stdout and "cut.png" in done.stderr
+
+
 def test_schema_describes_every_part():
     schema = json.loads(here("schema").stdout)
     text = json.dumps(schema)

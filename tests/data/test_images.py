@@ -6,6 +6,7 @@ from PIL import Image
 
 from cnnbench.backend.lazy import tf
 from cnnbench.data import images
+from cnnbench.data.pixels import BadImageError
 from cnnbench.exports.formats import saved_model
 from cnnbench.registry.kinds import AUGMENTATIONS
 
@@ -84,3 +85,13 @@ def test_a_random_crop_is_resized_from_its_box_alone(random, channels):
         picture = Image.fromarray(box[..., 0] if channels == 1 else box)
         expected = np.asarray(picture.resize((32, 32), BILINEAR)).reshape(32, 32, channels)
         assert np.array_equal(cropped, expected)
+
+
+@pytest.mark.parametrize("decode", [images.decode, images.decode_floats])
+@pytest.mark.parametrize(
+    "data", [b"", b"broken\n", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF"]
+)
+def test_no_message_names_an_object_of_python(decode, data):
+    with pytest.raises(BadImageError, match=r"^zz\.jpg: ") as told:
+        decode(data, 3, "zz.jpg")
+    assert "<" not in str(told.value) and "0x" not in str(told.value)

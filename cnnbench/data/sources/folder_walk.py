@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnbench.data.images import SUFFIXES
+from cnnbench.data.inspection import may_be_damaged
 from cnnbench.errors import DataError
 
 # Bytes read at each end of an image file; see `Walk.content`.
@@ -67,11 +68,13 @@ class Image:
     Attributes:
         content: its size, and the CRC-32 of its first and last COMPARED_BYTES.
         may_be_wide: whether its values may have more than 8 bits, by its first bytes.
+        may_be_damaged: whether it has not the ends of a whole image.
     """
 
     path: Path
     content: str
     may_be_wide: bool
+    may_be_damaged: bool = False
 
 
 class Walk:
@@ -194,7 +197,7 @@ class Walk:
         """Returns the image in a file; otherwise counts the file."""
         suffix = path.suffix.lower()
         try:
-            content, head = _content(path)
+            content, head, may_be_damaged = _content(path)
         except OSError as error:
             self._cannot_read(path, error)
             return None
@@ -206,7 +209,7 @@ class Walk:
         if not suffix:
             self.count("without_suffix", path)
         self.count("images", path)
-        return Image(path, content, _may_be_wide(head))
+        return Image(path, content, _may_be_wide(head), may_be_damaged)
 
 
 def composed(path: Path) -> Path:
@@ -214,8 +217,8 @@ def composed(path: Path) -> Path:
     return Path(unicodedata.normalize("NFC", str(path)))
 
 
-def _content(path: Path) -> tuple[str, bytes]:
-    """Returns a file's size with the CRC-32 of its ends, and its first bytes.
+def _content(path: Path) -> tuple[str, bytes, bool]:
+    """Returns a file's size with the CRC-32 of its ends, its first bytes, and if it may be damaged.
 
     Any change to a file of at most twice COMPARED_BYTES is detected. Larger files are not read
     whole, to save time: a change of their size, header or end is detected, which covers a
@@ -226,7 +229,9 @@ def _content(path: Path) -> tuple[str, bytes]:
         size = os.fstat(opened.fileno()).st_size
         head = opened.read(COMPARED_BYTES)
         opened.seek(max(COMPARED_BYTES, size - COMPARED_BYTES))
-        return f"{size}:{zlib.crc32(opened.read(COMPARED_BYTES), zlib.crc32(head)):08x}", head
+        tail = opened.read(COMPARED_BYTES)
+    damaged = may_be_damaged(head, (head + tail)[-COMPARED_BYTES:], size)
+    return f"{size}:{zlib.crc32(tail, zlib.crc32(head)):08x}", head, damaged
 
 
 def _is_image(head: bytes) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnbench.data import survey
-from cnnbench.data.examples import Dataset, FileSource
+from cnnbench.data.examples import REMOVED, Dataset, FileSource
 from cnnbench.data.open import Access
 from cnnbench.data.pixels import ValueRange
 from cnnbench.data.preprocess import reading
@@ -38,10 +38,12 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
     root = Path(path).expanduser()
     if not os.path.lexists(root):
-        raise MissingDataError("no such folder", where=str(root), allowed=LAYOUT)
+        hint = f"{LAYOUT}; if it was moved after the training, --data-path says where it is"
+        raise MissingDataError("no such folder", where=str(root), allowed=hint)
     walk = Walk(root, skip_unreadable=data.on_bad_image == "skip")
     folders = _splits(walk)
     found = {split: _classes(walk, folder) for split, folder in folders.items()}
+    _keep_places(found, folders, root, access.removed)
     classes = tuple(sorted(found["train"]))
     if len(classes) < 2:
         what = f"{len(classes)} classes: {_names(classes)}"
@@ -52,9 +54,12 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     options = reading(data, channels)
 
     def load(split: str) -> FileSource:
-        pairs = [(f.path, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
-        paths, labels = zip(*pairs, strict=True)
-        return FileSource(paths, np.array(labels, np.int32), options)
+        pairs = [(f, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
+        files, labels = zip(*pairs, strict=True)
+        doubtful = [index for index, file in enumerate(files) if file.may_be_damaged]
+        paths = [file.path for file in files]
+        gone = [index for index, file in enumerate(files) if file.content == REMOVED]
+        return FileSource(paths, np.array(labels, np.int32), options, doubtful, gone)
 
     listing = [
         f"{composed(image.path.relative_to(root))}:{image.content}"
@@ -73,6 +78,8 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         std=IMAGENET_STD if channels == 3 else None,
         counts=dict(walk.counts),
         pixels=dict(looked.found),
+        removed=access.removed,
+        lists_files=True,
         notes=[_account(walk, folders, found), *_oddities(folders, found), *looked.note()],
     )
 
@@ -121,6 +128,20 @@ def _classes(walk: Walk, folder: Path) -> dict[str, list[Image]]:
             )
         found[key] = walk.images(path)
     return found
+
+
+def _keep_places(
+    found: Mapping[str, dict[str, list[Image]]], folders: Folders, root: Path, names: Sequence[str]
+) -> None:
+    """Enters files that are gone among those found, where they were."""
+    for name in names:
+        place = composed(Path(name))
+        for split, folder in folders.items():
+            if len(place.parts) > 2 and place.parts[0] == str(composed(folder.relative_to(root))):
+                images = found[split].setdefault(place.parts[1], [])
+                kept = [each for each in images if composed(each.path.relative_to(root)) != place]
+                images[:] = [*kept, Image(root / name, REMOVED, may_be_wide=False)]
+                images.sort(key=lambda image: composed(image.path).parts)
 
 
 def _check(folder: Path, by_class: Mapping[str, Sequence[Image]], classes: Sequence[str]) -> None:

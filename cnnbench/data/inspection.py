@@ -1,0 +1,159 @@
+"""Finds images that cannot be decoded, before training and while it begins."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from cnnbench.data.examples import Examples, FileSource, Source
+from cnnbench.errors import DataError, UsageError
+
+# Longest time to decode images before training; the rest is decoded while it runs, by one thread
+# that rests RESTING times as long as it works.
+SECONDS, RESTING = 5.0, 3
+# Bad images that a message names.
+NAMED = 8
+ADVICE = (
+    "Replace or remove them, or leave them out with data.on_bad_image: skip. A run that has begun "
+    "goes on with --resume --accept-data-change FILE."
+)
+
+
+def may_be_damaged(head: bytes, tail: bytes, size: int) -> bool:
+    """Returns whether a file's ends are not those of a whole image, so that it must be decoded.
+
+    Args:
+        head: its first bytes, at least 16 if it has so many.
+        tail: its last bytes.
+        size: of the file in bytes.
+    """
+    if head.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" not in tail
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" not in tail
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return b";" not in tail[-16:]
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 > size
+    if head.startswith(b"BM"):
+        return int.from_bytes(head[2:6], "little") > size
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return int.from_bytes(head[4:8], "little" if head[:1] == b"I" else "big") >= size
+    return not head.startswith(
+        (b"II+\0", b"MM\0+", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7")
+    )
+
+
+class Inspection:
+    """Decodes image files once, to find those that cannot be.
+
+    Files whose ends look damaged come first, then the parts in the order in which they are given.
+
+    Args:
+        parts: the examples; only those of image files are decoded.
+        seconds: longest time that `begin` takes.
+    """
+
+    def __init__(self, parts: Sequence[Examples], seconds: float = SECONDS):
+        parts = [part for part in parts if isinstance(part.source, FileSource)]
+        self._seconds, self._count = seconds, sum(map(len, parts))
+        self._todo = _in_order(parts)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._done, self._bad = 0, list[str]()
+
+    def begin(self) -> list[str]:
+        """Decodes images for some seconds, with all cores.
+
+        Returns:
+            Lines on how many were decoded; none if all were.
+
+        Raises:
+            DataError: some cannot be decoded; it names the first.
+        """
+        start = time.monotonic()
+        workers = [
+            threading.Thread(target=self._work, args=(start + self._seconds,), daemon=True)
+            for _ in range(max(2, os.cpu_count() or 2))
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self.check()
+        if self._done == self._count:
+            return []
+        each_ms = 1000 * (time.monotonic() - start) / max(1, self._done)
+        return [
+            f"images: {self._done:,} of {self._count:,} were decoded as a check, {each_ms:.2g} ms "
+            "each; the rest is while training runs"
+        ]
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Decodes the rest in the background, until the end of the context."""
+        worker = threading.Thread(target=self._work, args=(None,), daemon=True)
+        worker.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            worker.join()
+
+    def check(self, error: DataError | None = None) -> None:
+        """Raises if images were found that cannot be decoded.
+
+        Args:
+            error: of another image, which was read otherwise.
+
+        Raises:
+            DataError: there are some; it says how many, and names the first.
+        """
+        with self._lock:
+            bad = list(dict.fromkeys([*([str(error)] if error else []), *self._bad]))
+            done = self._done
+        if not bad:
+            return
+        more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        head = f"{len(bad)} of {done:,} images looked at cannot be used:"
+        raise DataError("\n".join([head, *bad[:NAMED], *more, ADVICE]))
+
+    def _work(self, until: float | None) -> None:
+        while not self._stopped.is_set():
+            start = time.monotonic()
+            if until is not None and start > until:
+                return
+            with self._lock:
+                source, index = next(self._todo, (None, 0))
+            if source is None:
+                return
+            try:
+                source.read(index)
+            except DataError as error:
+                with self._lock:
+                    self._bad.append(str(error))
+            except UsageError:  # a recipe's key is missing, which who reads it for training says
+                pass
+            with self._lock:
+                self._done += 1
+            if until is None:
+                self._stopped.wait(RESTING * (time.monotonic() - start))
+
+
+def _in_order(parts: Sequence[Examples]) -> Iterator[tuple[Source | None, int]]:
+    """Yields the source and index of each example, the doubtful ones first."""
+    doubtful = []
+    for part in parts:
+        assert isinstance(part.source, FileSource)
+        doubtful.append(np.isin(part.indices, part.source.doubtful))
+    for wanted, (part, is_doubtful) in itertools.product(
+        (True, False), zip(parts, doubtful, strict=True)
+    ):
+        for index in part.indices[is_doubtful == wanted]:
+            yield part.source, int(index)
