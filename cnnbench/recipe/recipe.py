@@ -76,7 +76,7 @@ class Recipe(Section):
     data: AnyData
     augment: list[AnyAugmentation] = Field([])
     # `_with_defaults_of_task` fills in the default before validation, so None is never seen.
-    loss: AnyLoss = Field(  # type: ignore[assignment]
+    loss: AnyLoss = Field(  # type: ignore[assignment]  # see above
         default_factory=lambda: None, description="by default that of the network's task"
     )
     regularization: Regularization = Field(default_factory=Regularization)

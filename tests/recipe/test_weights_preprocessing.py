@@ -42,7 +42,7 @@ def recipe(tmp_path):
 
 
 def prepare_of(model, library="keras"):
-    (source,) = (source for source in sources_of(model) if source.library == library)
+    (source,) = (source for source in sources_of(model) if source.publisher == library)
     prepared = source.preprocessing
     return Preprocess(prepared.color, prepared.mean, prepared.std)
 

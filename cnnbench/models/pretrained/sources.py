@@ -51,7 +51,7 @@ class Source:
     differs: str | None = None
 
     @property
-    def library(self) -> str:
+    def publisher(self) -> str:
         """The library that publishes it."""
         return self.name.partition(":")[0]
 
@@ -194,7 +194,7 @@ def identify(spec: ModelSpec, path: Path, claims: Sequence[Claim] = ()) -> Origi
             return Origin()
         source, evidence = fitting[0], "names and shapes"
     prepared = [claim.preprocessing for claim in claims if claim.preprocessing]
-    is_usual = not prepared and source.library != "keras"
+    is_usual = not prepared and source.publisher != "keras"
     origin = Origin(source, evidence, [*prepared, source.preprocessing][0], is_usual)
     _check_options(spec, origin, known, path)
     return origin
@@ -239,9 +239,9 @@ def _computation(source: Source) -> tuple[Any, ...]:
 def _fitting(spec: ModelSpec, path: Path, known: Sequence[Source]) -> list[Source]:
     """Returns the sources that a file without claims may be of."""
     if path.suffix == ".h5":
-        return [source for source in known if source.library == "keras"]
+        return [source for source in known if source.publisher == "keras"]
     names = names_of(spec.name)
-    libraries = {source.library for source in known} - {"keras"}
+    libraries = {source.publisher for source in known} - {"keras"}
     if path.is_file() and (namings := getattr(names, "TORCH_NAMINGS", {})):
         keys = _header(path)[0]
         libraries = {lib for lib, name in namings.items() if name(spec.name, "logits/bias") in keys}
@@ -249,7 +249,7 @@ def _fitting(spec: ModelSpec, path: Path, known: Sequence[Source]) -> list[Sourc
     return [
         source
         for source in known
-        if source.library in libraries
+        if source.publisher in libraries
         and all(
             options[key] == source.options.get(key, default[key])
             for key in _keys(known)
