@@ -68,13 +68,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tensorflow_errors(path: Path) -> Iterator[None]:
-    """Converts a write error of TensorFlow into a RunError that names the path."""
+def tensorflow_errors(path: Path, doing: str = "write") -> Iterator[None]:
+    """Converts an error of TensorFlow into a RunError that names the path and what was not done."""
     try:
         yield
     except tf.errors.OpError as error:
         what = error.message.splitlines()[0]
-        raise RunError(f"cannot write: {what}", where=str(path)) from None
+        raise RunError(f"cannot {doing}: {what}", where=str(path)) from None
 
 
 if TYPE_CHECKING:

@@ -270,7 +270,7 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             position += size
     except (tf.errors.OpError, ValueError) as error:  # ValueError: more than `count`
         where = f"{builder.data_path}, split {split}, after example {position}"
-        raise DataError(f"the data set is damaged: {str(error)[:200]}", where=where) from None
+        raise unreadable(error, where) from None
     classes = builder.info.features[label_key].num_classes
     if position == count and not np.all((labels >= 0) & (labels < classes)):
         raise DataError(
@@ -281,6 +281,18 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             f"split {split!r} has {position} of {count} examples", where=str(builder.data_path)
         )
     return ArraySource(pixels, labels)
+
+
+def unreadable(error: Exception, where: str) -> DataError:
+    """Returns the error for records that TensorFlow could not read: they need not be damaged."""
+    of_system = (
+        tf.errors.NotFoundError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.ResourceExhaustedError,
+        tf.errors.UnavailableError,
+    )
+    what = "cannot read" if isinstance(error, of_system) else "the data set is damaged"
+    return DataError(f"{what}: {str(error)[:200]}", where=where)
 
 
 def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
