@@ -16,7 +16,7 @@ from cnnbench.backend.lazy import tensorflow_errors, tf
 from cnnbench.data import images
 from cnnbench.data.pixels import BadImageError
 from cnnbench.data.sources import tfds_reader
-from cnnbench.errors import DataError, RecipeError, RunError
+from cnnbench.errors import DataError, MissingDataError, RecipeError, RunError
 from cnnbench.runs import checkpoint, create
 from cnnbench.runs.checkpoint import Checkpoint, DamagedError
 from cnnbench.system import files
@@ -175,6 +175,18 @@ def test_records_that_cannot_be_read_are_not_damaged(error, said):
     text = str(tfds_reader.unreadable(error, "somewhere"))
     assert text.startswith("somewhere: ") and ("damaged" in text) == (said == "is damaged")
     assert said in text and error.message in text
+
+
+def test_another_version_of_a_data_set_is_named(tmp_path):
+    with pytest.raises(MissingDataError) as found:
+        tfds_reader._prepared("cifar10", tmp_path, False)
+    assert "is needed" not in str(found.value)
+    (tmp_path / "cifar10/2.0.0").mkdir(parents=True)
+    (tmp_path / "cifar10/2.0.0/dataset_info.json").write_text("{}")
+    with pytest.raises(MissingDataError) as found:
+        tfds_reader._prepared("cifar10", tmp_path, False)
+    said = "version 3.0.2 is needed; data: {name: tfds, builder: 'cifar10:2.0.0'} takes what is"
+    assert said in str(found.value)
 
 
 def test_an_export_for_which_memory_lacks_is_no_failed_write(tmp_path):

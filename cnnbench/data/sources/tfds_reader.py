@@ -141,7 +141,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
     missing = MissingDataError(
         f"data set {builder.name!r} is not prepared",
         where=str(root),
-        allowed=_how_to_get(builder, manual),
+        allowed=_other_versions(builder) + _how_to_get(builder, manual),
     )
     if not _has_archives(builder, manual) and not (download and _is_reachable(builder)):
         raise missing
@@ -218,6 +218,15 @@ def _is_reachable(builder: Any) -> bool:
     except OSError:
         return False
     return True
+
+
+def _other_versions(builder: Any) -> str:
+    """Returns how to use the other versions that are prepared, to be followed by alternatives."""
+    folder = Path(builder.data_path).parent
+    name = str(builder.info.full_name).rpartition("/")[0]
+    found = sorted(file.parent.name for file in folder.glob("*/dataset_info.json"))
+    named = " or ".join(f"data: {{name: tfds, builder: '{name}:{each}'}}" for each in found)
+    return f"version {builder.version} is needed; {named} takes what is there; or " if found else ""
 
 
 def _how_to_get(builder: Any, manual: Path) -> str:
