@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cnnbench.errors import CnnbenchError, RunError
+from cnnbench.errors import CnnbenchError, RunError, UsageError
 
 
 class _LazyModule(ModuleType):
@@ -29,6 +29,9 @@ def load(name: str = "tensorflow") -> ModuleType:
 
     If this is the first import of TensorFlow, TensorFlow and TFDS log only errors from then on.
     TF_CPP_MIN_LOG_LEVEL and KERAS_BACKEND are set if unset, and stay set for child processes.
+
+    Raises:
+        UsageError: KERAS_BACKEND is another than TensorFlow.
     """
     if name in sys.modules:
         return sys.modules[name]
@@ -36,7 +39,9 @@ def load(name: str = "tensorflow") -> ModuleType:
     if is_first:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "keras" not in sys.modules:
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        if backend != "tensorflow":
+            raise UsageError(f"KERAS_BACKEND is {backend!r}", allowed="must be tensorflow or unset")
     with quiet():
         module = importlib.import_module(name)
         if is_first:
@@ -44,6 +49,8 @@ def load(name: str = "tensorflow") -> ModuleType:
             tensorflow.config.list_physical_devices()
             tensorflow.get_logger().setLevel("ERROR")
             importlib.import_module("absl.logging").set_verbosity("error")
+    if name == "keras":
+        importlib.import_module("cnnbench.backend.private").own_config()
     return module
 
 
@@ -68,13 +75,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tensorflow_errors(path: Path) -> Iterator[None]:
-    """Converts a write error of TensorFlow into a RunError that names the path."""
+def tensorflow_errors(path: Path, doing: str = "write") -> Iterator[None]:
+    """Converts an error of TensorFlow into a RunError that names the path and what was not done."""
     try:
         yield
     except tf.errors.OpError as error:
         what = error.message.splitlines()[0]
-        raise RunError(f"cannot write: {what}", where=str(path)) from None
+        raise RunError(f"cannot {doing}: {what}", where=str(path)) from None
 
 
 if TYPE_CHECKING:

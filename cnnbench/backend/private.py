@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnbench.backend.lazy import load, tf
+from cnnbench.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,6 +187,7 @@ def seed_keras(seed: int) -> None:
     the caller of cnnbench may be using.
     """
     load("keras")
+    own_config()
     from keras.src.backend.common import global_state
     from keras.src.utils import rng_utils
 
@@ -194,6 +196,43 @@ def seed_keras(seed: int) -> None:
 
 
 # TensorFlow and Keras
+
+
+# Keras's settings in ~/.keras/keras.json or of the caller, which change numbers: float type,
+# epsilon and layout of images. Those of cnnbench are the defaults.
+Config = tuple[str, float, str]
+OWN_CONFIG: Config = ("float32", 1e-7, "channels_last")
+# Those that a first import of Keras read inside cnnbench.
+_imported: list[Config] = []
+
+
+def own_config() -> None:
+    """Sets the settings of Keras that change numbers to their defaults.
+
+    Raises:
+        UsageError: Keras was imported with another backend than TensorFlow.
+    """
+    config = sys.modules["keras"].config
+    if config.backend() != "tensorflow":
+        raise UsageError(
+            f"Keras was imported with the backend {config.backend()}",
+            allowed="set KERAS_BACKEND=tensorflow before Keras is imported",
+        )
+    if (found := _config()) != OWN_CONFIG:
+        _imported[:] = _imported or [found]
+        _set_config(OWN_CONFIG)
+
+
+def _config() -> Config:
+    config = sys.modules["keras"].config
+    return config.floatx(), config.epsilon(), config.image_data_format()
+
+
+def _set_config(wanted: Config) -> None:
+    config = sys.modules["keras"].config
+    config.set_floatx(wanted[0])
+    config.set_epsilon(wanted[1])
+    config.set_image_data_format(wanted[2])
 
 
 @dataclass(frozen=True)
@@ -205,21 +244,29 @@ class State:
         seed: TensorFlow's global seed; None if not set.
         draws: generator of the seeds of operations without an op-level seed.
         deterministic: whether operations are deterministic.
+        config: Keras's settings that change numbers; None if Keras was not imported.
     """
 
     keras: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     draws: random.Random | None = None
     deterministic: bool = False
+    config: Config | None = None
 
 
 def take_state() -> State:
     """Returns the state of TensorFlow and Keras, and resets that of Keras.
 
     The public API can set the seeds and counters but not read them. Imports neither package.
+
+    Raises:
+        UsageError: Keras was imported with another backend than TensorFlow.
     """
-    found, seed, draws, deterministic = {}, None, None, False
+    found, seed, draws, deterministic, config = {}, None, None, False, None
+    _imported.clear()
     if "keras" in sys.modules:
+        config = _config()
+        own_config()
         from keras.src.backend.common import global_state
 
         found = dict(vars(global_state.GLOBAL_STATE_TRACKER))
@@ -230,7 +277,7 @@ def take_state() -> State:
         deterministic = is_deterministic()
         seed = context.global_seed()
         draws = copy.copy(getattr(context.context(), "_rng", None))  # absent before the first seed
-    return State(found, seed, draws, deterministic)
+    return State(found, seed, draws, deterministic, config)
 
 
 def put_state_back(state: State) -> None:
@@ -240,6 +287,9 @@ def put_state_back(state: State) -> None:
 
         vars(global_state.GLOBAL_STATE_TRACKER).clear()
         vars(global_state.GLOBAL_STATE_TRACKER).update(state.keras)
+        for config in [state.config] if state.config else _imported:
+            _set_config(config)
+        _imported.clear()
     if "tensorflow" in sys.modules:
         from tensorflow.python.eager import context
 

@@ -19,6 +19,7 @@ __all__ = ["FORMATS", "SUFFIXES", "BadImageError", "centre_crop", "decode", "rea
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+NO_MEMORY = "not enough memory to decode the image"
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
 OTHER_SUFFIXES = (".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff")
@@ -72,6 +73,8 @@ def decode(
         raise
     except UnidentifiedImageError:
         raise BadImageError(_unknown(stream), where=name) from None
+    except MemoryError:
+        raise DataError(NO_MEMORY, where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"cannot read the image: {error.strerror}", where=name) from None
@@ -109,6 +112,8 @@ def decode_floats(
         raise
     except UnidentifiedImageError:
         raise BadImageError("cannot decode the image: it is no whole PNG", where=name) from None
+    except MemoryError:
+        raise DataError(NO_MEMORY, where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
         raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
     levels = pixels.to_uint8(floats, pixels.Stored("float"), name, value_range)

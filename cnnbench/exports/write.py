@@ -81,7 +81,11 @@ def write(source: Source, form: str, request: Request, options: ExportOptions) -
     with tempfile.TemporaryDirectory(prefix="cnnbench-") as scratch:
         artifact = Path(scratch) / "artifact"
         layers: list[dict[str, Any]] = []
-        with files.storage_errors(artifact), tensorflow_errors(artifact), quiet():
+        with (
+            files.storage_errors(artifact, "export"),
+            tensorflow_errors(artifact, "export"),
+            quiet(),
+        ):
             is_int8 = (form, request.precision) == ("tflite", "int8")
             if is_int8 and (options.explain or options.keep_float):
                 request, layers = _explained(request, options.keep_float)

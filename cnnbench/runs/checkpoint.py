@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +86,20 @@ def load(folder: Path) -> Checkpoint:
             )
         arrays, expected = folder / ARRAYS, manifest["files"][ARRAYS]
         # Only a regular file: reading a device might never end.
-        if manifest["files"].keys() != {ARRAYS} or not arrays.is_file():
+        if manifest["files"].keys() != {ARRAYS}:
             raise DamagedError("the manifest names other files", where=str(folder / MANIFEST))
+        if not stat.S_ISREG(arrays.stat().st_mode):
+            raise DamagedError("not a file", where=str(arrays))
         if files.sha256(arrays) != expected:
             raise DamagedError("the file was changed or truncated", where=str(arrays))
         return Checkpoint(load_file(arrays), dict(manifest["state"]))
-    except (FileNotFoundError, *DAMAGE) as error:
+    except FileNotFoundError as error:
+        raise DamagedError("the file is missing", where=str(error.filename)) from None
+    except DAMAGE as error:
         raise DamagedError(f"damaged checkpoint: {error}", where=str(folder)) from None
-    except OSError as error:
-        raise RunError(f"cannot read: {error.strerror or error}", where=str(folder)) from error
+    except (OSError, SafetensorError) as error:  # the latter, of intact arrays, wraps the former
+        where = getattr(error, "filename", None) or folder
+        raise RunError(f"cannot read: {files.why(error)}", where=str(where)) from error
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[DamagedError]]:
@@ -110,7 +116,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[DamagedError]]:
             return load(candidate), problems
         except DamagedError as error:
             problems.append(error)
-            with files.storage_errors(candidate):
+            with files.storage_errors(candidate, "set the damaged checkpoint aside"):
                 aside = candidate.with_name(f"{candidate.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 candidate.rename(aside)

@@ -37,7 +37,7 @@ def new_run(path: Path | None, recipe: Recipe) -> Iterator[Run]:
         RunError: the folder is not empty, cannot be written or is locked by another process.
     """
     made = path is None or not path.exists()
-    with files.storage_errors(path or RUNS):
+    with files.storage_errors(path or RUNS, "create the run"):
         if path is None:
             path = new_folder(recipe.name)
         else:
@@ -67,7 +67,7 @@ def must_be_free(path: Path) -> None:
     Raises:
         RunError: it does, or it cannot be read.
     """
-    with files.storage_errors(path):
+    with files.storage_errors(path, "read"):
         there = {entry.name for entry in path.iterdir()} if path.exists() else set()
     if there - FIRST - {partial.name for partial in _leftovers(path)}:
         raise RunError(

@@ -111,7 +111,7 @@ def _listing(run: Run) -> dict[str, str] | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError) as error:
-        raise RunError(f"cannot be read: {error}", where=str(run.path / LISTING)) from None
+        raise RunError(f"cannot read: {files.why(error)}", where=str(run.path / LISTING)) from None
     if hashlib.sha256(data).hexdigest() != run.data().fingerprint:
         raise RunError("was changed since the run started", where=str(run.path / LISTING))
     return _by_name(data.decode(errors="surrogateescape"))

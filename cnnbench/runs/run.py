@@ -175,7 +175,7 @@ class Run:
                 raise ValueError("the file was changed")
             return list(kept["stages"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"cannot be read: {error}", where=str(file)) from None
+            raise RunError(f"cannot read: {files.why(error)}", where=str(file)) from None
 
     def weights_sha256(self) -> str:
         """Returns the SHA-256 of the best weights' manifest, which contains that of the arrays.
@@ -186,9 +186,10 @@ class Run:
         file = self.best / "manifest.json"
         try:
             return files.sha256(file)
+        except FileNotFoundError as error:
+            raise RunError("the run has no weights", where=str(file)) from error
         except OSError as error:
-            what = f"the run has no weights: {error.strerror or error}"
-            raise RunError(what, where=str(file)) from error
+            raise RunError(f"cannot read: {files.why(error)}", where=str(file)) from error
 
     def others(self, *names: str) -> dict[str, Run]:
         """Returns the runs that this one depends on: "init", which it starts from, and "teacher".
@@ -259,7 +260,7 @@ class Run:
             lines = file.read_text().splitlines() if file.is_file() else []
             return [json.loads(line) for line in lines]
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"cannot be read: {error}", where=str(file)) from None
+            raise RunError(f"cannot read: {files.why(error)}", where=str(file)) from None
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl."""
@@ -281,7 +282,7 @@ class Run:
             raise RunError(what, where=str(self.path)) from None
 
         with contextlib.ExitStack() as stack:
-            with files.storage_errors(self.path):
+            with files.storage_errors(self.path, "lock the run"):
                 while True:
                     handle = locks.open_lock(self.path / "lock")
                     stack.callback(os.close, handle)
@@ -307,7 +308,17 @@ def open_run(path: str | Path) -> Run:
         >>> run.finished, len(run.metrics())
         (True, 4)
     """
-    path = Path(path)
+    with files.storage_errors(Path(path), "read"):
+        return _open(Path(path))
+
+
+def _open(path: Path) -> Run:
+    """Opens a run directory, as `open_run`.
+
+    Raises:
+        RunError: as `open_run`.
+        OSError: a file cannot be read.
+    """
     if (path / STAGES).is_file():
         *_, path = folders = stage_folders(path, read_recipe(path / STAGES))
         if not (path / "finished.json").is_file():
@@ -322,10 +333,8 @@ def open_run(path: str | Path) -> Run:
         raise RunError("not a run directory: it has no recipe.yaml", where=str(path))
     environment = read_environment(path)
     facts_in(environment, path)
-    try:
+    with files.storage_errors(recipe, "read"):
         digest = files.sha256(recipe)
-    except OSError as error:
-        raise RunError(f"cannot read: {error.strerror}", where=str(recipe)) from None
     if environment.get("recipe_sha256") != digest:
         raise RunError("the recipe was changed since the run started", where=str(recipe))
     try:
@@ -365,7 +374,7 @@ def read_environment(path: Path) -> dict[str, Any]:
     try:
         environment = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise RunError(f"cannot be read: {error}", where=str(file)) from None
+        raise RunError(f"cannot read: {files.why(error)}", where=str(file)) from None
     if not files.is_as_signed(environment):
         raise RunError("was changed since the run started", where=str(file))
     return environment

@@ -20,14 +20,29 @@ if TYPE_CHECKING:
 
 PACKAGES = ("cnnbench", "keras", "numpy", "tensorflow", "tensorflow-datasets", "ai-edge-litert")
 
+# Environment variables that can change numbers, and the beginnings of the names of others.
+VARIABLES = frozenset(
+    (
+        "CUBLAS_WORKSPACE_CONFIG",
+        "CUDA_VISIBLE_DEVICES",
+        "KERAS_BACKEND",
+        "NVIDIA_TF32_OVERRIDE",
+        "OMP_NUM_THREADS",
+        "PYTHONHASHSEED",
+        "XLA_FLAGS",
+    )
+)
+FAMILIES = ("TF_", "KMP_", "MKL_", "ONEDNN_", "DNNL_")
+
 
 def describe() -> dict[str, Any]:
-    """Returns the time, command line, package versions, machine, code hash and git commit."""
+    """Returns the time, command, versions, machine, variables, code hash and git commit."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "versions": versions(),
         "machine": machine(),
+        "variables": variables(),
         "code_sha256": code_sha256(),
         "git_commit": git_commit(),
     }
@@ -37,6 +52,15 @@ def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that affect results."""
     installed = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version()} | installed
+
+
+def variables() -> dict[str, str]:
+    """Returns the environment variables that are set and can change numbers, by name."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in VARIABLES or name.startswith(FAMILIES)
+    }
 
 
 def machine() -> dict[str, Any]:

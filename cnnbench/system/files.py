@@ -201,11 +201,17 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Converts an OSError into a RunError that names the path."""
+def storage_errors(path: Path, doing: str = "write") -> Iterator[None]:
+    """Converts an OSError into a RunError that names the path and what could not be done."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"cannot write: {error.strerror or error}", where=str(error.filename or path)
+            f"cannot {doing}: {why(error)}", where=str(error.filename or path)
         ) from error
+
+
+def why(error: Exception) -> str:
+    """Returns what an error says, without the number and the path of an error of the system."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or str(error) or type(error).__name__

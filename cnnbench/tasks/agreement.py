@@ -131,7 +131,10 @@ def compare_calibration(
     base = float(reference_nll.mean(dtype=np.float64))
     more = float(nll.mean(dtype=np.float64)) - base
     bins = expected.max(axis=1)
-    before, after = (calibration_error(p, labels, bins) for p in (expected, probabilities))
+    before, after = (
+        calibration_error(p.max(axis=1), p.argmax(axis=1) == labels, bins)
+        for p in (expected, probabilities)
+    )
     worse = after - before
     return {
         "reference_nll": base,

@@ -14,8 +14,8 @@ from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS, kind_of
 from cnnbench.registry.registry import Spec
 from cnnbench.tasks import agreement
 from cnnbench.tasks.metrics import (
+    Confusion,
     calibration_error,
-    confusion,
     first_in_top_k,
     in_top_k,
     per_class,
@@ -24,6 +24,11 @@ from cnnbench.tasks.task import Outputs, Row, Score, Task
 
 # With more classes, the per-class tables are in eval.json only.
 MAX_CLASSES_SHOWN = 20
+# With more classes, eval.json has the most frequent mistakes instead of the confusion matrix,
+# which has a number for each pair of classes. It takes 0.3 MB for so many classes.
+MAX_CLASSES_IN_MATRIX = 200
+# Mistakes in eval.json, which take 40 bytes each.
+MAX_MISTAKES = 30_000
 # The least normal float32. The logarithm of a smaller probability in a file is unknown.
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 # Images on which the probabilities of a file are compared with those of its logits.
@@ -139,14 +144,20 @@ class Classification(Task):
         return rows
 
     def measures(self, loss: Spec, outputs: Outputs, targets: Any) -> dict[str, Any]:
-        """Returns "loss", "nll", "top1", "top5" and "probabilities" of each image."""
+        """Returns "loss", "nll", "top1", "top5", "predicted" and "confidence" of each image.
+
+        Nothing of an image grows with the number of classes: "predicted" is its most likely class,
+        and "confidence" that class's probability.
+        """
         logits = outputs["logits"]
+        likely = probabilities(logits, loss.name)
         return {
             "loss": self.losses(loss, logits, targets),
             "nll": -tf.gather(log_likelihoods(logits, loss.name), targets, batch_dims=1),
             "top1": in_top_k(logits, targets, 1),
             "top5": in_top_k(logits, targets, min(5, logits.shape[-1])),
-            "probabilities": probabilities(logits, loss.name),
+            "predicted": tf.argmax(likely, axis=-1, output_type=tf.int32),
+            "confidence": tf.reduce_max(likely, axis=-1),
         }
 
     def measures_of_file(
@@ -163,16 +174,21 @@ class Classification(Task):
     def summary(
         self, measured: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]
     ) -> dict[str, Any]:
-        """Returns accuracy, loss, calibration, per-class accuracy and the confusion matrix."""
-        matrix = confusion(measured["probabilities"].argmax(axis=1), targets, len(classes))
+        """Returns accuracy, loss, calibration, per-class accuracy and the confusion matrix.
+
+        With more than MAX_CLASSES_IN_MATRIX classes, "confusion" is an object instead: "classes",
+        the "mistakes", and the "other_mistakes" beyond MAX_MISTAKES; see `Confusion.mistakes`.
+        """
+        predicted = measured["predicted"]
+        found = Confusion(predicted, targets, len(classes))
         return {
             "loss": float(measured["loss"].mean(dtype=np.float64)),
             "top1": float(measured["top1"].mean()),
             "top5": float(measured["top5"].mean()),
             "nll": float(measured["nll"].mean(dtype=np.float64)),
-            "ece": calibration_error(measured["probabilities"], targets),
-            "per_class": per_class(classes, matrix),
-            "confusion": matrix.tolist(),
+            "ece": calibration_error(measured["confidence"], predicted == targets),
+            "per_class": per_class(classes, found),
+            "confusion": _written(found),
         }
 
     def tolerance(self, precision: str) -> float:
@@ -294,6 +310,15 @@ def log_likelihoods(logits: Any, loss: str) -> Any:
     if LOSSES.get(loss).facts["probabilities"] == "sigmoid":
         logits = tf.math.log_sigmoid(logits)
     return tf.nn.log_softmax(logits)
+
+
+def _written(found: Confusion) -> list[list[int]] | dict[str, Any]:
+    """Returns the confusion matrix as in eval.json."""
+    if found.classes <= MAX_CLASSES_IN_MATRIX:
+        matrix: list[list[int]] = found.matrix().tolist()
+        return matrix
+    mistakes, others = found.mistakes(MAX_MISTAKES)
+    return {"classes": found.classes, "mistakes": mistakes, "other_mistakes": others}
 
 
 def _calibration(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[Any, Any]:

@@ -65,7 +65,7 @@ def train(
     if run_dir is not None:
         must_be_free(run_dir)
     _dry_run(recipe, access or Access(), choice.settings)
-    with files.storage_errors(run_dir or RUNS):
+    with files.storage_errors(run_dir or RUNS, "create the run"):
         made = run_dir is None or not run_dir.exists()
         folder = new_folder(recipe.name) if run_dir is None else run_dir
         folder.mkdir(parents=True, exist_ok=True)

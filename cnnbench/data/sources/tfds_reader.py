@@ -141,7 +141,7 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
     missing = MissingDataError(
         f"data set {builder.name!r} is not prepared",
         where=str(root),
-        allowed=_how_to_get(builder, manual),
+        allowed=_other_versions(builder) + _how_to_get(builder, manual),
     )
     if not _has_archives(builder, manual) and not (download and _is_reachable(builder)):
         raise missing
@@ -220,6 +220,15 @@ def _is_reachable(builder: Any) -> bool:
     return True
 
 
+def _other_versions(builder: Any) -> str:
+    """Returns how to use the other versions that are prepared, to be followed by alternatives."""
+    folder = Path(builder.data_path).parent
+    name = str(builder.info.full_name).rpartition("/")[0]
+    found = sorted(file.parent.name for file in folder.glob("*/dataset_info.json"))
+    named = " or ".join(f"data: {{name: tfds, builder: '{name}:{each}'}}" for each in found)
+    return f"version {builder.version} is needed; {named} takes what is there; or " if found else ""
+
+
 def _how_to_get(builder: Any, manual: Path) -> str:
     elsewhere = f"or set --data-dir or TFDS_DATA_DIR to the folder that contains {builder.name}/"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -270,7 +279,7 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             position += size
     except (tf.errors.OpError, ValueError) as error:  # ValueError: more than `count`
         where = f"{builder.data_path}, split {split}, after example {position}"
-        raise DataError(f"the data set is damaged: {str(error)[:200]}", where=where) from None
+        raise unreadable(error, where) from None
     classes = builder.info.features[label_key].num_classes
     if position == count and not np.all((labels >= 0) & (labels < classes)):
         raise DataError(
@@ -281,6 +290,18 @@ def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int
             f"split {split!r} has {position} of {count} examples", where=str(builder.data_path)
         )
     return ArraySource(pixels, labels)
+
+
+def unreadable(error: Exception, where: str) -> DataError:
+    """Returns the error for records that TensorFlow could not read: they need not be damaged."""
+    of_system = (
+        tf.errors.NotFoundError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.ResourceExhaustedError,
+        tf.errors.UnavailableError,
+    )
+    what = "cannot read" if isinstance(error, of_system) else "the data set is damaged"
+    return DataError(f"{what}: {str(error)[:200]}", where=where)
 
 
 def _places(builder: Any, split: str) -> tuple[tuple[str, ...], np.ndarray]:
