@@ -54,6 +54,7 @@ def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
     sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, sigterm)
+        stack.callback(_restore, dict(os.environ))
         stack.enter_context(contextlib.chdir(cwd or Path.cwd()))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
@@ -62,6 +63,11 @@ def here(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPro
         except SystemExit as end:
             code = end.code
     return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def _restore(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def resign(run, environment: dict) -> None:

@@ -77,9 +77,7 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
     train = recipe.train.model_copy(update={"steps_per_call": 1})
     others = referenced_runs(recipe)
     learner = Learner(recipe.model_copy(update={"train": train}), access, settings, others)
-    opened, numbers = contextlib.ExitStack(), itertools.count()
-    iterator = opened.enter_context(learner.batches(0))
-    rates = np.zeros(1, np.float32)
+    numbers, rates = itertools.count(), np.zeros(1, np.float32)
 
     def steps(count: int) -> float:
         start = time.perf_counter()
@@ -87,7 +85,10 @@ def _profiling(dumped: str, settings: Settings, folder: str, access: Access) -> 
             learner.run_steps(iterator, next(numbers), rates, 1)
         return time.perf_counter() - start
 
-    steps(5)
+    with contextlib.ExitStack() as stack:  # closed here if a step fails, else after the trace
+        iterator = stack.enter_context(learner.batches(0))
+        steps(5)
+        opened = stack.pop_all()
 
     def traced() -> float:
         with opened, tf.profiler.experimental.Profile(folder):

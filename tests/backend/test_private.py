@@ -381,3 +381,17 @@ def test_private_names_are_used_in_one_module():
     found = {path: private_uses(path.read_text()) for path in PACKAGE.rglob("*.py")}
     assert found.pop(PRIVATE)
     assert not {path: uses for path, uses in found.items() if uses}
+
+
+def test_float32_is_exact_inside_and_the_callers_setting_is_put_back():
+    settings = tf.config.experimental
+    before = settings.tensor_float_32_execution_enabled()
+    try:
+        for wanted in (True, False):
+            settings.enable_tensor_float_32_execution(wanted)
+            with pytest.raises(KeyError), session.exact_float32():
+                assert not settings.tensor_float_32_execution_enabled()
+                raise KeyError
+            assert settings.tensor_float_32_execution_enabled() == wanted
+    finally:
+        settings.enable_tensor_float_32_execution(before)

@@ -144,6 +144,15 @@ def test_two_of_a_thousand_classes_may_not_change_places(precision):
     assert not passes(row | ALIKE | {"tolerance": 1.0}, precision)
 
 
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_each_image_that_may_change_its_class_may_move_the_calibration_error(answers, precision):
+    reference, labels = answers
+    row = compare(reference, reference, labels) | ALIKE | {"tolerance": 0.005}
+    most = BOUNDS[precision].ece + 0.005
+    assert passes(row | {"ece_diff": most + 1e-12}, precision)
+    assert not passes(row | {"ece_diff": -(most + 1e-6)}, precision)
+
+
 def test_calibration_is_compared_in_the_bins_of_the_network():
     expected = np.array([[0.7, 0.3], [0.668, 0.332], [0.9, 0.1], [0.1, 0.9]])
     moved = np.array([[0.69, 0.31], [0.666, 0.334], [0.89, 0.11], [0.11, 0.89]])
@@ -160,7 +169,7 @@ def test_calibration_is_compared_in_the_bins_of_the_network():
     ("key", "value", "words"),
     [
         ("nll_diff", 0.12, "difference in NLL 0.12"),
-        ("ece_diff", -0.06, "difference in ECE -0.06"),
+        ("ece_diff", -0.07, "difference in ECE -0.07"),
         ("nll_diff", None, "difference in NLL NaN"),
         ("logit_slope", 0.91, "slope of the logits 0.91"),
         ("relative_logit_error", 0.5, "relative error of the logits 0.5"),

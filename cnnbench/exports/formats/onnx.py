@@ -177,7 +177,7 @@ def _quantize(request: Request, file: Path) -> None:
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             # x86 processors without VNNI add pairs of products of uint8 and int8 in 16 bits, which
-            # saturate: logits of a LeNet shrink by 13 %. Products of uint8 and uint8 are exact.
+            # saturate and shrink the logits. Products of uint8 and uint8 are exact.
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QUInt8,
             op_types_to_quantize=list(QUANTIZED),

@@ -31,7 +31,8 @@ class Dropout(keras.layers.Dropout):
         )
 
     def _seed_of_replica(self) -> Any:
-        """Returns the next seed of this replica, (2,) int32."""
+        """Returns the next seed of this replica, (2,) int32; called in a replica's context."""
+        # Keras's seeds are unsigned.
         seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max), tf.int32)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.random.experimental.stateless_fold_in(seed, replica)
