@@ -68,16 +68,6 @@ def test_a_row_of_parity_leaves_a_margin_and_hides_no_nan():
         parity.error(np.ones((2, 2)), np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("family", parity.families())
-def test_names_of_torch_are_one_to_one(family):
-    names = parity.families()[family]
-    for name in list(names.TORCH_MODELS)[:1]:
-        size = parity.input_size(name)
-        model = build_model(name, (size, size, 3), 10)
-        theirs = [names.torch_name(name, weight.path) for weight in model.weights]
-        assert len(set(theirs)) == len(theirs)
-
-
 @pytest.fixture
 def model():
     return build_model("resnet18", (32, 32, 3), 10)
