@@ -136,7 +136,7 @@ def train(
 @run_dir
 @click.option(
     "--check",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FilePath(),
     metavar="FOLDER",
     help="Predict the photographs of a folder, in folders or with names that begin with their "
     "class; exit with 5 if that is no better than guessing.",
@@ -164,6 +164,7 @@ def import_weights(
         say(
             f"{found['images']} photographs: top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}"
             + (f"; {found['unlabelled']} have no class" if found["unlabelled"] else "")
+            + (f"; {found['unreadable']} cannot be read" if found["unreadable"] else "")
         )
     say_path(run.path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +30,13 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
         folder: the folder; it is read with all folders below.
 
     Returns:
-        "folder", "images" with a class, "unlabelled" images, "top1" and "top5" in [0, 1].
+        "folder", "images" with a class, "unlabelled" and "unreadable" images, "top1" and "top5" of
+        the first in [0, 1].
 
     Raises:
         UsageError: the run is of another task.
-        DataError: no image in the folder has a class, or one cannot be read.
+        DataError: there is no such folder, none of its images has a class, or those that have are
+            too few to tell the network from guessing even if it hits all of them.
         VerificationError: the network is no better than guessing, so the weights, their
             preprocessing or the order of the classes is wrong.
     """
@@ -43,7 +46,9 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
     synsets: Mapping[str, str] = {}
     if "class_names" in (facts := DATASETS.get(run.recipe.data.name).facts):
         synsets = facts["class_names"]()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not folder.is_dir():
+        raise DataError("no such folder", where=str(folder))
+    found = _images_in(folder)
     labels = {path: label_of(path.relative_to(folder), classes, synsets) for path in found}
     labelled = {path: label for path, label in labels.items() if label is not None}
     if not labelled:
@@ -53,19 +58,26 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
             allowed="put them in folders named by class, or begin their names with it and _",
         )
     rows = predict(run, list(labelled), top=5)
-    places = [
-        [each["class"] for each in row["top"]].index(label)
-        if label in [each["class"] for each in row["top"]]
-        else None
+    answers = [
+        ([each["class"] for each in row["top"]], label)
         for row, label in zip(rows, labelled.values(), strict=True)
+        if "error" not in row
     ]
-    hits, count = sum(place == 0 for place in places), len(places)
+    hits, count = sum(top[0] == label for top, label in answers), len(answers)
+    if count < (least := fewest(len(classes))):
+        raise DataError(
+            f"{count} photographs that can be read and have a class are too few to tell from "
+            "guessing",
+            where=str(folder),
+            allowed=f"must be at least {least} for {len(classes)} classes",
+        )
     result = {
         "folder": str(folder.absolute()),
         "images": count,
-        "unlabelled": len(found) - count,
+        "unlabelled": len(found) - len(labelled),
+        "unreadable": len(labelled) - count,
         "top1": hits / count,
-        "top5": sum(place is not None for place in places) / count,
+        "top5": sum(label in top for top, label in answers) / count,
     }
     files.write_json(run.path / "check.json", result)
     if at_least_by_guessing(hits, count, len(classes)) > CHANCE:
@@ -75,6 +87,21 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
             allowed="check model.weights_source, the preprocessing and the order of the classes",
         )
     return result
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Returns the images in a folder, without hidden ones, such as macOS's ._1.jpg."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def fewest(classes: int) -> int:
+    """Returns how many hits are needed until guessing all of them is unlikely, see CHANCE."""
+    return next(count for count in itertools.count(1) if classes**-count <= CHANCE)
 
 
 def label_of(path: Path, classes: Sequence[str], synsets: Mapping[str, str]) -> str | None:

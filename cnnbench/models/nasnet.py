@@ -265,13 +265,13 @@ def separable(
     return x
 
 
-def pool(x: Any, kind: str, strides: int, name: str, max_padding: MaxPoolPadding = "zeros") -> Any:
+def pool(x: Any, kind: str, strides: int, name: str, max_pool_padding: MaxPoolPadding) -> Any:
     """Applies 3x3 pooling; with strides, the zero padding takes part, see `nasnet` for the maximum.
 
     This follows keras.applications. The authors' code excludes the padding.
     """
     pooling = {"max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D}[kind]
-    if strides == 1 or (kind == "max" and max_padding == "excluded"):
+    if strides == 1 or (kind == "max" and max_pool_padding == "excluded"):
         return pooling(3, strides, "same", name=name)(x)
     # TensorFlow's "same" padding: an even size is padded only at the bottom and right.
     padding = tuple((size % 2, 1) for size in x.shape[1:3])

@@ -83,7 +83,7 @@ def cosine_restarts(
     return curve
 
 
-@SCHEDULES.register("one_cycle")
+@SCHEDULES.register("one_cycle", own_warmup=True)
 def one_cycle(
     total: int,
     per_epoch: int,
@@ -109,7 +109,7 @@ def one_cycle(
     return curve
 
 
-@SCHEDULES.register("triangle")
+@SCHEDULES.register("triangle", own_warmup=True)
 def triangle(
     total: int, per_epoch: int, *, rise: Factor = 0.5, start: Fraction = 0.0, final: Fraction = 0.0
 ) -> Curve:

@@ -175,7 +175,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Mismatch]:
 
 def _durations(recipe: Recipe) -> Iterator[Mismatch]:
     train, warmup = recipe.train, recipe.schedule.warmup_epochs
-    if recipe.schedule.name in ("one_cycle", "triangle") and warmup:
+    if warmup and SCHEDULES.get(recipe.schedule.name).facts.get("own_warmup"):
         what = f"{warmup} with {recipe.schedule.name}, which has its own warm-up"
         yield "schedule.warmup_epochs", what, "set it to 0 and use `rise` and `start`"
     if train.epochs and warmup >= train.epochs:

@@ -67,9 +67,16 @@ def check(tree: Located) -> Recipe:
         RecipeError: all its problems.
     """
     recipe = _validated(tree)
+    _must_fit(recipe)
+    filled = with_preprocessing(recipe)
+    _must_fit(filled)
+    return filled
+
+
+def _must_fit(recipe: Recipe) -> None:
+    """Raises RecipeError if sections of a recipe do not fit each other."""
     if problems := checks.problems(recipe):
         raise RecipeError(problems)
-    return with_preprocessing(recipe)
 
 
 def _validated(tree: Located) -> Recipe:

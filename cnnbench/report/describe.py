@@ -11,7 +11,7 @@ from typing import Any
 from cnnbench.models.build import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
 from cnnbench.models.pretrained.presets import PRESETS
-from cnnbench.models.pretrained.sources import has_published, sources_of
+from cnnbench.models.pretrained.sources import has_published, published_networks
 from cnnbench.recipe.load import load_recipe
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.registry.kinds import (
@@ -115,17 +115,17 @@ def weights() -> list[dict[str, Any]]:
     for model in MODELS.names():
         if not has_published(model):
             continue
-        for source in sources_of(model):
-            prepared = source.preprocessing
+        for network in published_networks(model):
+            prepared = network.preprocessing
             rows.append(
                 {
-                    "name": source.name,
+                    "name": network.name,
                     "model": model,
-                    "options": ", ".join(f"{k}={v!r}" for k, v in source.options.items()),
+                    "options": ", ".join(f"{k}={v!r}" for k, v in network.options.items()),
                     "color": prepared.color,
                     "mean": list(prepared.mean),
                     "std": list(prepared.std),
-                    "importable": f"no: {source.differs}" if source.differs else "yes",
+                    "importable": f"no: {network.differs}" if network.differs else "yes",
                 }
             )
     return rows

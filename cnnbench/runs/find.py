@@ -10,6 +10,7 @@ from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import MAX_NAME, Recipe
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run, read_environment, stage_folders
+from cnnbench.system.files import expanded
 
 
 def run_around(artifact: Path) -> Run:
@@ -36,7 +37,7 @@ def find_run(name: str) -> Run:
         UsageError: there is none.
         RunError: the run is damaged.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if (path / "recipe.yaml").is_file() or (path / STAGES).is_file():
         return open_run(path)
     if "/" in name:

@@ -15,8 +15,10 @@ from typing import Any
 
 from cnnbench.backend.settings import Settings
 from cnnbench.errors import RecipeError, RunError
+from cnnbench.models.pretrained.presets import PRESETS
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.recipe.weights import prepared_as
 from cnnbench.runs.facts import DataFacts, facts_in
 from cnnbench.system import environment as provenance
 from cnnbench.system import files, locks
@@ -65,7 +67,8 @@ class Run:
         """Raises if a recipe differs from the run's own.
 
         The paths in it may be those of a project that was moved with the run. That of the images
-        does not matter, as `must_match_data` compares the images.
+        does not matter, as `must_match_data` compares the images. Of the same `model.weights`, the
+        file need not be there: a recipe read without it takes the preprocessing that the run has.
 
         Raises:
             RunError: it differs; the message lists the changed lines.
@@ -74,6 +77,10 @@ class Run:
             data = recipe.data.model_copy(update={"path": path})
             recipe = recipe.model_copy(update={"data": data})
         moved = self.recipe.with_paths(self.beside).model_copy(update={"data": self.recipe.data})
+        weights = recipe.model.weights
+        is_same = weights in (self.recipe.model.weights, moved.model.weights)
+        if weights and is_same and weights not in PRESETS and not Path(weights).is_file():
+            recipe = prepared_as(recipe, self.recipe)
         if recipe in (self.recipe, moved):
             return
         lines = difflib.unified_diff(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 from conftest import RECIPES, ROOT, cnnbench, here
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from cnnbench import load_recipe
 from cnnbench.cli import cli
+from cnnbench.cli.options import FilePath
 from cnnbench.report import tables
 from cnnbench.report.describe import show_recipe
 
@@ -237,3 +239,17 @@ def test_python_in_five_lines(tmp_path, tiny):
     again = package.open_run(run.path)
     assert model.output_shape == (None, 10)
     assert again.recipe == recipe and again.finished and len(again.metrics()) == 2
+
+
+def commands(group):
+    """All commands of a group and of the groups in it."""
+    for command in group.commands.values():
+        yield command
+        yield from commands(command) if hasattr(command, "commands") else ()
+
+
+def test_every_path_of_the_command_line_knows_the_home_folder():
+    taken = [each for command in commands(cli) for each in command.params]
+    paths = [each for each in taken if isinstance(each.type, click.Path)]
+    assert len(paths) > 10
+    assert [each.name for each in paths if not isinstance(each.type, FilePath)] == []

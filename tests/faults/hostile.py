@@ -92,10 +92,10 @@ class _Network:
 
 
 def _weights(path: str) -> None:
-    from cnnbench.models.pretrained.load import load_published
+    from cnnbench.models.pretrained.load import start_from
     from cnnbench.registry.kinds import model_spec
 
-    as_command(lambda: load_published(_Network(), model_spec("vgg16"), Path(path)))
+    as_command(lambda: start_from(_Network(), model_spec("vgg16", weights=path)))
 
 
 def _checkpoint(path: str) -> None:

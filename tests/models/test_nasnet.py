@@ -119,3 +119,22 @@ train: {steps: 2}
     net = network.restore(run)
     assert not any(layer.name.startswith("auxiliary") for layer in net.model.layers)
     assert evaluate(run)["examples"] == 16
+
+
+@pytest.mark.parametrize(("option", "corner"), [("zeros", 0.0), ("excluded", -1.0)])
+def test_strided_max_pooling_pads_as_asked(option, corner, monkeypatch):
+    monkeypatch.setitem(nasnet.VARIANTS, "nasnet_cifar", nasnet.Variant(1, 24, 8, 32))
+    model = build_model(MODELS.spec("nasnet_cifar", max_pool_padding=option), (32, 32, 3), 2)
+    pools = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, keras.layers.MaxPooling2D) and layer.strides == (2, 2)
+    ]
+    assert pools
+    for layer in pools:
+        before = layer.input._keras_history.operation
+        padded = before.name == f"{layer.name}_pad"
+        tensor = before.input if padded else layer.input
+        images = -np.ones((1, *tensor.shape[1:]), np.float32)
+        pooled = keras.Model(tensor, layer.output)(images)
+        assert pooled[0, -1, -1, 0] == corner and pooled[0, 0, 0, 0] == -1

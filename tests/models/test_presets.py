@@ -14,7 +14,7 @@ from cnnbench.errors import DataError, MissingDataError
 from cnnbench.models.pretrained import presets
 from cnnbench.models.pretrained.preprocessing import TORCHVISION
 from cnnbench.models.pretrained.presets import PRESETS, Preset
-from cnnbench.models.pretrained.sources import sources_of
+from cnnbench.models.pretrained.sources import published_networks
 from cnnbench.registry.kinds import MODELS, WEIGHT_FILES
 
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
@@ -70,7 +70,7 @@ def test_every_preset_is_of_a_network_with_its_hash_and_licence(name):
     assert re.fullmatch("[0-9a-f]{64}", preset.sha256)
     assert preset.address.startswith("https://") and preset.address.endswith(WEIGHT_FILES)
     assert preset.licence
-    assert preset.source in {source.name for source in sources_of(preset.model)}
+    assert preset.source in {source.name for source in published_networks(preset.model)}
 
 
 def test_a_download_is_told_verified_and_kept(server, preset, cache):

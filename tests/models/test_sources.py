@@ -14,12 +14,14 @@ from cnnbench.models.pretrained.sources import (
     claims_of,
     has_published,
     identify,
-    sources_of,
+    published_networks,
 )
 from cnnbench.registry.kinds import MODELS, model_spec
 
 PYTORCH = {"padding": "symmetric", "epsilon": 1e-5}
-ALL = [source for name in MODELS.names() if has_published(name) for source in sources_of(name)]
+ALL = [
+    source for name in MODELS.names() if has_published(name) for source in published_networks(name)
+]
 # What the importer once took for ours: same names and shapes, another computation.
 LOOK_ALIKES = {
     "efficientnet_b0": "timm:efficientnet_b0", "efficientnet_b3": "timm:efficientnet_b3",
@@ -66,7 +68,7 @@ def file(tmp_path):
 
 
 def found(path, model, source=None, **options):
-    """The origin of a file for a network of ours."""
+    """The identification of a file for a network of ours."""
     return identify(model_spec(model, weights_source=source, **options), path, claims_of(path))
 
 
@@ -78,10 +80,33 @@ def test_what_nothing_tells_apart_is_refused_and_named(file, model, theirs):
     assert caught.value.key == "model.weights"
 
 
+def test_what_no_published_network_fits_is_refused(file):
+    with pytest.raises(UsageError, match="no published resnet18 with these options") as caught:
+        found(file("resnet18"), "resnet18", stem="cifar")
+    assert caught.value.key == "model.weights" and "cnnbench list weights" in str(caught.value)
+    save_file({"my_head.bias": np.zeros(2, np.float32)}, path := file("efficientnet_b0"))
+    with pytest.raises(UsageError, match="no published efficientnet_b0"):
+        found(path, "efficientnet_b0", **PYTORCH)
+
+
+def test_the_only_one_that_fits_must_be_one_that_we_can_compute(file):
+    with pytest.raises(UsageError, match=r"anti-aliasing.*: timm:seresnetaa50d"):
+        found(file("resnet50"), "resnet50", stem="deep", se_ratio=1 / 16)
+
+
+def test_weights_of_no_published_network_are_to_train_on_only(file):
+    spec = model_spec("resnet20", weights=str(file("resnet20")))
+    identification = identify(spec, file("resnet20"))
+    assert identification.network is None and identification.preprocessing is None
+    with pytest.raises(UsageError, match="nobody publishes weights") as caught:
+        check_all_options(spec, identification)
+    assert caught.value.key == "model.weights"
+
+
 def test_a_file_of_no_network_with_another_computation_needs_no_word(file, tmp_path):
-    origin = found(file("mobilenet"), "densenet121")
-    assert origin.source.name == "torchvision:densenet121"
-    assert found(tmp_path / "x.h5", "efficientnet_b0").source.name == "keras:EfficientNetB0"
+    identification = found(file("mobilenet"), "densenet121")
+    assert identification.network.name == "torchvision:densenet121"
+    assert found(tmp_path / "x.h5", "efficientnet_b0").network.name == "keras:EfficientNetB0"
 
 
 @pytest.mark.parametrize("said", ["recipe", "config", "metadata"])
@@ -93,7 +118,7 @@ def test_each_kind_of_word_is_enough(file, said):
         {"weights_source": name} if said == "metadata" else None,
     )
     source = name if said == "recipe" else None
-    assert found(path, "efficientnet_b0", source, **PYTORCH).source.name == name
+    assert found(path, "efficientnet_b0", source, **PYTORCH).network.name == name
     with pytest.raises(UsageError, match=r"model\.epsilon: 0\.001 does not match") as caught:
         found(path, "efficientnet_b0", source)
     assert "set model.epsilon to 1e-05 and model.padding to 'symmetric'" in str(caught.value)
@@ -117,7 +142,8 @@ def test_timms_preprocessing_is_that_of_its_config(file):
          "is damaged"),
         ({"architecture": "resnet50", "pretrained_cfg": 7}, "is damaged"),
         *(({"architecture": "resnet50", "pretrained_cfg": x}, "is damaged") for x in HARMED),
-        ({"architecture": "resnet50", "model_args": [1, 2]}, "model_args 1, 2"),
+        *(({"architecture": "resnet50", "model_args": x}, "model_args is .*, not the arguments")
+          for x in ([1, 2], [{}], 7, "aa_layer")),
     ],
 )  # fmt: skip
 def test_another_network_is_refused_by_its_name(file, changes, words):
@@ -141,9 +167,9 @@ def test_the_config_of_another_library_says_nothing(file, text):
 
 def test_a_config_beside_several_files_says_nothing(file):
     path = file("resnet50", TIMM_CONFIG | {"architecture": "resnet50"})
-    assert found(path, "resnet50").source.name == "timm:resnet50"
+    assert found(path, "resnet50").network.name == "timm:resnet50"
     one = path.rename(path.with_name("one.safetensors"))
-    assert found(one, "resnet50").source.name == "timm:resnet50"
+    assert found(one, "resnet50").network.name == "timm:resnet50"
     file("resnet50")
     with pytest.raises(UsageError, match="have the same names"):
         found(one, "resnet50")
@@ -151,7 +177,7 @@ def test_a_config_beside_several_files_says_nothing(file):
 
 def test_two_words_that_differ_are_refused(file):
     path = file("resnet50", TIMM_CONFIG | {"architecture": "resnet50"})
-    assert found(path, "resnet50", "torchvision:resnet50").source.name == "torchvision:resnet50"
+    assert found(path, "resnet50", "torchvision:resnet50").network.name == "torchvision:resnet50"
     with pytest.raises(UsageError, match=r"says timm:resnet50d, .*config\.json timm:resnet50"):
         found(path, "resnet50", "timm:resnet50d")
 
@@ -170,10 +196,10 @@ def test_a_source_of_the_recipe_must_be_one(file, source, words):
 def test_used_as_they_are_weights_allow_no_other_option(file):
     path = file("efficientnet_b0", TIMM_CONFIG)
     spec = model_spec("efficientnet_b0", stem="cifar", dropout=0.5, **PYTORCH)
-    origin = identify(spec, path, claims_of(path))
+    identification = identify(spec, path, claims_of(path))
     with pytest.raises(UsageError, match=r"model\.stem: 'cifar' does not match"):
-        check_all_options(spec, origin)
-    check_all_options(model_spec("efficientnet_b0", dropout=0.5, **PYTORCH), origin)
+        check_all_options(spec, identification)
+    check_all_options(model_spec("efficientnet_b0", dropout=0.5, **PYTORCH), identification)
 
 
 @pytest.mark.parametrize("source", ALL, ids=lambda source: source.name)

@@ -1,5 +1,7 @@
 """Recipes: reading, checking, overriding and writing."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import SMALL
 
@@ -8,6 +10,7 @@ from cnnbench.errors import RecipeError
 from cnnbench.recipe import yaml_tree
 from cnnbench.recipe.load import check
 from cnnbench.recipe.recipe import Recipe
+from cnnbench.registry.kinds import SCHEDULES
 
 
 def test_the_resolved_recipe_reads_back_to_the_same_bytes(small, tmp_path):
@@ -179,3 +182,11 @@ def test_stages_with_epochs_of_their_own_are_not_judged_by_the_steps_of_training
         "compress=[{name: prune, sparsity: 0.5, epochs: 9}]",
     )
     assert load_recipe(small, settings).compress[0].epochs == 9
+
+
+def test_warm_up_is_refused_with_every_schedule_that_has_its_own(small, monkeypatch):
+    load_recipe(small, ("schedule={name: cosine, warmup_epochs: 1}",))
+    cosine = SCHEDULES.get("cosine")
+    monkeypatch.setitem(SCHEDULES._entries, "cosine", replace(cosine, facts={"own_warmup": True}))
+    with pytest.raises(RecipeError, match="cosine, which has its own warm-up"):
+        load_recipe(small, ("schedule={name: cosine, warmup_epochs: 1}",))

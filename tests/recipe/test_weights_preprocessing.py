@@ -1,6 +1,7 @@
 """The preprocessing of published weights: as their library has it, taken by recipes, told."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from cnnbench.backend.lazy import keras
 from cnnbench.data.preprocess import Preprocess
 from cnnbench.errors import RecipeError
 from cnnbench.models.pretrained import presets
-from cnnbench.models.pretrained.sources import sources_of
+from cnnbench.models.pretrained.sources import published_networks
 from cnnbench.recipe.load import load_recipe
 from cnnbench.recipe.weights import notes
 
@@ -42,7 +43,7 @@ def recipe(tmp_path):
 
 
 def prepare_of(model, library="keras"):
-    (source,) = (source for source in sources_of(model) if source.publisher == library)
+    (source,) = (source for source in published_networks(model) if source.publisher == library)
     prepared = source.preprocessing
     return Preprocess(prepared.color, prepared.mean, prepared.std)
 
@@ -94,6 +95,7 @@ def test_timms_config_is_taken(recipe, tmp_path):
 
 def test_what_the_recipe_sets_holds_and_is_told(recipe):
     found = recipe("mobilenet_v2", "mobilenet_v2.keras", ", mean: [0.4, 0.4, 0.4]")
+    assert found.data.color == "rgb"
     assert found.data.mean == [0.4] * 3 and found.data.std == [0.5] * 3
     _, told = notes(found)
     assert "r.yaml:4" in told and "data.mean is [0.4, 0.4, 0.4]" in told and "[0.5, 0" in told
@@ -102,6 +104,37 @@ def test_what_the_recipe_sets_holds_and_is_told(recipe):
     assert (found.data.color, found.data.mean) == ("rgb", None)
     assert any("data.color is rgb" in note and "bgr" in note for note in notes(found))
     assert notes(recipe("resnet18", "null")) == []
+
+
+@pytest.mark.parametrize(("given", "stored"), [
+    ("mean: [0.4, 0.4, 0.4]", "rgb"), ("std: [0.2, 0.2, 0.2]", "rgb"),
+    ("mean: [0.1]", "grey"),
+])  # fmt: skip
+def test_a_mean_of_another_color_than_the_weights_want_is_refused(recipe, given, stored):
+    with pytest.raises(RecipeError, match=f"set data.color to {stored}") as caught:
+        recipe("resnet50", "resnet50.h5", f", {given}", "model.stride=first")
+    key, _, values = given.partition(": ")
+    assert f"r.yaml:4: data.{key}: {values} is for {stored}, but the weights want bgr" in (
+        str(caught.value)
+    )
+
+
+def test_the_mean_of_grey_data_is_no_mean_of_weights_for_rgb(recipe):
+    settings = ("data={name: fashion_mnist, image_size: 32, mean: [0.1]}",)
+    with pytest.raises(RecipeError, match=r"mean: \[0\.1\] is for grey, but .* rgb"):
+        recipe("mobilenet_v2", "mobilenet_v2.keras", "", *settings)
+    data = recipe(
+        "mobilenet_v2", "mobilenet_v2.keras", "", "data={name: fashion_mnist, image_size: 32}"
+    ).data
+    assert (data.color, data.mean) == ("rgb", [0.5] * 3)
+
+
+def test_what_weights_fill_in_is_checked(recipe, monkeypatch):
+    grey = presets.Preprocessing((0.5, 0.5), (0.5, 0.5))
+    preset = replace(presets.PRESETS["mobilenet_v2.keras"], preprocessing=grey)
+    monkeypatch.setitem(presets.PRESETS, "mobilenet_v2.keras", preset)
+    with pytest.raises(RecipeError, match=r"data\.mean: 2 values.*per channel: 3"):
+        recipe("mobilenet_v2", "mobilenet_v2.keras")
 
 
 def test_a_missing_file_says_nothing_yet(recipe, tmp_path):
@@ -134,7 +167,7 @@ def test_a_doubtful_source_is_refused_with_its_line(
 def test_every_preset_is_prepared_by_what_its_network_is():
     for name, preset in presets.PRESETS.items():
         prepared = preset.preprocessing
-        (source,) = (x for x in sources_of(preset.model) if x.name == preset.source)
+        (source,) = (x for x in published_networks(preset.model) if x.name == preset.source)
         assert source.differs is None and source.options == {}, name
         same = source.preprocessing
         assert (prepared.mean, prepared.std, prepared.color) == (same.mean, same.std, same.color)

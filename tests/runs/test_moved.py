@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from conftest import here, resign
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cnnbench import Access, evaluate, load_recipe, open_run, train
 from cnnbench.data.open import open_dataset
-from cnnbench.errors import RunError, UsageError
-from cnnbench.registry.kinds import DATASETS
+from cnnbench.errors import CnnbenchError, RunError, UsageError
+from cnnbench.models.pretrained.sources import identification_of
+from cnnbench.registry.kinds import DATASETS, model_spec
 from cnnbench.runs import checkpoint, network
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.facts import DataFacts
-from cnnbench.runs.find import newest_run
+from cnnbench.runs.find import find_run, newest_run
 from cnnbench.system import files
+from cnnbench.training.stages import must_match
 
 FACTS = DataFacts(
     name="none", fingerprint="", classes=["a", "b"], stored_channels=1, input_shape=[16, 16, 1],
@@ -128,6 +131,35 @@ def test_the_recipe_of_a_moved_project_is_that_of_its_run(moved):
     run.must_match(recipe.model_copy(update={"data": data}))
     with pytest.raises(RunError, match="recipe changed"):
         run.must_match(recipe.model_copy(update={"seed": 7}))
+
+
+def test_the_recipe_of_a_run_whose_weight_file_is_gone_is_that_of_the_run(tiny, tmp_path):
+    metadata = {"weights_source": "torchvision:resnet18"}
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "w.safetensors", metadata)
+    settings = (f"model={{name: resnet18, weights: {tmp_path}/w.safetensors}}",)
+    recipe = load_recipe(tiny, (*settings, "data.image_size=32")).absolute()
+    assert recipe.data.mean is not None and recipe.data.resize_short == 36
+    begun(tmp_path / "run", recipe)
+    (tmp_path / "w.safetensors").unlink()
+    without = load_recipe(tiny, (*settings, "data.image_size=32"))
+    assert without.data.mean is None
+    must_match(tmp_path / "run", without)
+    for change in (
+        "data.mean=[0.5, 0.5, 0.5]",
+        "data.image_size=48",
+        "model.weights=o.safetensors",
+    ):
+        with pytest.raises(RunError, match="recipe changed"):
+            must_match(tmp_path / "run", load_recipe(tiny, (*settings, change)))
+
+
+@pytest.mark.parametrize("find", [
+    find_run, lambda path: open_dataset(DATASETS.spec("image_folder", path=path), Access()),
+    lambda path: identification_of(model_spec("resnet18", weights=path + ".h5")),
+])  # fmt: skip
+def test_the_home_of_nobody_is_a_name(find):
+    with pytest.raises(CnnbenchError, match=r"~nobody_here/x|x\.h5 does not say"):
+        find("~nobody_here/x")
 
 
 def test_a_copied_run_is_not_the_newest(tiny, tmp_path, monkeypatch):

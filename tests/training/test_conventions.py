@@ -1,6 +1,7 @@
 """Optimizers under a changing rate and schedules, against the code of the libraries they follow."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -154,3 +155,19 @@ def test_the_triangle_is_that_of_airbench(total):
 def test_recipes_do_as_the_code_that_they_name(recipe, options):
     found = load_recipe(RECIPES / f"{recipe}.yaml").optimizer.options()
     assert options.items() <= found.items()
+
+
+KEPT = {path.name.partition(".")[0] for path in (RECIPES / "results").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in KEPT)
+)
+def test_recipes_that_name_pytorch_sum_gradients(recipe):
+    """Those with kept results have what the results were measured with."""
+    path = RECIPES / f"{recipe}.yaml"
+    text, found = path.read_text(), load_recipe(path)
+    about = f"{text.partition('name:')[0]} {found.target.source if found.target else ''}"
+    options = found.optimizer.options()
+    if re.search("torch|timm|bearpaw", about.casefold()) and "velocity" in options:
+        assert options["velocity"] == "gradients"

@@ -19,6 +19,7 @@ from cnnbench.data.sources.folder_walk import Image, Walk, composed
 from cnnbench.errors import DataError, MissingDataError
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
+from cnnbench.system.files import expanded
 
 # Names of the folders of each split; of several, the first is used. Case does not matter.
 SPLIT_FOLDERS = {
@@ -36,7 +37,7 @@ Found = Mapping[str, Mapping[str, Sequence[Image]]]
 @DATASETS.register("image_folder", own_validation=True)
 def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not os.path.lexists(root):
         hint = f"{LAYOUT}; if it was moved after the training, --data-path says where it is"
         raise MissingDataError("no such folder", where=str(root), allowed=hint)

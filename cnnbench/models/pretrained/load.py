@@ -15,7 +15,7 @@ import numpy as np
 
 from cnnbench.errors import UsageError
 from cnnbench.models.pretrained import presets, sources
-from cnnbench.models.pretrained.sources import Origin, names_of
+from cnnbench.models.pretrained.sources import Identification, names_of
 from cnnbench.registry.kinds import ModelSpec
 from cnnbench.system import files
 
@@ -25,39 +25,28 @@ MARGIN_BYTES = 64 * 1024**2
 OLD_KERAS = {"_W_1": "kernel", "_b_1": "bias"}
 
 
-def load_published(
-    model: Any,
-    spec: ModelSpec,
-    path: Path,
-    *,
-    origin: Origin | None = None,
-    whole: bool = False,
-) -> None:
-    """Loads a file of published weights into a model.
+def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
+    """Loads the preset or file named by a recipe's `model.weights`, if any.
+
+    The file is a .h5 file from keras.applications, or a .safetensors file with the names of
+    torchvision, timm or, for EfficientNets, efficientnet_pytorch. Pickles (.pth, .pt, .bin) can run
+    code and are rejected; scripts/torch_to_safetensors.py converts them.
 
     Args:
         model: a built network.
-        spec: what the network was built from; its `weights_source` says of which published network
-            the file is, if it does not say so itself.
-        path: a .h5 file from keras.applications, or a .safetensors file with the names of
-            torchvision, timm or, for EfficientNets, efficientnet_pytorch. Pickles (.pth, .pt, .bin)
-            can run code and are rejected; scripts/torch_to_safetensors.py converts them.
-        origin: of which published network the file is; None: what the file and `spec` say.
-        whole: whether the network must be the published one, with its number of classes. If False,
-            options that change no weight may differ, and with other classes, the last layer keeps
-            its initial weights.
+        spec: a recipe's `model`, from which the network was built.
+        whole: see `load_published`.
 
     Raises:
-        UsageError: the file has another format, is corrupt, contains a NaN, could be of several
-            networks, or its tensors do not match the network. The message lists the mismatches, and
-            nothing is loaded.
+        UsageError: the file is missing, has another format, could be of several networks, or as in
+            `load_published`.
+        DataError: the preset cannot be downloaded.
     """
-    name = spec.name
-    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".h5": read_keras_h5,
-        ".safetensors": _read_safetensors,
-    }
-    if path.suffix not in readers:
+    if spec.weights is None:
+        return
+    is_preset = spec.weights in presets.PRESETS
+    path = presets.download(spec.weights) if is_preset else files.expanded(spec.weights)
+    if path.suffix not in READERS:
         raise UsageError(
             f"unsupported weights format {path.suffix or 'unknown'!r}",
             where=str(path),
@@ -66,19 +55,47 @@ def load_published(
         )
     if not path.is_file():
         raise UsageError("weights file not found", where=str(path))
+    identification = sources.identification_of(spec)
+    assert identification is not None  # the file is there
+    load_published(model, spec, path, identification, whole=whole)
+
+
+def load_published(
+    model: Any,
+    spec: ModelSpec,
+    path: Path,
+    identification: Identification,
+    *,
+    whole: bool = False,
+) -> None:
+    """Loads a file of published weights into a model.
+
+    Args:
+        model: a built network.
+        spec: what the network was built from.
+        path: a .h5 or .safetensors file.
+        identification: of which published network the file is.
+        whole: whether the network must be the published one, with its number of classes. If False,
+            options that change no weight may differ, and with other classes, the last layer keeps
+            its initial weights.
+
+    Raises:
+        UsageError: the file is corrupt, contains a NaN, or its tensors do not match the network.
+            The message lists the mismatches, and nothing is loaded.
+    """
+    name = spec.name
     most = MARGIN_BYTES + 16 * sum(math.prod(weight.shape) for weight in model.weights)
     if (size := path.stat().st_size) > most:
         raise UsageError(
             f"the file has {size:,} bytes", where=str(path), allowed=f"at most {most:,} for {name}"
         )
     try:
-        tensors = readers[path.suffix](path)
+        tensors = READERS[path.suffix](path)
     except Exception as error:  # h5py and safetensors raise many types for corrupt files
         raise UsageError(f"cannot read the weights: {error}", where=str(path)) from None
-    convert = from_keras if path.suffix == ".h5" else from_torch
-    origin = origin or sources.identify(spec, path, sources.claims_of(path))
     if whole:
-        sources.check_all_options(spec, origin)
+        sources.check_all_options(spec, identification)
+    convert = from_keras if path.suffix == ".h5" else from_torch
     try:
         arrays = convert(model, name, tensors)
     except LookupError:  # a layer without a counterpart in the other library
@@ -96,27 +113,6 @@ def load_published(
             allowed=f"the data has {classes}",
         )
     load(model, arrays, where=str(path), head=same_head)
-
-
-def start_from(model: Any, spec: ModelSpec, *, whole: bool = False) -> None:
-    """Loads the preset or file named by a recipe's `model.weights`, if any.
-
-    Args:
-        model: a built network.
-        spec: a recipe's `model`.
-        whole: see `load_published`.
-
-    Raises:
-        UsageError: see `load_published`.
-        DataError: the preset cannot be downloaded.
-    """
-    if spec.weights in presets.PRESETS:
-        path, origin = presets.download(spec.weights), sources.origin_of(spec)
-    elif spec.weights:
-        path, origin = files.expanded(spec.weights), None
-    else:
-        return
-    load_published(model, spec, path, origin=origin, whole=whole)
 
 
 def load(model: Any, arrays: Mapping[str, np.ndarray], *, where: str, head: bool = True) -> None:
@@ -299,3 +295,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(path)
+
+
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".h5": read_keras_h5,
+    ".safetensors": _read_safetensors,
+}

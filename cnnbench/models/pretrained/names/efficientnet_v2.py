@@ -23,7 +23,8 @@ from cnnbench.models.pretrained.preprocessing import (
 
 _VARIANTS = ("b0", "b1", "b2", "b3", "s", "m")
 KERAS_MODELS = {f"efficientnet_v2_{v}": f"EfficientNetV2{v.upper()}" for v in _VARIANTS}
-# Those of Keras, inside the networks, are scales and offsets of other sizes.
+# Keras's networks begin with a layer that does this: B0 to B3 with ImageNet's mean and standard
+# deviation, S and M with `x / 128 - 1`.
 KERAS_PREPROCESSING = {
     model: KERAS_TORCH if model.rpartition("_")[2].startswith("b") else KERAS_128
     for model in KERAS_MODELS

@@ -43,6 +43,7 @@ LOOK_ALIKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "timm:resnetaa50": ("resnet50", {}, "anti-aliasing"),
     "timm:resnetaa50d": ("resnet50", {"stem": "deep"}, "anti-aliasing"),
     "timm:resnetaa101d": ("resnet101", {"stem": "deep"}, "anti-aliasing"),
+    "timm:seresnetaa50d": ("resnet50", {"stem": "deep", "se_ratio": 1 / 16}, "anti-aliasing"),
 }
 
 _KERAS = {"stem_conv": "conv1_conv", "stem_norm": "conv1_bn", "logits": "predictions"}
