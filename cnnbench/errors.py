@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Limits on what a RecipeError prints: problems, and characters per problem.
 SHOWN_PROBLEMS, SHOWN_CHARACTERS = 50, 300
+# Names that a message lists.
+SHOWN_NAMES = 8
+
+
+def shortened(names: Iterable[str]) -> list[str]:
+    """Returns the first eight names; if there are more, also how many."""
+    names = list(names)
+    more = len(names) - SHOWN_NAMES
+    return [*names[:SHOWN_NAMES], f"and {more} more"] if more > 0 else names
 
 
 class CnnbenchError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,8 +79,8 @@ def train(
     if accept and not resume:
         raise click.UsageError("--accept-data-change requires --resume.")
     checked = load_recipe(find_recipe(recipe), tuple(overrides)) if recipe else None
-    if resume and checked and data_path is None and (path := getattr(checked.data, "path", None)):
-        data_path = Path(path)  # which may be another than when the run started
+    if resume and checked and data_path is None:
+        data_path = _images_of(checked)
     access = access_to(data_dir, data_path)
     if resume:
         from cnnbench.runs import find
@@ -167,6 +168,15 @@ def import_weights(
             + (f"; {found['unreadable']} cannot be read" if found["unreadable"] else "")
         )
     say_path(run.path)
+
+
+def _images_of(recipe: Recipe) -> Path | None:
+    """Returns where a recipe's images are, which may be elsewhere than when its run started.
+
+    None, if there are none: they may have moved with the run.
+    """
+    path = getattr(recipe.absolute().data, "path", None)
+    return Path(path) if path and os.path.lexists(path) else None
 
 
 def _tell_of_weights(recipe: Recipe) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from cnnbench.data import images
+from cnnbench.data.survey import Survey
 
 # Key of the fixed shuffle from which limits and validation splits are cut; never a recipe's seed.
 ORDER_KEY = 2**40
@@ -39,6 +42,10 @@ class Source(Protocol):
         """Returns the example's name in error messages: its file or record."""
         ...
 
+    def name_below(self, index: int) -> str:
+        """Returns the example's name, without the place where the data set is stored."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArraySource:
@@ -63,6 +70,10 @@ class ArraySource:
         """Returns the example's number."""
         return f"example {index}"
 
+    def name_below(self, index: int) -> str:
+        """Returns the example's number."""
+        return self.name(index)
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -72,6 +83,7 @@ class FileSource:
         reading: the channels and options of `images.read`.
         doubtful: indices of the files that may be damaged; see `inspection.may_be_damaged`.
         removed: indices of the files that are gone, and whose places are kept.
+        root: the data set's folder.
     """
 
     paths: Sequence[Path]
@@ -79,6 +91,7 @@ class FileSource:
     reading: Mapping[str, Any]
     doubtful: Sequence[int] = ()
     removed: Sequence[int] = ()
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,6 +103,10 @@ class FileSource:
     def name(self, index: int) -> str:
         """Returns the file's path."""
         return str(self.paths[index])
+
+    def name_below(self, index: int) -> str:
+        """Returns the file's path below the data set's folder, in Unicode's form NFC."""
+        return unicodedata.normalize("NFC", str(self.paths[index].relative_to(self.root)))
 
 
 @dataclass(frozen=True)
@@ -130,10 +147,10 @@ class Dataset:
         std: published standard deviation, likewise.
         counts: of a folder, entries by what became of them; see
             `cnnbench.data.sources.folder_walk`.
-        pixels: of the images looked at, how many are of a kind; see `cnnbench.data.survey`.
+        look: looks at the pixels of some images; see `survey`.
         removed: names of files that are gone, and whose places are kept.
         lists_files: whether the identity is a list of files: lines of name:size:checksum.
-        notes: what the user should know of how the data set is read, a line each.
+        notes: what the user should know of which files are used, a line each.
     """
 
     name: str
@@ -144,7 +161,7 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
-    pixels: dict[str, int] = field(default_factory=dict)
+    look: Callable[[], Survey] = field(default=lambda: Survey(None), compare=False, repr=False)
     removed: Sequence[str] = ()
     lists_files: bool = False
     notes: list[str] = field(default_factory=list)
@@ -155,6 +172,15 @@ class Dataset:
         if name not in self._loaded:
             self._loaded[name] = self.sources[name]()
         return Examples.all_of(self._loaded[name])
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What a look at some images found, which is taken when it is first asked for.
+
+        Raises:
+            UsageError: `data.value_range` must be set for these images.
+        """
+        return self.look()
 
     @property
     def fingerprint(self) -> str | None:

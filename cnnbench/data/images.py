@@ -17,6 +17,10 @@ from cnnbench.errors import DataError, UsageError
 
 __all__ = ["FORMATS", "SUFFIXES", "BadImageError", "centre_crop", "decode", "read", "resize"]
 
+# Pillow warns about odd metadata. For the whole process, as images are decoded in many threads,
+# and `warnings.catch_warnings` is not made for them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 NO_MEMORY = "not enough memory to decode the image"
@@ -55,20 +59,18 @@ def decode(
     """
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata
-            image = large.opened(stream, FORMATS)
-            kept = pixels.stored(image)
-            if not kept.is_plain and not kept.high_byte:
-                large.must_fit(image, name)
-                with large.gate(image):
-                    return _wide(image, stream, kept, channels, name, value_range, short)
-            if kept.high_byte and value_range not in (None, (0, 65535)):
-                what = "16-bit TIFF in color, of which only the upper 8 bits can be read"
-                raise BadImageError(what, where=name, allowed="convert it to PNG")
-            if large.is_large(image):
-                return large.decode(image, stream, channels, name, short)
-            return pixels.on_white(ImageOps.exif_transpose(image), channels)
+        image = large.opened(stream, FORMATS)
+        kept = pixels.stored(image)
+        if not kept.is_plain and not kept.high_byte:
+            large.must_fit(image, name)
+            with large.gate(image):
+                return _wide(image, stream, kept, channels, name, value_range, short)
+        if kept.high_byte and value_range not in (None, (0, 65535)):
+            what = "16-bit TIFF in color, of which only the upper 8 bits can be read"
+            raise BadImageError(what, where=name, allowed="convert it to PNG")
+        if large.is_large(image):
+            return large.decode(image, stream, channels, name, short)
+        return pixels.on_white(ImageOps.exif_transpose(image), channels)
     except (BadImageError, UsageError):
         raise
     except UnidentifiedImageError:
@@ -196,10 +198,9 @@ def _unknown(stream: BinaryIO) -> str:
     try:
         if head[:4] not in (b"II*\0", b"MM\0*"):
             raise ValueError
-        with warnings.catch_warnings(action="ignore"):  # Pillow warns about odd metadata
-            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-            stream.seek(tags.next)
-            tags.load(stream)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        stream.seek(tags.next)
+        tags.load(stream)
         bits = "/".join(str(each) for each in dict.fromkeys(tags.get(pixels.BITS, (1,))))
     except Exception:  # whatever a damaged TIFF raises
         return f"cannot decode the image: it is none of {', '.join(FORMATS)}"

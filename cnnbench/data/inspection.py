@@ -12,13 +12,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from cnnbench.data.examples import Examples, FileSource, Source
-from cnnbench.errors import DataError, UsageError
+from cnnbench.errors import DataError, shortened
 
 # Longest time to decode images before training; the rest is decoded while it runs, by one thread
 # that rests RESTING times as long as it works.
 SECONDS, RESTING = 5.0, 3
-# Bad images that a message names.
-NAMED = 8
 ADVICE = (
     "Replace or remove them, or leave them out with data.on_bad_image: skip. A run that has begun "
     "goes on with --resume --accept-data-change FILE."
@@ -66,7 +64,7 @@ class Inspection:
         self._todo = _in_order(parts)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._done, self._bad = 0, list[str]()
+        self._done, self._bad, self._errors = 0, list[str](), list[Exception]()
 
     def begin(self) -> list[str]:
         """Decodes images for some seconds, with all cores.
@@ -76,6 +74,8 @@ class Inspection:
 
         Raises:
             DataError: some cannot be decoded; it names the first.
+            Exception: another error of one of the threads, such as a UsageError if
+                `data.value_range` must be set.
         """
         start = time.monotonic()
         workers = [
@@ -86,7 +86,8 @@ class Inspection:
             worker.start()
         for worker in workers:
             worker.join()
-        self.check()
+        if failure := self.failure():
+            raise failure
         if self._done == self._count:
             return []
         each_ms = 1000 * (time.monotonic() - start) / max(1, self._done)
@@ -98,7 +99,9 @@ class Inspection:
     @contextmanager
     def going_on(self) -> Iterator[None]:
         """Decodes the rest in the background, until the end of the context."""
-        worker = threading.Thread(target=self._work, args=(None,), daemon=True)
+        worker = threading.Thread(
+            target=self._work, args=(None,), name="cnnbench-inspect", daemon=True
+        )
         worker.start()
         try:
             yield
@@ -106,23 +109,23 @@ class Inspection:
             self._stopped.set()
             worker.join()
 
-    def check(self, error: DataError | None = None) -> None:
-        """Raises if images were found that cannot be decoded.
+    def failure(self, error: DataError | None = None) -> Exception | None:
+        """Returns the error to end with, if images were found that cannot be used.
 
         Args:
             error: of another image, which was read otherwise.
 
-        Raises:
-            DataError: there are some; it says how many, and names the first.
+        Returns:
+            A DataError that says how many images cannot be decoded, and names the first; else
+            another error of one of the threads, if there was one; else None.
         """
         with self._lock:
             bad = list(dict.fromkeys([*([str(error)] if error else []), *self._bad]))
-            done = self._done
+            done, others = self._done, self._errors
         if not bad:
-            return
-        more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+            return next(iter(others), None)
         head = f"{len(bad)} of {done:,} images looked at cannot be used:"
-        raise DataError("\n".join([head, *bad[:NAMED], *more, ADVICE]))
+        return DataError("\n".join([head, *shortened(bad), ADVICE]))
 
     def _work(self, until: float | None) -> None:
         while not self._stopped.is_set():
@@ -138,8 +141,10 @@ class Inspection:
             except DataError as error:
                 with self._lock:
                     self._bad.append(str(error))
-            except UsageError:  # a recipe's key is missing, which who reads it for training says
-                pass
+            except Exception as error:  # not only the expected UsageError: `failure` returns any
+                with self._lock:
+                    self._errors.append(error)
+                return
             with self._lock:
                 self._done += 1
             if until is None:

@@ -73,7 +73,7 @@ def opened(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
 
 def is_large(image: Image.Image) -> bool:
     """Returns whether an image has more than LARGE_PIXELS."""
-    return image.width * image.height > min(LARGE_PIXELS, MAX_PIXELS)
+    return image.width * image.height > LARGE_PIXELS
 
 
 def must_fit(image: Image.Image, name: str, most: int | None = None) -> None:

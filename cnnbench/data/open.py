@@ -8,6 +8,7 @@ from pathlib import Path
 from cnnbench.data.examples import Dataset
 from cnnbench.errors import UsageError
 from cnnbench.registry.kinds import DATASETS, DataSpec
+from cnnbench.system import files
 from cnnbench.tasks.task import task_of_data
 
 
@@ -18,7 +19,8 @@ class Access:
     Attributes:
         data_dir: folder of prepared data sets; None: that of TFDS.
         download: whether a missing data set may be downloaded.
-        data_path: where the images are, in place of the recipe's `data.path`; None: there.
+        data_path: where the images are, in place of the recipe's `data.path`; None: there. It is
+            made absolute, and `~` in it is the home folder.
         removed: names below that path of files that are gone, and whose places are kept.
     """
 
@@ -26,6 +28,10 @@ class Access:
     download: bool = True
     data_path: Path | None = None
     removed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.data_path is not None:
+            object.__setattr__(self, "data_path", files.expanded(self.data_path).absolute())
 
 
 def open_dataset(data: DataSpec, access: Access) -> Dataset:

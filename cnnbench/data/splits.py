@@ -19,7 +19,8 @@ class Splits:
     """The examples that a run trains and validates on, with the recipe's options applied.
 
     Attributes:
-        skipped: names of the training images that cannot be decoded, if the recipe skips those.
+        skipped: names, below the data set's folder, of the training images that cannot be
+            decoded, if the recipe skips those.
         skipped_in_validation: names of such validation images.
     """
 
@@ -37,6 +38,7 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
 
     Raises:
         UsageError: the validation split is empty or leaves nothing to train on.
+        DataError: no image of a split is left or can be decoded.
     """
     train = dataset.split("train").shuffled()
     if data.limit:
@@ -70,7 +72,7 @@ def to_inspect(dataset: Dataset, data: DataSpec, splits: Splits) -> list[Example
     """
     if data.on_bad_image == "skip" or not isinstance(splits.train.source, FileSource):
         return []
-    test = dataset.split("test").shuffled().take(slice(data.limit))
+    test, _ = evaluation_examples(dataset, data, "test")
     return [part for part in (test, splits.validation, splits.train) if part is not None]
 
 
@@ -81,6 +83,7 @@ def evaluation_examples(
 
     Raises:
         UsageError: the recipe has no validation split.
+        DataError: no image of the split is left or can be decoded.
     """
     if split == "test":
         return _readable(dataset.split("test").shuffled().take(slice(data.limit)), data)
@@ -112,7 +115,11 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
     were removed are left out, and not named.
     """
     if isinstance(examples.source, FileSource) and len(examples.source.removed):
-        examples = examples.take(~np.isin(examples.indices, examples.source.removed))
+        left = examples.take(~np.isin(examples.indices, examples.source.removed))
+        if len(examples) and not len(left):
+            what = f"all {len(examples)} images of a split were removed"
+            raise DataError(what, where=examples.source.name(int(examples.indices[0])))
+        examples = left
     if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
         return examples, ()
 
@@ -131,4 +138,5 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
             f"none of {len(examples)} images can be decoded",
             where=examples.source.name(int(bad[0])),
         )
-    return examples.take(good), tuple(sorted(examples.source.name(int(index)) for index in bad))
+    names = sorted(examples.source.name_below(int(index)) for index in bad)
+    return examples.take(good), tuple(names)

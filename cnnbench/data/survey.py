@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from cnnbench.data import images, large, pixels
 from cnnbench.data.pixels import Stored, ValueRange
 from cnnbench.errors import DataError, UsageError
 
-# Images whose header is read, of all and of those that may have more than 8 bits; of the latter,
-# those that are decoded.
+# Images whose header is read, of all and as many more of those that may have more than 8 bits; of
+# the latter, those that are decoded.
 HEADERS, DECODED = 256, 64
 # If no value of several images of 16 bits is above this, they probably have 10, 12 or 14.
 SUSPICIOUS = 2**14 - 1
@@ -85,10 +84,7 @@ def look(
         # Whoever reads a damaged image later says so.
         try:
             data = open_image(index)
-            with (
-                warnings.catch_warnings(action="ignore"),  # Pillow warns about odd metadata
-                io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream,
-            ):
+            with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
                 _look_at(stream, str(data) if isinstance(data, Path) else "an image", survey)
         except UsageError:
             raise

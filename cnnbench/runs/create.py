@@ -13,7 +13,7 @@ from typing import Any
 from cnnbench.data.examples import Dataset
 from cnnbench.errors import RunError
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.runs import data_changes
+from cnnbench.runs import file_lists
 from cnnbench.runs.facts import DataFacts
 from cnnbench.runs.run import ARCHITECTURE, LISTING, RUNS, Run
 from cnnbench.system import environment as provenance
@@ -113,7 +113,7 @@ def commit(
         stages = [dict(record) for record in architecture]
         files.write_json(run.path / ARCHITECTURE, files.signed({"stages": stages}))
     if dataset is not None and dataset.lists_files and dataset.identity is not None:
-        data_changes.write_listing(run.path, dataset.identity)
+        file_lists.write(run.path / LISTING, dataset.identity)
     files.write_json(run.path / "environment.json", files.signed(environment))
     files.write_bytes(run.path / "recipe.yaml", text)
 

@@ -6,8 +6,6 @@ order of training stay what they were. See `cnnbench.data.splits` for what is re
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
 import time
 import unicodedata
@@ -15,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cnnbench.data.examples import REMOVED
+from cnnbench.data.examples import Dataset
 from cnnbench.data.open import Access, open_dataset
-from cnnbench.data.splits import training_splits
-from cnnbench.errors import RunError, UsageError
-from cnnbench.runs import network
-from cnnbench.runs.run import LISTING, Run, open_run
+from cnnbench.data.splits import Splits, evaluation_examples, training_splits
+from cnnbench.errors import RunError, UsageError, shortened
+from cnnbench.registry.kinds import DataSpec
+from cnnbench.runs import file_lists, network
+from cnnbench.runs.run import Run, open_run
 from cnnbench.system import files
-
-SHOWN = 8
 
 
 def accept(run: Run, access: Access | None, names: Sequence[str]) -> tuple[Run, list[str]]:
@@ -40,9 +37,10 @@ def accept(run: Run, access: Access | None, names: Sequence[str]) -> tuple[Run, 
     Raises:
         UsageError: a file is not in the data set, or did not change.
         RunError: other files changed too, or the number of training images did.
+        DataError: no image of a split is left.
     """
     access, about = network.access_of(run, access), run.data()
-    before = _listing(run)
+    before = file_lists.read(run)
     if access.data_path is None or before is None:
         what = "has no list of its files, so that no change of one can be told from others"
         raise RunError(what, where=str(run.path))
@@ -51,25 +49,31 @@ def accept(run: Run, access: Access | None, names: Sequence[str]) -> tuple[Run, 
     access = replace(access, removed=tuple(dict.fromkeys([*access.removed, *gone])))
     dataset = open_dataset(run.recipe.data, access)
     assert dataset.identity is not None
-    now = _by_name(dataset.identity)
+    now = file_lists.by_name(dataset.identity)
     changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
     if others := sorted(changed - accepted):
         raise RunError(
-            f"other files of the data set changed too: {_some(others)}",
+            f"other files of the data set changed too: {', '.join(shortened(others))}",
             where=str(run.path),
             allowed="--accept-data-change accepts removed and replaced files, each by its name",
         )
-    if not changed:  # as in a stage that has accepted it before
+    unchanged = accepted - changed
+    if unchanged and (unchanged := unchanged - _accepted_before(run)):
+        where = ", ".join(shortened(sorted(unchanged)))
+        raise UsageError("did not change since the run started", where=where)
+    if not changed:
         return run, []
-    splits = training_splits(dataset, run.recipe.data)
+    splits = _splits(dataset, run.recipe.data)
     if len(splits.train) != about.train_examples or list(dataset.classes) != about.classes:
         what = f"{len(splits.train)} training images can be used, not {about.train_examples}"
         raise RunError(f"{what} as when the run started", where=str(run.path))
     kinds = {name: "removed" if name in gone else "replaced" for name in sorted(changed)}
     date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     environment = {key: value for key, value in run.environment.items() if key != "sha256"}
+    fingerprint = dataset.fingerprint
+    assert fingerprint is not None
     environment["data"] = about.model_dump() | {
-        "fingerprint": dataset.fingerprint,
+        "fingerprint": fingerprint,
         "validation_examples": len(splits.validation) if splits.validation else 0,
         "skipped_images": [*splits.skipped, *splits.skipped_in_validation],
         "removed_files": list(dataset.removed),
@@ -78,59 +82,29 @@ def accept(run: Run, access: Access | None, names: Sequence[str]) -> tuple[Run, 
         *run.environment.get("accepted_data_changes", ()),
         *({"file": name, "change": change, "accepted": date} for name, change in kinds.items()),
     ]
-    write_listing(run.path, dataset.identity)
+    file_lists.write(file_lists.place(run.path, fingerprint), dataset.identity)
     files.write_json(run.path / "environment.json", files.signed(environment))
+    file_lists.remove_others(run.path, fingerprint)
     return open_run(run.path), [
         f"accepted: {name} was {change} since the run started" for name, change in kinds.items()
     ]
 
 
-def write_listing(folder: Path, identity: str) -> None:
-    """Writes the list of a data set's files into a run directory."""
-    data = identity.encode(errors="surrogateescape")
-    files.write_bytes(folder / LISTING, gzip.compress(data, 1, mtime=0))
+def _splits(dataset: Dataset, data: DataSpec) -> Splits:
+    """Returns the splits of a data set, of which none is empty.
+
+    Raises:
+        DataError: one is.
+    """
+    # Without decoding the test images.
+    evaluation_examples(dataset, data.model_copy(update={"on_bad_image": "fail"}), "test")
+    return training_splits(dataset, data)
 
 
-def changed_files(run: Run, identity: str) -> str | None:
-    """Returns words on the files that changed since the run started; None if it is not known."""
-    before, now = _listing(run), _by_name(identity)
-    if before is None:
-        return None
-    kinds = {
-        "removed": before.keys() - now.keys(),
-        "added": now.keys() - before.keys(),
-        "replaced": {name for name in before.keys() & now.keys() if before[name] != now[name]},
-    }
-    return "; ".join(f"{kind}: {_some(sorted(names))}" for kind, names in kinds.items() if names)
-
-
-def _listing(run: Run) -> dict[str, str] | None:
-    """Returns the content of each file when the run started, by name; None if it was not kept."""
-    try:
-        data = gzip.decompress((run.path / LISTING).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, EOFError, ValueError) as error:
-        raise RunError(f"cannot read: {files.why(error)}", where=str(run.path / LISTING)) from None
-    if hashlib.sha256(data).hexdigest() != run.data().fingerprint:
-        raise RunError("was changed since the run started", where=str(run.path / LISTING))
-    return _by_name(data.decode(errors="surrogateescape"))
-
-
-def _by_name(identity: str) -> dict[str, str]:
-    """Returns what a data set's identity says of each file, by its name."""
-    # A name may have line breaks and colons: what follows a name never does.
-    found, name = {}, ""
-    for line in identity.split("\n"):
-        name += line
-        start, *content = name.rsplit(":", 2)
-        if content[-1:] == [REMOVED]:
-            found[name.rsplit(":", 1)[0]], name = REMOVED, ""
-        elif len(content) == 2 and content[0].isdecimal() and len(content[1]) == 8:
-            found[start], name = ":".join(content), ""
-        else:
-            name += "\n"
-    return found
+def _accepted_before(run: Run) -> set[str]:
+    """Returns the files whose changes were accepted in a run or in the stages before it."""
+    names = {each["file"] for each in run.environment.get("accepted_data_changes", ())}
+    return names.union(*(_accepted_before(other) for other in run.others("init").values()))
 
 
 def _name(given: str, root: Path, before: Mapping[str, str]) -> str:
@@ -139,8 +113,8 @@ def _name(given: str, root: Path, before: Mapping[str, str]) -> str:
     Raises:
         UsageError: it was not there when the run started.
     """
-    below = os.path.relpath(files.expanded(given).absolute(), root.absolute())
-    for name in (given, below):
+    path, folder = (_composed(each.absolute()) for each in (files.expanded(given), root))
+    for name in (_composed(given), os.path.relpath(path, folder)):
         if name in before:
             return name
     raise UsageError(
@@ -156,6 +130,6 @@ def _is_there(root: Path, name: str) -> bool:
     return any(os.path.lexists(root / each) for each in names)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _composed(path: str | Path) -> str:
+    """Returns a path in Unicode's form NFC, in which a data set's list has its names."""
+    return unicodedata.normalize("NFC", str(path))

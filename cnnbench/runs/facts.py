@@ -46,9 +46,9 @@ class DataFacts(BaseModel):
             mean=list(prepare.mean),
             std=list(prepare.std),
             counts=dict(data.counts),
-            pixels=dict(data.pixels),
+            pixels=dict(data.survey.found),
             removed_files=list(data.removed),
-            notes=list(data.notes),
+            notes=[*data.notes, *data.survey.note()],
             **facts,
         )
 

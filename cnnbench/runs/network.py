@@ -13,10 +13,10 @@ from cnnbench.data.examples import Dataset
 from cnnbench.data.images import Interpolation
 from cnnbench.data.open import Access, open_dataset
 from cnnbench.data.preprocess import Preprocess, short_side
-from cnnbench.errors import RunError, UsageError
+from cnnbench.errors import UsageError
 from cnnbench.models.build import build_model, without_auxiliary
 from cnnbench.registry.kinds import ModelSpec
-from cnnbench.runs import checkpoint, variables
+from cnnbench.runs import checkpoint, file_lists, variables
 from cnnbench.runs.run import Run
 from cnnbench.tasks.task import Task
 
@@ -196,13 +196,9 @@ def open_data(run: Run, access: Access) -> Dataset:
 
     Raises:
         DataError: the data set is missing.
-        RunError: it differs from the data that the run was trained on.
+        RunError: it differs from the data that the run was trained on; see `file_lists`.
     """
-    about, access = run.data(), access_of(run, access)
+    access = access_of(run, access)
     dataset = open_dataset(run.recipe.data, access)
-    is_same = about.fingerprint in (None, dataset.fingerprint)
-    if not is_same or list(dataset.classes) != about.classes:
-        place = f" at {access.data_path}" if access.data_path else ""
-        what = f"the data set{place} differs from the training data"
-        raise RunError(what, where=str(run.path))
+    file_lists.must_match(run, dataset, access.data_path)
     return dataset

@@ -7,7 +7,8 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,10 +100,10 @@ class Run:
         """
         ignored = {"name", "data_dir", "counts", "pixels", "removed_files", "notes"}
         for key, before in self.data().model_dump(exclude=ignored).items():
-            if before != getattr(now, key):
+            found = getattr(now, key)
+            if before != found and not (key == "skipped_images" and _are_at(before, found)):
                 raise RunError(
-                    f"the data set changed: {key} was {before}, is {getattr(now, key)}",
-                    where=str(self.path),
+                    f"the data set changed: {key} was {before}, is {found}", where=str(self.path)
                 )
 
     def must_match_code(self, *, replicas: int, force: bool) -> list[str]:
@@ -354,6 +355,14 @@ def stage_folders(folder: Path, recipe: Recipe) -> list[Path]:
     """Returns the run directory of each compression stage of a recipe, inside `folder`."""
     names = [f"{number}-{spec.name}" for number, spec in enumerate(recipe.compress, start=1)]
     return [folder / name for name in names]
+
+
+def _are_at(paths: Sequence[str], names: Sequence[str]) -> bool:
+    """Returns whether paths, which runs of older versions have kept, end with these names."""
+    ends = zip(paths, names, strict=False)
+    return len(paths) == len(names) and all(
+        f"/{unicodedata.normalize('NFC', path)}".endswith(f"/{name}") for path, name in ends
+    )
 
 
 def _changed_source(environment: Mapping[str, Any]) -> list[str]:

@@ -60,7 +60,8 @@ def import_weights(
             model = build_model(recipe.model, shape, head_size, auxiliary=True)
         with recipe.located():
             load.start_from(without_auxiliary(model), recipe.model, whole=True)
-        commit(run, DataFacts.of(data, shape, preprocess(data, recipe.data)), {})
+            facts = DataFacts.of(data, shape, preprocess(data, recipe.data))
+        commit(run, facts, {})
         variables = variables_module.variables_by_name("model", model.variables)
         arrays = {name: variable.numpy() for name, variable in variables.items()}
         checkpoint.save(run.best, Checkpoint(arrays, {"step": 0, "epoch": 0, "validation": None}))

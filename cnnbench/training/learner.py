@@ -78,6 +78,9 @@ class Learner:
     def _open_data(self) -> None:
         recipe = self.recipe
         self.data = open_dataset(recipe.data, self._access)
+        is_first_stage = len(recipe.compress) < 2
+        # Told once. Looks at the pixels first: what follows can take long.
+        self.notes = [*self.data.notes, *self.data.survey.note()] if is_first_stage else []
         self.shape: tuple[int, int, int] = input_shape(recipe.data, self.data.shape)
         splits = training_splits(self.data, recipe.data)
         self.examples, self.validation = splits.train, splits.validation
@@ -178,6 +181,16 @@ class Learner:
         images = first_images(self.examples, self.recipe.data, self.shape[:2], count)
         return self.preprocess(images).numpy()
 
+    def inspect(self) -> list[str]:
+        """Decodes images for some seconds; see `Inspection.begin`.
+
+        Raises:
+            DataError: some cannot be decoded.
+            RecipeError: `data.value_range` must be set for some.
+        """
+        with self.recipe.located():
+            return self.inspection.begin()
+
     def about_data(self) -> DataFacts:
         """Returns the facts of the data, for environment.json."""
         data_dir = self._access.data_dir
@@ -215,9 +228,9 @@ class Learner:
             For each step, (steps,) float32: the sum of losses, the sum of hits, the sum of weights.
 
         Raises:
-            DataError: an image could not be read, or another that is read later.
+            DataError: an image could not be read.
+            RecipeError: `data.value_range` must be set for an image.
         """
-        self.inspection.check()
         masking = self.state.masking
         sparsities = np.full_like(rates, np.nan)
         if masking is not None:
@@ -240,8 +253,9 @@ class Learner:
             if failure is None:
                 raise
             if isinstance(failure, BadImageError):
-                self.inspection.check(failure)
-            raise failure from None
+                raise self.inspection.failure(failure) or failure from None
+            with self.recipe.located():
+                raise failure from None
         losses, hits, sums = (values.numpy() for values in found)
         return losses, hits, sums
 

@@ -138,6 +138,8 @@ class Loop:
         Raises:
             DivergedError: training diverged, and no rollback is allowed or left.
             InterruptedRun: a signal came; everything is saved.
+            DataError: an image that a step needs cannot be read; or, after everything is saved, an
+                image that a later step needs.
             RunError: the run directory cannot be written.
         """
         if self._recipe.train.on_nan == "rollback" and self._training.progress.step == 0:
@@ -159,12 +161,18 @@ class Loop:
             while progress.step < last and not progress.is_stopped(early):
                 epoch_end = min((progress.step // per_epoch + 1) * per_epoch, last)
                 self._run_steps(iterator, epoch_end)
+                failure = learner.inspection.failure()
                 if progress.step == epoch_end:
                     self._end_epoch()
                     self._save()
-                elif self._interrupted() or due(progress.step):
+                elif failure or self._interrupted() or due(progress.step):
                     self._save()
                 self._writer.check()
+                if failure and progress.step < last and not progress.is_stopped(early):
+                    self._writer.wait()
+                    self._callbacks.noted(f"saved at step {progress.step} of {last}")
+                    with self._recipe.located():
+                        raise failure
                 if self._interrupted() and progress.step < last:
                     self._writer.wait()
                     raise InterruptedRun(

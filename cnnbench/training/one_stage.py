@@ -13,10 +13,11 @@ from pathlib import Path
 from cnnbench.backend import session
 from cnnbench.backend import settings as runtime
 from cnnbench.backend.settings import Choice, Settings
+from cnnbench.data.inspection import Inspection
 from cnnbench.data.open import Access
 from cnnbench.errors import RunError
 from cnnbench.recipe.recipe import Recipe
-from cnnbench.runs import checkpoint, data_changes, network
+from cnnbench.runs import checkpoint, data_changes, file_lists, network
 from cnnbench.runs.create import commit, new_run
 from cnnbench.runs.run import Run
 from cnnbench.system import files, signals
@@ -63,9 +64,11 @@ def train(
     others = referenced_runs(recipe, start)
     with new_run(run_dir, recipe) as run:
         learner = Learner(recipe, access or Access(), choice.settings, others)
-        if start is not None:
+        if start is None:
+            notes = [*learner.notes, *learner.inspect()]
+        else:
             _must_match_data(start, learner)
-        checked = learner.inspection.begin() if start is None else []
+            learner.inspection, notes = Inspection([]), []  # the first stage has begun it
         learner.initialize()
         commit(
             run,
@@ -75,8 +78,6 @@ def train(
             others=others,
             dataset=learner.data,
         )
-        # Told once, not in each stage.
-        notes = [*learner.data.notes, *checked] if start is None else []
         return fit(learner, run, callbacks or Callbacks(), notes=notes)
 
 
@@ -106,7 +107,10 @@ def resume(
     """
     if run.finished and accept:
         with run.locked():
-            return data_changes.accept(run, access, accept)[0]
+            run, accepted = data_changes.accept(run, access, accept)
+        for line in accepted:
+            (callbacks or Callbacks()).noted(line)
+        return run
     if run.finished:
         raise RunError("the run is finished: there is nothing to resume", where=str(run.path))
     settings = run.settings()
@@ -120,26 +124,18 @@ def resume(
         learner = Learner(run.recipe, access, settings, run.others(), architecture)
         _must_match_data(run, learner)
         notes = accepted + run.must_match_code(replicas=learner.replicas, force=force)
-        notes += learner.inspection.begin()
+        notes += learner.inspect()
         return fit(learner, run, callbacks or Callbacks(), resume=True, notes=notes)
 
 
 def _must_match_data(run: Run, learner: Learner) -> None:
-    """Raises if the data differs from the data that the run started with, and says in which files.
+    """Raises if the data differs from the data that the run started with.
 
     Raises:
-        RunError: something differs.
+        RunError: something differs; the message says which files, if it is known.
     """
-    about, data = learner.about_data(), learner.data
-    if data.lists_files and data.identity is not None:
-        is_same = about.fingerprint == run.data().fingerprint
-        if not is_same and (changed := data_changes.changed_files(run, data.identity)):
-            raise RunError(
-                f"the data set changed: {changed}",
-                where=str(run.path),
-                allowed="--accept-data-change FILE accepts a removed or replaced one",
-            )
-    run.must_match_data(about)
+    file_lists.must_match(run, learner.data)
+    run.must_match_data(learner.about_data())
 
 
 def fit(

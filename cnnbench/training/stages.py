@@ -185,7 +185,9 @@ def _train_stages(
                 if existing.finished:
                     before = existing
                     if accept:
-                        before = one_stage.resume(existing, access=access, accept=accept)
+                        before = one_stage.resume(
+                            existing, access=access, callbacks=callbacks, accept=accept
+                        )
                     continue
             if before is not None:  # one process has one setting of TensorFlow, also on resume
                 choice = Choice(before.settings(), "that of the stage before")
@@ -214,7 +216,7 @@ def _moved(stage: Recipe, before: Run, access: Access) -> Recipe:
     stage = stage.with_paths(lambda path: str(before.now(path)))
     if access.data_path is None:
         return stage
-    data = stage.data.model_copy(update={"path": str(access.data_path.absolute())})
+    data = stage.data.model_copy(update={"path": str(access.data_path)})
     return stage.model_copy(update={"data": data})
 
 

@@ -7,6 +7,7 @@ import socket
 import tarfile
 import threading
 import time
+import warnings
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from conftest import here
 from PIL import Image
 
 from cnnbench.data import images as geometry
-from cnnbench.data import large
+from cnnbench.data import large, survey
 from cnnbench.data.examples import ArraySource, Examples
 from cnnbench.data.images import BadImageError, decode
 from cnnbench.data.open import Access, open_dataset
@@ -91,6 +92,7 @@ def test_what_is_no_image_is_named(data):
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch):
+    monkeypatch.setattr(large, "LARGE_PIXELS", 100)
     monkeypatch.setattr(large, "MAX_PIXELS", 100)
     with pytest.raises(BadImageError, match="at most 100"):
         decode(jpeg(), 3, "x")
@@ -249,9 +251,7 @@ def test_bad_images_are_skipped_and_named(folder):
         open_dataset(spec := folder_spec(folder, on_bad_image="skip"), Access()), spec
     )
     assert len(splits.train) == 8
-    assert [os.path.relpath(name, folder) for name in splits.skipped] == [
-        "train/blue/1.jpg", "train/red/0.jpg",
-    ]  # fmt: skip
+    assert splits.skipped == ("train/blue/1.jpg", "train/red/0.jpg")
 
 
 def test_a_bad_image_fails_the_run_by_its_name(folder, tmp_path):
@@ -284,6 +284,24 @@ def test_an_image_is_cropped_once(folder):
         stream = TrainingStream(examples, spec, (16, 16), crop, 0, partial(tf.one_hot, depth=2))
         seen.append(next(iter(stream.dataset(0)))[0].numpy())
     assert (seen[0] == seen[1]).all()
+
+
+def test_pixels_are_looked_at_when_that_is_asked_for(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(survey, "look", lambda *_: asked.append(1) or survey.Survey(None, 16))
+    dataset = open_dataset(folder_spec(folder), Access())
+    assert len(dataset.split("test")) == 6 and not asked
+    assert dataset.survey.looked_at == dataset.survey.looked_at == 16 and asked == [1]
+
+
+def test_images_are_decoded_without_a_change_of_the_filters_of_warnings(monkeypatch):
+    def refuse(**_):
+        raise AssertionError("it is not made for threads")
+
+    monkeypatch.setattr(warnings, "catch_warnings", refuse)
+    assert decode(jpeg(), 3, "x").shape[2] == 3
+    with pytest.raises(BadImageError):
+        decode(b"II*\0" + bytes(20), 3, "x")
 
 
 def test_nothing_left_is_an_error(folder):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -198,6 +199,11 @@ def test_an_empty_class_says_what_is_there_instead(root):
     for file in (root / "train/cat").iterdir():
         file.rename(file.with_suffix(".heic"))
     with pytest.raises(DataError, match=r"without images: cat; of cat/ left out: 4 with image"):
+        opened(root)
+    (root / "train/cafe\u0301").mkdir()
+    shutil.rmtree(root / "train/cat")
+    shutil.rmtree(root / "test/cat")
+    with pytest.raises(DataError, match="images: caf\u00e9; of caf\u00e9/ left out: nothing"):
         opened(root)
 
 

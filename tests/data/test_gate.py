@@ -12,7 +12,7 @@ import pytest
 from cnnbench.backend import session
 from cnnbench.backend.lazy import tf
 from cnnbench.data.examples import ArraySource, Examples
-from cnnbench.data.gate import Gate
+from cnnbench.data.gate import QUIET_SECONDS, Gate
 from cnnbench.data.pipeline import TrainingStream
 from cnnbench.errors import DataError
 from cnnbench.registry.kinds import AUGMENTATIONS, DATASETS
@@ -48,16 +48,19 @@ def stream(source=Slow, count=8):
     return TrainingStream(examples, spec, (8, 8), augment, 0, partial(tf.one_hot, depth=count))
 
 
-def test_batches_are_ready_when_the_step_asks_for_them(deterministic):
-    batches = iter(stream().dataset(0))
+def test_batches_are_ready_before_the_step_asks_for_them(deterministic):
+    ahead, third = stream(ArraySource), threading.Event()
+    augment = ahead._one_by_one
+
+    def told(spec, place, images, step):
+        if step == 2:
+            third.set()
+        return augment(spec, place, images, step)
+
+    ahead._one_by_one = told
+    batches = iter(ahead.dataset(0))
     next(batches)
-    waits = []
-    for _ in range(6):
-        time.sleep(4 * SECONDS)  # the step
-        start = time.perf_counter()
-        next(batches)
-        waits.append(time.perf_counter() - start)
-    assert np.median(waits) < SECONDS / 4
+    assert third.wait(60)
 
 
 def test_determinism_changes_no_bit_and_a_resume_none_either():
@@ -84,34 +87,38 @@ def test_an_error_comes_with_its_step_and_not_before(deterministic):
 
 
 def test_a_closed_stream_reads_no_more(deterministic):
-    calls = []
-
-    class Counting(Slow):
-        def read(self, index):
-            calls.append(index)
-            return super().read(index)
-
-    open_stream = stream(Counting)
+    open_stream, begun = stream(ArraySource), []
+    read = open_stream._read
+    open_stream._read = lambda positions, epoch: begun.append(positions) or read(positions, epoch)
     batches = iter(open_stream.dataset(0))
     next(batches)
     open_stream.close()
-    time.sleep(10 * SECONDS)  # what was begun is read to its end
-    count = len(calls)
-    time.sleep(4 * SECONDS)
-    assert len(calls) == count
-    del batches
+    count = len(begun)
+    blank = [next(batches)[0].numpy() for _ in range(20)][-1]  # more than were ready
+    assert len(begun) == count and not blank.any()
     again = [x.numpy() for x, _ in open_stream.dataset(0).take(2)]  # a new data set is open
     assert again[0].any() and again[1].any()
 
 
 def test_a_gate_waits_for_what_runs():
     gate, done = Gate(), []
-    slow = gate.guarded(lambda: (time.sleep(0.2), done.append(1)), lambda: done.append(2))
-    thread = threading.Thread(target=slow)
-    thread.start()
-    time.sleep(0.05)
-    gate.close()
-    assert done == [1]
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work():
+        begun.set()
+        assert may_end.wait(60)
+        done.append(1)
+
+    slow = gate.guarded(work, lambda: done.append(2))
+    threads = [threading.Thread(target=slow), threading.Thread(target=gate.close)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[1].join(4 * QUIET_SECONDS)
+    assert threads[1].is_alive() and not done
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
     slow()
     assert done == [1, 2]
 

@@ -1,7 +1,7 @@
 """Bad images are found before training, all at once, or while it begins."""
 
 import io
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image
 
 from cnnbench.data.examples import Examples, FileSource
 from cnnbench.data.inspection import Inspection, may_be_damaged
-from cnnbench.errors import DataError
+from cnnbench.errors import DataError, UsageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
@@ -69,25 +69,63 @@ def test_whole_images_say_nothing(tmp_path):
     assert Inspection([]).begin() == []
 
 
+def calling(examples, before_read):
+    """The examples, of which each is read after a call with its index."""
+
+    class Calling(FileSource):
+        def read(self, index):
+            before_read(index)
+            return super().read(index)
+
+    return Examples.all_of(Calling(**vars(examples.source)))
+
+
 def test_the_rest_is_decoded_in_the_background(tmp_path):
-    inspection = Inspection([files(tmp_path, 30, bad=[29])], seconds=0)
+    came_to, second = [], threading.Event()
+
+    def read(index):
+        came_to.append(index)
+        if index == 1:  # by the one thread that has read the other then
+            second.set()
+
+    inspection = Inspection([calling(files(tmp_path, 2, bad=[0]), read)], seconds=-1)
     (line,) = inspection.begin()
-    assert line.startswith("images: 0 of 30 were decoded") or "of 30" in line
-    with inspection.going_on(), pytest.raises(DataError, match=r"029\.png: cannot decode"):
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            inspection.check()
-            time.sleep(0.01)
+    assert line.startswith("images: 0 of 2 were decoded") and not came_to
+    assert inspection.failure() is None
+    with inspection.going_on():
+        assert second.wait(60)
+        assert "000.png: cannot decode" in str(inspection.failure())
 
 
 def test_the_background_ends_with_its_context(tmp_path):
-    inspection = Inspection([files(tmp_path, 30, bad=[29])], seconds=0)
-    start = time.monotonic()
+    came_to, begun = [], threading.Event()
+
+    def read(index):
+        came_to.append(index)
+        begun.set()
+        assert inspection._stopped.wait(60)
+
+    inspection = Inspection([calling(files(tmp_path, 30), read)], seconds=-1)
     with inspection.going_on():
-        pass
-    assert time.monotonic() - start < 5
-    time.sleep(0.1)
-    inspection.check()
+        assert begun.wait(60)
+    assert came_to == [0]
+
+
+@pytest.mark.parametrize("error", [UsageError("which value is white", key="data"), MemoryError()])
+def test_any_other_error_of_a_thread_comes_to_who_asks(tmp_path, error):
+    def read(index):
+        if index == 3:
+            raise error
+
+    examples = calling(files(tmp_path, 8), read)
+    with pytest.raises(type(error)) as told:
+        Inspection([examples]).begin()
+    assert told.value is error
+    inspection = Inspection([examples], seconds=-1)
+    inspection.begin()
+    with inspection.going_on():
+        next(t for t in threading.enumerate() if t.name == "cnnbench-inspect").join(60)
+        assert inspection.failure() is error
 
 
 def test_doubtful_files_come_first(tmp_path):

@@ -273,9 +273,9 @@ def test_a_single_wide_image_among_many_is_looked_at(tmp_path):
     (tmp_path / "train/b/77.tif").write_bytes(tiff(scaled(900, np.int16)))
     options = {"path": str(tmp_path), "image_size": 8, "on_bad_image": "skip"}
     with pytest.raises(UsageError, match=r"77\.tif has signed 16-bit values from 0 to 900"):
-        open_dataset(DATASETS.spec("image_folder", **options), Access())
+        _ = open_dataset(DATASETS.spec("image_folder", **options), Access()).survey
     spec = DATASETS.spec("image_folder", value_range=[0, 900], **options)
-    assert "1 of signed 16-bit values (0 to 900" in open_dataset(spec, Access()).notes[1]
+    assert "1 of signed 16-bit values (0 to 900" in open_dataset(spec, Access()).survey.note()[0]
     source = open_dataset(spec, Access()).split("train").source
     (index,) = [i for i, path in enumerate(source.paths) if path.name == "77.tif"]
     assert np.abs(source.read(index)[0][..., 0] - EXPECTED).max() <= 1
@@ -315,6 +315,7 @@ def test_the_same_bytes_are_read_alike_from_records_and_files(tmp_path):
     for i, data in enumerate(stored):
         assert np.array_equal(source.read(i)[0], decode(data, 1, "x"))
     assert look(source).found == {"16-bit": 1, "alpha": 2}
+    assert source.name(0) == f"{tmp_path}/{source.name_below(0)}"
     source = RecordSource((str(tmp_path / "x"),), places[2:], "image", "label", 1, options, True)
     assert np.array_equal(source.read(0)[0], decode(tiff(floats), 1, "x"))
     assert look(source).found == {"float": 1}

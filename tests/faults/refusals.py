@@ -241,9 +241,11 @@ CHANGES = (
         partial(_other_recipe, before="batch_size: 8", after="batch_size: 4"),
     ),
     Change("the recipe was changed", _plain, _edited_recipe),
-    Change("the data set changed: fingerprint was", _of_images, _one_image_more),
-    Change("the data set changed: fingerprint was", _of_images, _another_image),
-    Change("the data set changed: fingerprint was", _of_images, _another_class),
+    Change("from the training data: added: train/a/one_more.png; ", _of_images, _one_image_more),
+    Change("from the training data: replaced: train/a/0.png; ", _of_images, _another_image),
+    Change(
+        "from the training data: removed: test/b/.*; added: test/c/", _of_images, _another_class
+    ),
     *(
         Change(rf"{each} was .*, is 0\.0\.1", _plain, partial(_another_version, package=each), True)
         for each in ("tensorflow", "keras", "cnnbench")

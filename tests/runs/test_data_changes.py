@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import here
@@ -9,10 +10,12 @@ from PIL import Image
 from test_moved import make_images
 
 from cnnbench import Access, load_recipe, open_run, train
+from cnnbench.data.inspection import Inspection
 from cnnbench.data.open import open_dataset
 from cnnbench.data.splits import evaluation_examples, training_splits
+from cnnbench.errors import DataError, RunError, UsageError
 from cnnbench.registry.kinds import DATASETS
-from cnnbench.runs import data_changes
+from cnnbench.runs import data_changes, file_lists
 from cnnbench.system import files
 
 
@@ -77,7 +80,8 @@ def test_a_removed_file_is_accepted_by_name(project):
     (project / "images/train/dog/3.png").unlink()
     done = resume(project)
     assert done.returncode == 6
-    assert "the data set changed: removed: train/dog/3.png; --accept-data" in done.stderr
+    assert "differs from the training data: removed: train/dog/3.png; cnnbench" in done.stderr
+    assert f"--resume --run-dir {project}/run --accept-data-change FILE" in done.stderr
     done = resume(project, "train/dog/4.png")
     assert done.returncode == 6 and "changed too: train/dog/3.png" in done.stderr
     done = resume(project, "train/dog/33.png")
@@ -91,8 +95,10 @@ def test_a_removed_file_is_accepted_by_name(project):
     assert len(run.metrics()) == 2 and run.data().train_examples == 8
     assert here("eval", run.path, "--data-path", project / "images").returncode == 0
     (project / "images/test/dog/3.png").unlink()  # after the training, too
-    assert here("eval", run.path, "--data-path", project / "images").returncode == 6
-    assert resume(project, "test/dog/3.png").returncode == 0
+    done = here("eval", run.path, "--data-path", project / "images")
+    assert done.returncode == 6 and "removed: test/dog/3.png; cnnbench train --" in done.stderr
+    done = resume(project, "test/dog/3.png")
+    assert done.returncode == 0 and "accepted: test/dog/3.png was removed" in done.stderr
     done = here("eval", run.path, "--data-path", project / "images", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["examples"] == 11
 
@@ -112,16 +118,77 @@ def test_a_replaced_file_is_accepted_by_name_and_no_other(project):
     assert done.returncode == 0 and done.stderr.count("was replaced since") == 2
 
 
+def test_a_removed_test_image_is_accepted_before_the_training_ends(project):
+    (project / "images/test/dog/3.png").unlink()
+    done = resume(project, "test/dog/3.png")
+    assert done.returncode == 0, done.stderr
+
+
+def accept(project, *names):
+    access = Access(data_path=project / "images")
+    return data_changes.accept(open_run(project / "run"), access, names)
+
+
+def test_a_file_that_did_not_change_is_refused(project):
+    (project / "images/train/dog/3.png").unlink()
+    with pytest.raises(UsageError, match=r"^train/dog/4.png: did not change"):
+        accept(project, "train/dog/3.png", "train/dog/4.png")
+    assert len(accept(project, "train/dog/3.png")[1]) == 1
+    assert accept(project, "train/dog/3.png")[1] == []  # as in a stage that has accepted it
+    with pytest.raises(UsageError, match="did not change"):
+        accept(project, "train/dog/4.png")
+
+
+@pytest.mark.parametrize("fails_at", ["write", "write_json", "remove_others"])
+def test_a_kill_while_a_change_is_recorded_leaves_a_whole_run(project, monkeypatch, fails_at):
+    (project / "images/train/dog/3.png").unlink()
+    room = files if fails_at == "write_json" else file_lists
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(room, fails_at, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        accept(project, "train/dog/3.png")
+    accept(project, "train/dog/3.png")
+    (project / "images/train/dog/4.png").unlink()
+    run, lines = accept(project, "train/dog/4.png")
+    assert len(lines) == 1 and run.data().removed_files == ["train/dog/3.png", "train/dog/4.png"]
+    assert len(list(run.path.glob("data-files*"))) == 1
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_split_of_which_nothing_is_left_is_refused(project, part):
+    recipe = open_run(project / "run").recipe
+    dataset = open_dataset(recipe.data, Access(data_path=project / "images"))
+    gone = names(evaluation_examples(dataset, recipe.data, part)[0])
+    for each in gone:
+        Path(each).unlink()
+    before = files.sha256(project / "run/environment.json")
+    with pytest.raises(DataError, match=f"all {len(gone)} images of a split were removed"):
+        accept(project, *gone)
+    assert files.sha256(project / "run/environment.json") == before
+
+
+def test_a_damaged_list_of_files_is_named(project):
+    (project / "run/data-files.txt.gz").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"data-files\.txt\.gz: cannot read"):
+        accept(project, "train/dog/3.png")
+
+
+def test_names_are_compared_in_one_form_of_unicode(tmp_path):
+    before = {"train/caf\u00e9/1.png": "1:00000000"}
+    root = tmp_path / "a\u0301"
+    for given in ("train/cafe\u0301/1.png", f"{tmp_path}/\u00e1/train/cafe\u0301/1.png"):
+        assert data_changes._name(given, root, before) == "train/caf\u00e9/1.png"
+
+
 @pytest.mark.parametrize("name", ["a:b.png", "a\nb.png", "a:1:abcdef01.png", "é", "a\n:3:4"])
 def test_the_list_of_files_takes_any_name(name):
     identity = f"{name}:12:0a1b2c3d\nx/y.png:removed\nz.png:3:00000000"
-    assert data_changes._by_name(identity) == {
+    assert file_lists.by_name(identity) == {
         name: "12:0a1b2c3d", "x/y.png": "removed", "z.png": "3:00000000",
     }  # fmt: skip
 
 
 @pytest.mark.slow  # trains four times: three stages' worth and a teacher
-def test_the_stages_of_a_moved_project_go_on_with_the_data_they_began_with(tmp_path):
+def test_the_stages_of_a_moved_project_go_on_with_the_data_they_began_with(tmp_path, monkeypatch):
     old, new = tmp_path / "old", tmp_path / "new"
     make_images(old / "images", 6)
     text = (
@@ -134,7 +201,12 @@ def test_the_stages_of_a_moved_project_go_on_with_the_data_they_began_with(tmp_p
     (old / "teacher.yaml").write_text(text.replace("NAME", "teacher"))
     (old / "two.yaml").write_text(text.replace("NAME", "two") + stages)
     train(load_recipe(old / "teacher.yaml"), run_dir=old / "runs/teacher")
+    inspected, going_on = [], Inspection.going_on
+    monkeypatch.setattr(
+        Inspection, "going_on", lambda self: inspected.append(self._count) or going_on(self)
+    )
     train(load_recipe(old / "two.yaml"), run_dir=old / "runs/two")
+    assert inspected == [24, 0]  # in the first stage alone
     shutil.rmtree(old / "runs/two/2-distill")
     old.rename(new)
     (new / "images/train/cat/2.png").unlink()

@@ -47,10 +47,11 @@ def project(tmp_path_factory):
     """A folder with images and a run that was trained on them. Only to be copied."""
     root = tmp_path_factory.mktemp("project")
     make_images(root / "images")
+    (root / "images/train/dog/bad.png").write_text("broken")
     (root / "f.yaml").write_text(
         f"name: f\nmodel: {{name: lenet5}}\noptimizer: {{name: sgd, lr: 0.01}}\n"
-        f"data: {{name: image_folder, path: {root}/images, batch_size: 4, image_size: 32}}\n"
-        "train: {steps: 2}\n"
+        f"data: {{name: image_folder, path: {root}/images, batch_size: 4, image_size: 32, "
+        "on_bad_image: skip}\ntrain: {steps: 2}\n"
     )
     train(load_recipe(root / "f.yaml"), run_dir=root / "runs/f")
     return root
@@ -86,6 +87,45 @@ def test_images_elsewhere_are_used_if_they_are_the_same(moved, tmp_path):
     (tmp_path / "photos/test/cat/0.png").unlink()
     done = here("eval", run.path, "--data-path", tmp_path / "photos")
     assert done.returncode == 6 and "photos differs from the training data" in done.stderr
+
+
+def unfinished(project):
+    (project / "runs/f/finished.json").unlink()
+    return open_run(project / "runs/f")
+
+
+def test_skipped_images_may_have_moved_too(moved, project):
+    run = unfinished(moved)
+    assert run.data().skipped_images == ["train/dog/bad.png"]
+    facts = run.data().model_dump() | {"skipped_images": [f"{project}/images/train/dog/bad.png"]}
+    resign(run, dict(run.environment) | {"data": facts})  # as older versions kept them
+    done = here("train", "--resume", "--run-dir", run.path)
+    assert done.returncode == 0, done.stderr
+    now = DataFacts(**facts | {"skipped_images": ["train/dog/ad.png"]})
+    with pytest.raises(RunError, match="the data set changed: skipped_images"):
+        open_run(run.path).must_match_data(now)
+
+
+@pytest.mark.parametrize("path", ["as it was", "images", "~/images"])
+def test_a_run_goes_on_with_the_images_of_its_recipe(moved, monkeypatch, path):
+    run, recipe = unfinished(moved), moved / "f.yaml"
+    monkeypatch.setenv("HOME", str(moved))
+    before = run.recipe.data.path
+    recipe.write_text(recipe.read_text().replace(before, before if path == "as it was" else path))
+    words = ("train", recipe, "--resume", "--run-dir", run.path)
+    if path == "~/images":
+        Image.new("RGB", (32, 32), "white").save(moved / "images/train/cat/0.png")
+        words = (*words, "--accept-data-change", "train/cat/0.png")
+    done = here(*words, cwd=moved)
+    assert done.returncode == 0, done.stderr
+    assert ("train/cat/0.png was replaced" in done.stderr) == (path == "~/images")
+
+
+def test_access_has_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert Access(data_path="~/photos").data_path == tmp_path / "photos"
+    assert Access(data_path=Path("photos")).data_path == tmp_path / "photos"
 
 
 def test_a_path_is_refused_for_data_without_one(tmp_path):

@@ -15,8 +15,9 @@ from PIL import Image
 from cnnbench import load_recipe, open_run, resume, train
 from cnnbench.backend.lazy import keras, tf
 from cnnbench.backend.settings import Choice, Settings
+from cnnbench.data.inspection import Inspection
 from cnnbench.data.open import Access
-from cnnbench.errors import DivergedError, InterruptedRun, RunError, UsageError
+from cnnbench.errors import DataError, DivergedError, InterruptedRun, RunError, UsageError
 from cnnbench.recipe.sections import total_steps
 from cnnbench.runs import checkpoint
 from cnnbench.runs.create import commit, new_run
@@ -170,7 +171,7 @@ def test_a_finished_or_changed_or_locked_run_is_not_resumed(whole, tiny, tmp_pat
     with pytest.raises(RunError, match=r"environment\.json: was changed"):
         resume(run)
     resign(run, environment)
-    with pytest.raises(RunError, match="the data set changed"):
+    with pytest.raises(RunError, match="the data set differs from the training data"):
         resume(run)
 
 
@@ -192,7 +193,7 @@ def test_images_exchanged_for_others_of_their_size_are_not_trained_on(tmp_path):
     size = file.stat().st_size
     Image.new("RGB", (16, 16), (i, 0, 1)).save(file)
     assert file.stat().st_size == size
-    with pytest.raises(RunError, match="the data set changed: fingerprint was"):
+    with pytest.raises(RunError, match="the data set differs from the training data"):
         resume(run)
 
 
@@ -430,6 +431,28 @@ def test_early_stopping(tiny, tmp_path):
     best = int(np.argmax(scores))
     assert len(scores) == best + 3 < 50
     assert checkpoint.load(run.best).state["epoch"] == best + 1
+
+
+@pytest.mark.parametrize(("found_at", "saved_at"), [(3, 4), (15, None)])
+def test_a_bad_image_found_in_the_background_ends_the_training_saved(
+    tiny, tmp_path, monkeypatch, found_at, saved_at
+):
+    done = [0]
+    callbacks = Callbacks()
+    callbacks.progressed = lambda step, *_: done.append(step)
+    error = DataError("bad.png: cannot decode")
+    monkeypatch.setattr(
+        Inspection, "failure", lambda self, _=None: error if done[-1] >= found_at else None
+    )
+    folder = tmp_path / "run"
+    if saved_at is None:  # nothing is left to train
+        assert train(load_recipe(tiny), run_dir=folder, callbacks=callbacks).finished
+        return
+    with pytest.raises(DataError, match=r"bad\.png"):
+        train(load_recipe(tiny), run_dir=folder, callbacks=callbacks)
+    assert checkpoint.newest(folder / "checkpoints")[0].state["step"] == saved_at
+    done.append(0)
+    assert resume(folder).finished
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ class Walk:
             raise an error.
 
     Attributes:
-        counts: entries by what became of them: the keys of USED and LEFT_OUT.
+        counts: entries by what became of them: "images", "without_suffix" and the keys of LEFT_OUT.
         first: the first entry of each, for messages.
     """
 

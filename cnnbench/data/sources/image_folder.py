@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,12 @@ import numpy as np
 from cnnbench.data import survey
 from cnnbench.data.examples import REMOVED, Dataset, FileSource
 from cnnbench.data.open import Access
-from cnnbench.data.pixels import ValueRange
 from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.folder_walk import Image, Walk, composed
-from cnnbench.errors import DataError, MissingDataError
+from cnnbench.errors import DataError, MissingDataError, shortened
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
-from cnnbench.system.files import expanded
+from cnnbench.system import files
 
 # Names of the folders of each split; of several, the first is used. Case does not matter.
 SPLIT_FOLDERS = {
@@ -28,7 +28,6 @@ SPLIT_FOLDERS = {
     "test": ("test", "testing"),
 }
 LAYOUT = "must contain train/ and test/ or val/, each with one folder per class"
-SHOWN = 8
 # By split: its folder; its images by class.
 Folders = Mapping[str, Path]
 Found = Mapping[str, Mapping[str, Sequence[Image]]]
@@ -37,7 +36,7 @@ Found = Mapping[str, Mapping[str, Sequence[Image]]]
 @DATASETS.register("image_folder", own_validation=True)
 def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
-    root = expanded(path)
+    root = files.expanded(path)
     if not os.path.lexists(root):
         hint = f"{LAYOUT}; if it was moved after the training, --data-path says where it is"
         raise MissingDataError("no such folder", where=str(root), allowed=hint)
@@ -56,11 +55,18 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
 
     def load(split: str) -> FileSource:
         pairs = [(f, i) for i, name in enumerate(classes) for f in found[split].get(name, ())]
-        files, labels = zip(*pairs, strict=True)
-        doubtful = [index for index, file in enumerate(files) if file.may_be_damaged]
-        paths = [file.path for file in files]
-        gone = [index for index, file in enumerate(files) if file.content == REMOVED]
-        return FileSource(paths, np.array(labels, np.int32), options, doubtful, gone)
+        images, labels = zip(*pairs, strict=True)
+        doubtful = [index for index, image in enumerate(images) if image.may_be_damaged]
+        paths = [image.path for image in images]
+        gone = [index for index, image in enumerate(images) if image.content == REMOVED]
+        return FileSource(paths, np.array(labels, np.int32), options, doubtful, gone, root)
+
+    def look() -> survey.Survey:
+        by_class = itertools.chain.from_iterable(each.values() for each in found.values())
+        every = list(itertools.chain.from_iterable(by_class))
+        wide = [index for index, image in enumerate(every) if image.may_be_wide]
+        paths = [image.path for image in every]
+        return survey.look(paths.__getitem__, len(paths), wide, options["value_range"])
 
     listing = [
         f"{composed(image.path.relative_to(root))}:{image.content}"
@@ -68,7 +74,6 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         for _, images in sorted(by_class.items())
         for image in images
     ]
-    looked = _survey(found, options["value_range"])
     return Dataset(
         name=root.name,
         classes=classes,
@@ -78,10 +83,10 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         mean=IMAGENET_MEAN if channels == 3 else None,
         std=IMAGENET_STD if channels == 3 else None,
         counts=dict(walk.counts),
-        pixels=dict(looked.found),
+        look=look,
         removed=access.removed,
         lists_files=True,
-        notes=[_account(walk, folders, found), *_oddities(folders, found), *looked.note()],
+        notes=[_account(walk, folders, found), *_oddities(folders, found)],
     )
 
 
@@ -154,9 +159,10 @@ def _check(folder: Path, by_class: Mapping[str, Sequence[Image]], classes: Seque
             for name in unknown
         ]
         raise DataError(f"classes missing from train/: {_names(said)}", where=str(folder))
-    if empty := sorted(name for name, files in by_class.items() if not files):
+    if empty := sorted(name for name, images in by_class.items() if not images):
         there = Walk(folder, skip_unreadable=True)
-        there.images(folder / empty[0])
+        # On disk, the name may have another Unicode form.
+        there.images(next(each for each in folder.iterdir() if composed(each).name == empty[0]))
         raise DataError(
             f"classes without images: {_names(empty)}",
             where=str(folder),
@@ -171,13 +177,6 @@ def _account(walk: Walk, folders: Folders, found: Found) -> str:
         for split, folder in folders.items()
     ]
     return f"images: {', '.join(used)}; {walk.summary()}"
-
-
-def _survey(found: Found, value_range: ValueRange | None) -> survey.Survey:
-    """Looks at the pixels of some images."""
-    every = [image for by_class in found.values() for each in by_class.values() for image in each]
-    wide = [index for index, image in enumerate(every) if image.may_be_wide]
-    return survey.look(lambda index: every[index].path, len(every), wide, value_range)
 
 
 def _oddities(folders: Folders, found: Found) -> list[str]:
@@ -200,8 +199,7 @@ def _folded(name: str) -> str:
 
 def _names(names: Sequence[str] | Mapping[str, object], end: str = "") -> str:
     """Lists some names."""
-    shown = [f"{name}{end}" for name in list(names)[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(shortened(f"{name}{end}" for name in names))
 
 
 def _must_be_below(folder: Path, entry: Path) -> None:

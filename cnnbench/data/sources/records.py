@@ -75,6 +75,10 @@ class RecordSource:
         file, offset, _ = self.places[index]
         return f"{self.files[file]} at byte {offset}"
 
+    def name_below(self, index: int) -> str:
+        """Returns the name of the record's file, and its offset."""
+        return self.name(index).rpartition("/")[2]
+
 
 def look(source: RecordSource) -> survey.Survey:
     """Looks at the pixels of some records.

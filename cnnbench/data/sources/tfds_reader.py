@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -22,6 +23,7 @@ from cnnbench.data.examples import ArraySource, Dataset, Source
 from cnnbench.data.open import Access
 from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.records import HEADER_BYTES, RecordSource, in_memory, look
+from cnnbench.data.survey import Survey
 from cnnbench.errors import DataError, MissingDataError, RunError
 from cnnbench.registry.kinds import DataSpec
 from cnnbench.system import locks
@@ -66,20 +68,23 @@ def dataset(
     is_float = np.dtype(features[image_key].np_dtype) == np.float32
     classes = tuple(features[label_key].names)
     counts = {split: _count(builder, split) for split in (train_split, test_split)}
-    notes: list[str] = []
-    pixels: dict[str, int] = {}
 
-    def load(split: str) -> Source:
+    @functools.cache
+    def records(split: str) -> RecordSource:
         places = _places(builder, split)  # raises if a file is truncated or too long
         load_tensorflow()  # now, because the reading threads would import it concurrently
         options = reading(data, channels)
-        source = RecordSource(*places, image_key, label_key, len(classes), options, is_float)
-        found = look(source)
-        pixels.update(found.found)
-        notes.extend(note for note in found.note() if note not in notes)
+        return RecordSource(*places, image_key, label_key, len(classes), options, is_float)
+
+    @functools.cache
+    def looked_at(split: str) -> Survey:
+        return look(records(split))
+
+    def load(split: str) -> Source:
+        source = records(split)
         if None in (height, width) or counts[split] * height * width * channels > IN_MEMORY_BYTES:
             return source
-        if found.found or is_float or stored not in (1, 3):
+        if is_float or stored not in (1, 3) or looked_at(split).found:
             return in_memory(source)
         try:
             return _arrays(builder, split, image_key, label_key, counts[split])
@@ -94,8 +99,7 @@ def dataset(
         shape=(height, width, channels),
         sources={"train": lambda: load(train_split), "test": lambda: load(test_split)},
         identity=f"{builder.info.full_name} {counts} {_file_sizes(builder)}",
-        pixels=pixels,
-        notes=notes,
+        look=lambda: looked_at(train_split),
         **statistics,
     )
 
