@@ -133,6 +133,7 @@ def test_set_goes_through_the_same_checks(small, tmp_path):
     assert "did you mean momentum?" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_three_commands_work_as_typed(tmp_path):
     shutil.copytree(RECIPES, tmp_path / "recipes")
     environment = os.environ | {"TFDS_DATA_DIR": str(tmp_path / "no data")}

@@ -31,6 +31,7 @@ def test_v1_stages_have_the_sizes_of_table_1():
     assert sizes == [(112, 112, 64), (56, 56, 128), (28, 28, 256), (14, 14, 512), (7, 7, 1024)]
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_v2_has_residuals_inside_stages_only():
     model = mobilenet_v2.mobilenet_v2("mobilenet_v2", (224, 224, 3), 1000)
     added = {layer.name for layer in model.layers if layer.name.endswith("_add")}
@@ -46,12 +47,14 @@ def test_v2_has_residuals_inside_stages_only():
     ("name", "params"),
     [("mobilenet_v3_large", 3_993_528), ("mobilenet_v3_small", 2_041_872)],
 )
+@pytest.mark.usefixtures("structure_only")
 def test_v3_at_alpha_075_has_the_params_of_the_published_checkpoints(name, params):
     model = mobilenet_v3.mobilenet_v3(name, (32, 32, 3), 1000, alpha=0.75)
     assert count_params(model) == params
 
 
 @pytest.mark.parametrize("name", mobilenet_v3.VARIANTS)
+@pytest.mark.usefixtures("structure_only")
 def test_v3_blocks_have_the_widths_of_the_table(name):
     model = mobilenet_v3.mobilenet_v3(name, (224, 224, 3), 1000)
     layers = {layer.name: layer for layer in model.layers}
@@ -76,6 +79,7 @@ def test_v3_blocks_have_the_widths_of_the_table(name):
         ("mobilenet_v3_small", 4),
     ],
 )
+@pytest.mark.usefixtures("structure_only")
 def test_cifar_stem_keeps_the_resolution(name, size):
     model = MODELS.build(MODELS.spec(name, stem="cifar"), (32, 32, 3), 10)
     assert model.get_layer("stem_conv").output.shape[1] == 32

@@ -43,6 +43,7 @@ def clean_keras():
         ),
     ],
 )
+@pytest.mark.usefixtures("structure_only")
 def test_cells_have_the_published_shapes(name, stem, reductions, stages):
     facts, cells = MODELS.get(name).facts, nasnet.VARIANTS[name].cells
     model = MODELS.build(MODELS.spec(name), facts["native"], facts["native_classes"])
@@ -68,6 +69,7 @@ def test_costs_are_those_of_tables_2_and_3(name, million_params, million_macs):
     assert facts["macs"] / 1e6 == pytest.approx(million_macs, rel=0.001)
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_operations_drop_at_a_rate_in_proportion_to_the_depth_of_their_cell():
     model = nasnet.nasnet("nasnet_cifar", (8, 8, 3), 10, drop_path_rate=0.4)
     rates = {layer.name: layer.rate for layer in model.layers if layer.name.endswith("_drop")}
@@ -91,6 +93,7 @@ def test_the_auxiliary_classifier_stands_behind_stage_2_and_serves_training_alon
 
 
 @pytest.mark.parametrize(("name", "least"), [("nasnet_cifar", 9), ("nasnet_mobile", 80)])
+@pytest.mark.usefixtures("structure_only")
 def test_the_auxiliary_classifier_wants_larger_images(name, least, monkeypatch):
     one_cell = nasnet.VARIANTS[name]._replace(cells=1)
     monkeypatch.setitem(nasnet.VARIANTS, name, one_cell)
@@ -122,6 +125,7 @@ train: {steps: 2}
 
 
 @pytest.mark.parametrize(("option", "corner"), [("zeros", 0.0), ("excluded", -1.0)])
+@pytest.mark.usefixtures("structure_only")
 def test_strided_max_pooling_pads_as_asked(option, corner, monkeypatch):
     monkeypatch.setitem(nasnet.VARIANTS, "nasnet_cifar", nasnet.Variant(1, 24, 8, 32))
     model = build_model(MODELS.spec("nasnet_cifar", max_pool_padding=option), (32, 32, 3), 2)

@@ -36,6 +36,7 @@ def randomise(model, rng):
         for name in (*resnet.BASIC, *resnet.BOTTLENECK, *resnet.CIFAR)
     ],
 )
+@pytest.mark.usefixtures("structure_only")
 def test_depth_is_the_number_in_the_name(name):
     layers = build(name).layers
     weighted = [x for x in layers if isinstance(x, keras.layers.Conv2D | keras.layers.Dense)]
@@ -69,6 +70,7 @@ def test_params_are_those_of_the_papers(name, millions):
         ("resnext29_8x64d", 32, [(32, 256), (16, 512), (8, 1024)]),
     ],
 )
+@pytest.mark.usefixtures("structure_only")
 def test_stages_have_the_sizes_of_the_tables(name, size, sizes):
     last = {}
     for layer in build(name, size).layers:
@@ -79,7 +81,10 @@ def test_stages_have_the_sizes_of_the_tables(name, size, sizes):
 
 @pytest.mark.parametrize(
     ("names", "name", "options"),
-    [(resnet_names, "resnet50", {"stride": "first"}), (resnet_v2_names, "resnet50v2", {})],
+    [
+        (resnet_names, "resnet50", {"stride": "first"}),
+        pytest.param(resnet_v2_names, "resnet50v2", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_keras_applications(names, name, options):
     rng = np.random.default_rng(0)
@@ -109,6 +114,7 @@ def test_keras_folds_only_moving_means():
 
 
 @pytest.mark.parametrize(("stride", "strided"), [("first", "conv1"), ("second", "conv2")])
+@pytest.mark.usefixtures("structure_only")
 def test_stride_of_a_bottleneck(stride, strided):
     model = build("resnet50", stride=stride)
     halving = {layer.name for layer in model.layers if getattr(layer, "strides", 1) == (2, 2)}
@@ -116,6 +122,7 @@ def test_stride_of_a_bottleneck(stride, strided):
     assert sum(name.startswith("stage2") for name in halving) == 2  # and the shortcut
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_deep_stem_averages_before_it_projects():
     layers = {layer.name: layer for layer in build("resnet50", stem="deep").layers}
     assert [layers[f"stem_conv{i}"].filters for i in (1, 2, 3)] == [32, 32, 64]
@@ -132,6 +139,7 @@ def test_identity_shortcut_pads_channels_on_both_sides():
     np.testing.assert_array_equal(shortcut(pixels), expected)
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_squeeze_and_excitation_narrows_by_the_ratio():
     model = build("resnet50", se_ratio=1 / 16)
     assert model.get_layer("stage4_block1_se_reduce").filters == 2048 // 16
@@ -139,12 +147,14 @@ def test_squeeze_and_excitation_narrows_by_the_ratio():
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50v2", "wide_resnet40_2"])
+@pytest.mark.usefixtures("structure_only")
 def test_drop_path_rates_grow_linearly(name):
     model = build(name, drop_path_rate=0.4)
     rates = [layer.rate for layer in model.layers if layer.name.endswith("_drop_path")]
     np.testing.assert_allclose(rates, 0.4 * np.arange(1, len(rates) + 1) / len(rates))
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_block_dropout_is_between_the_convolutions():
     model = build("wide_resnet16_8", block_dropout=0.3)
     dropout = model.get_layer("stage1_block1_dropout")
@@ -152,6 +162,7 @@ def test_block_dropout_is_between_the_convolutions():
     assert dropout.input is model.get_layer("stage1_block1_act2").output
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_groups_and_widths_of_resnext():
     model = build("resnext29_8x64d")
     convs = [model.get_layer(f"stage{stage}_block1_conv2") for stage in (1, 2, 3)]

@@ -211,6 +211,7 @@ def test_a_source_has_options_of_its_network_and_a_whole_preprocessing(source):
     assert re.fullmatch(r"(keras|torchvision|timm|efficientnet(_lite)?_pytorch):\w+", source.name)
 
 
+@pytest.mark.usefixtures("structure_only")
 def test_an_option_that_is_not_silent_shows_in_the_weights():
     from cnnbench.models.build import build_model
 

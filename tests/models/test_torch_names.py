@@ -75,6 +75,7 @@ LARGE = ("nasnet_large", "resnet50")
 
 
 @pytest.mark.parametrize(("name", "options"), list(smallest()))
+@pytest.mark.usefixtures("structure_only")
 def test_a_network_is_named_one_to_one_and_computes_as_in_pytorch(name, options):
     size = parity.input_size(name)
     model = build_model(MODELS.spec(name, **options), (size, size, 3), 10)

@@ -38,6 +38,7 @@ def test_resize_map_is_adaptive_average_pooling(height, width):
 
 
 @pytest.mark.parametrize(("name", "depth"), [("vgg11", 11), ("vgg13_bn", 13), ("vgg19", 19)])
+@pytest.mark.usefixtures("structure_only")
 def test_vgg_depth_is_the_number_in_the_name(name, depth):
     layers = keras.layers
     weighted = [
@@ -124,6 +125,7 @@ def test_local_response_normalisation_in_mixed_precision(policy):
 
 
 @pytest.mark.parametrize(("stem", "least"), [("imagenet", 63), ("cifar", 29)])
+@pytest.mark.usefixtures("structure_only")
 def test_the_least_size_of_alexnet_leaves_one_pixel(stem, least):
     assert min_size(MODELS.spec("alexnet", stem=stem)) == least
     last = build("alexnet", least, stem=stem).get_layer("stage3_pool")
