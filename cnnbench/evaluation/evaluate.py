@@ -63,8 +63,9 @@ def evaluate(
 
     Example:
         >>> import cnnbench
-        >>> result = cnnbench.evaluate(cnnbench.open_run("runs/digits"))
-        >>> result["examples"], result["top1"] > 0.9
+        >>> run = cnnbench.open_run("runs/digits")
+        >>> result = cnnbench.evaluate(run)
+        >>> result["examples"], result[run.recipe.task.score.key] > 0.9
         (360, True)
     """
     recipe, task = run.recipe, run.recipe.task
