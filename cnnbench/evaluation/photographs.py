@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cnnbench.data.images import SUFFIXES
 from cnnbench.errors import DataError
@@ -12,9 +12,26 @@ from cnnbench.evaluation.predict import predict
 from cnnbench.registry.kinds import DATASETS
 from cnnbench.runs.run import Run
 from cnnbench.system import files
+from cnnbench.tasks.results import TaskCheck
 
 
-def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
+class PhotographResult(TaskCheck):
+    """The content of check.json, with the keys of the run's task.
+
+    Attributes:
+        folder: absolute path of the photographs.
+        images: number of images that could be read and have a label; the task's keys are of these.
+        unlabelled: number of images whose path says nothing.
+        unreadable: number of images with a label that could not be read.
+    """
+
+    folder: str
+    images: int
+    unlabelled: int
+    unreadable: int
+
+
+def check_photographs(run: Run, folder: Path) -> PhotographResult:
     """Predicts the photographs in a folder, and writes what the task makes of it to check.json.
 
     The path of a photograph says what it shows, as the task reads it; for ImageNet, that may be a
@@ -25,8 +42,7 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
         folder: the folder; it is read with all folders below.
 
     Returns:
-        "folder", "images" with a label, "unlabelled" and "unreadable" images, and the task's
-        entries, of the first.
+        The content of the file.
 
     Raises:
         UsageError: the run's task reads nothing from paths.
@@ -54,7 +70,7 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
     pairs = zip(labelled.values(), rows, strict=True)
     answers = [(label, row) for label, row in pairs if "error" not in row]
     truth, predictions = [label for label, _ in answers], [row for _, row in answers]
-    result = {
+    result: dict[str, Any] = {
         "folder": str(folder.absolute()),
         "images": len(answers),
         "unlabelled": len(found) - len(labelled),
@@ -64,7 +80,7 @@ def check_photographs(run: Run, folder: Path) -> dict[str, Any]:
     files.write_json(run.path / "check.json", result)
     if refusal := check.refusal(truth, predictions, run.path):
         raise refusal
-    return result
+    return cast("PhotographResult", result)  # with whatever keys the task gives it
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -45,6 +45,10 @@ class Score:
     key: str
     title: str
 
+    def of(self, result: Mapping[str, Any]) -> float:
+        """Returns the score in a result, such as of `evaluate`, or in a row of one."""
+        return float(result[self.key])
+
     def of_target(self, target: Any) -> float:
         """Returns the score required by a recipe's `target`."""
         return float(getattr(target, self.key))

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from typed import problems
 
 from cnnbench.errors import DataError
-from cnnbench.evaluation.photographs import check_photographs
-from cnnbench.evaluation.predict import predict
+from cnnbench.evaluation.photographs import PhotographResult, check_photographs
+from cnnbench.evaluation.predict import Prediction, predict
 
 
 @pytest.fixture
@@ -40,6 +41,9 @@ def test_what_cannot_be_read_is_counted_and_what_is_hidden_is_none(digits_run, p
     found = check_photographs(digits_run, folder)
     assert (found["images"], found["unreadable"], found["unlabelled"]) == (3, 1, 1)
     assert found["top1"] == found["top5"] == 1
+    assert not problems(found, PhotographResult)
+    for row in predict(digits_run, [folder / "7/broken.png", *folder.glob("?/?.png")]):
+        assert not problems(row, Prediction)
     assert json.loads((digits_run.path / "check.json").read_text()) == found
 
 
