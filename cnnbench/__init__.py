@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from cnnbench.backend.settings import Choice, Settings
     from cnnbench.data.open import Access
     from cnnbench.errors import CnnbenchError
-    from cnnbench.evaluation.compare import compare
-    from cnnbench.evaluation.evaluate import evaluate
-    from cnnbench.evaluation.predict import predict
-    from cnnbench.exports.export import export
+    from cnnbench.evaluation.compare import Comparison, ComparisonRow, compare
+    from cnnbench.evaluation.evaluate import Evaluation, evaluate
+    from cnnbench.evaluation.predict import Prediction, predict
+    from cnnbench.exports.export import ExportRow, export
     from cnnbench.exports.options import ExportOptions
     from cnnbench.models.build import build_model
     from cnnbench.recipe.load import load_recipe
     from cnnbench.recipe.recipe import Recipe
-    from cnnbench.report.describe import list_models
+    from cnnbench.report.describe import ModelRow, list_models
     from cnnbench.runs.run import Run, open_run
     from cnnbench.training.callbacks import Callbacks
     from cnnbench.training.stages import resume, train
@@ -28,7 +28,13 @@ _MODULES = {
     "Callbacks": "cnnbench.training.callbacks",
     "Choice": "cnnbench.backend.settings",
     "CnnbenchError": "cnnbench.errors",
+    "Comparison": "cnnbench.evaluation.compare",
+    "ComparisonRow": "cnnbench.evaluation.compare",
+    "Evaluation": "cnnbench.evaluation.evaluate",
     "ExportOptions": "cnnbench.exports.options",
+    "ExportRow": "cnnbench.exports.export",
+    "ModelRow": "cnnbench.report.describe",
+    "Prediction": "cnnbench.evaluation.predict",
     "Recipe": "cnnbench.recipe.recipe",
     "Run": "cnnbench.runs.run",
     "Settings": "cnnbench.backend.settings",
@@ -49,7 +55,13 @@ __all__ = [
     "Callbacks",
     "Choice",
     "CnnbenchError",
+    "Comparison",
+    "ComparisonRow",
+    "Evaluation",
     "ExportOptions",
+    "ExportRow",
+    "ModelRow",
+    "Prediction",
     "Recipe",
     "Run",
     "Settings",

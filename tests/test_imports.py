@@ -1,6 +1,7 @@
 """Who imports whom, and what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ ROOMS = (
 # What stands beside the rooms: the public names, imported when used, and the entry point.
 BESIDE = {"__init__", "__main__", "py"}
 MAX_ENTRIES, MAX_LINES = 20, 400
+# What one task knows, and reports may draw.
+OF_CLASSIFICATION = re.compile(r"\b(top-?[15](_\w+)?|softmax)\b", re.IGNORECASE)
 
 
 def modules() -> dict[str, Path]:
@@ -93,6 +96,12 @@ def test_the_package_is_easy_to_survey():
     assert len(entries) <= MAX_ENTRIES
     long = [name for name, p in MODULES.items() if len(p.read_text().splitlines()) > MAX_LINES]
     assert not long
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) not in ("tasks", "report")])
+def test_only_tasks_know_what_classification_is(module):
+    lines = MODULES[module].read_text().splitlines()
+    assert not [line.strip() for line in lines if OF_CLASSIFICATION.search(line)]
 
 
 def modules_after(code: str) -> set[str]:

@@ -126,10 +126,10 @@ def evaluate(
             tell=say,
         )
     answer(result, as_json, lambda found: tables.evaluation(found, task))
-    if require_target and not result["target"]["reached"]:
+    target = result["target"]
+    if require_target and target is not None and not target["reached"]:
         raise VerificationError(
-            f"target {task.score.title} {result['target'][task.score.key]} "
-            f"{tables.verdict(result['target'])}",
+            f"target {task.score.title} {task.score.of(target)} {tables.verdict(target)}",
             where=str(opened.path),
         )
 
@@ -210,7 +210,7 @@ def predict(
     rows = predict_files(opened, images, top=top)
     task = opened.recipe.task
     if as_json or any("error" not in row for row in rows):
-        answer({"images": rows}, as_json, lambda found: tables.predictions(found, task))
+        answer({"images": rows}, as_json, lambda found: tables.predictions(rows, task))
     bad = [row["error"] for row in rows if "error" in row]
     for error in bad[:-1]:
         say(f"error: {error}")

@@ -117,14 +117,15 @@ def export(
             if given[name] is not None:
                 raise click.UsageError(f"--{name} cannot be used with --no-verify.")
     opened = chosen_run(run)
+    from cnnbench.exports.export import ExportRow
     from cnnbench.exports.export import export as write
     from cnnbench.report import tables
 
-    rows: list[dict[str, Any]] = []
+    rows: list[ExportRow] = []
     access = access_to(data_dir, data_path)
     try:
         write(opened, formats, precisions, options=options, access=access, on_row=rows.append)
     finally:  # also if an artifact failed: the table shows it, and those that did not
         if rows:
             result = {"run": str(opened.path), "rows": rows}
-            answer(result, as_json, lambda found: tables.exports(found, opened.recipe.task))
+            answer(result, as_json, lambda found: tables.exports(rows, opened.recipe.task))

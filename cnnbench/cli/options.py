@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from cnnbench.data.open import Access
     from cnnbench.runs.run import Run
 
+Result = TypeVar("Result", bound=Mapping[str, Any])
 # Exit code of a command that a signal stopped with nothing to resume: 128 + SIGINT, as in shells.
 INTERRUPTED = 130
 
@@ -91,7 +93,7 @@ def say_path(path: Path) -> None:
         discard(sys.stdout)
 
 
-def answer(result: dict[str, Any], as_json: bool, table: Any) -> None:
+def answer(result: Result, as_json: bool, table: Callable[[Result], Any]) -> None:
     """Prints a result on stdout, as a JSON object or as the table that `table` makes from it."""
     if as_json:
         click.echo(json.dumps(result, indent=1))

@@ -162,9 +162,10 @@ def import_weights(
         from cnnbench.evaluation.photographs import check_photographs
 
         found = check_photographs(run, check)
+        scores = (" ".join(row) for row in run.recipe.task.photograph_rows(found))
         say(
-            f"{found['images']} photographs: top-1 {found['top1']:.1%}, top-5 {found['top5']:.1%}"
-            + (f"; {found['unlabelled']} have no class" if found["unlabelled"] else "")
+            f"{found['images']} photographs: {', '.join(scores)}"
+            + (f"; {found['unlabelled']} have no label" if found["unlabelled"] else "")
             + (f"; {found['unreadable']} cannot be read" if found["unreadable"] else "")
         )
     say_path(run.path)

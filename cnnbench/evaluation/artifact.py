@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
 from cnnbench.errors import UsageError, VerificationError
-from cnnbench.evaluation.evaluate import summary
+from cnnbench.evaluation.evaluate import Evaluation, summary
 from cnnbench.exports.formats.format import files_of, format_of, require
 from cnnbench.exports.process import Artifact
 from cnnbench.runs import network
@@ -33,7 +33,7 @@ def evaluate_artifact(
     trust: bool = False,
     access: Access | None = None,
     tell: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates an artifact on a run's data, in a separate process.
 
     All metrics are computed from the artifact's own outputs. Writes eval.json next to it.
@@ -48,8 +48,7 @@ def evaluate_artifact(
             same.
 
     Returns:
-        The content of eval.json; its keys are those of `evaluate`, with "artifact" instead of
-        "weights".
+        The content of eval.json.
 
     Raises:
         UsageError: the path is not an artifact, the artifact cannot be run, cnnbench did not write
@@ -101,7 +100,7 @@ def evaluate_artifact(
         kind = f"-{file.name}{kind}"
     if problem := files.keep_json(folder / f"eval{kind}.json", result):
         tell(problem)
-    return result
+    return cast("Evaluation", result)  # the task's part has whatever keys the task gives it
 
 
 def _read(

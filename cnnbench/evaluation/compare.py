@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from cnnbench.backend import session
 from cnnbench.compression.prune import sparsity_of
@@ -19,12 +18,69 @@ from cnnbench.exports.options import EXAMPLES, ExportOptions
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.runs import find, network
 from cnnbench.runs.run import STAGES, Run, open_run
+from cnnbench.system.measure import Latency
+from cnnbench.tasks.results import TaskScore
+
+
+class ComparisonRow(TaskScore):
+    """A network of a comparison, as a TFLite file, with the task's score of it.
+
+    Attributes:
+        name: name of its recipe.
+        run: path of its run.
+        precision: of the file.
+        params: number of trainable parameters.
+        macs: multiply-accumulates of one image.
+        sparsity: share of zeros among the weights that pruning prunes, in [0, 1].
+        size_bytes: size of the file.
+        zip_bytes: its size in a zip archive.
+        latency_ms: of one image.
+        is_best: whether it is Pareto-optimal, that is, no other is at least as good, small (zipped)
+            and fast, and better in one of these.
+    """
+
+    name: str
+    run: str
+    precision: str
+    params: int
+    macs: int
+    sparsity: float
+    size_bytes: int
+    zip_bytes: int
+    latency_ms: Latency
+    is_best: bool
+
+
+class ComparedScore(TypedDict):
+    """The score that networks are compared by.
+
+    Attributes:
+        key: its key in each row.
+        title: its name in printed tables.
+    """
+
+    key: str
+    title: str
+
+
+class Comparison(TypedDict):
+    """Networks compared on the same images.
+
+    Attributes:
+        examples: the largest number of images of the test split.
+        score: the task's score.
+        rows: a row for each network, in the order given.
+    """
+
+    examples: int
+    score: ComparedScore
+    rows: list[ComparisonRow]
 
 
 @session.isolated()
 def compare(
     paths: Sequence[Path], *, examples: int = EXAMPLES, access: Access | None = None
-) -> dict[str, Any]:
+) -> Comparison:
     """Exports the networks of runs to TFLite and measures each artifact in its own runtime.
 
     The artifact of a run that may only be read is not kept.
@@ -38,10 +94,7 @@ def compare(
         access: where data sets are stored; None: where the training found them.
 
     Returns:
-        {"examples", "score" {key, title}, "rows": [{name, run, precision, the score, params, macs,
-        sparsity, size_bytes, zip_bytes, latency_ms {p50, p95}, is_best}]}. is_best: whether the row
-        is Pareto-optimal, that is, no other is at least as good, small and fast, and better in one
-        of these.
+        The score, and a row for each network.
 
     Raises:
         UsageError: a path is given twice, or there are no runs, or they have different tasks.
@@ -65,7 +118,9 @@ def compare(
     rows = [_row(run, examples, access) for run in runs.values()]
     for row in rows:
         row["is_best"] = not any(_beats(other, row, task.score.key) for other in rows)
-    return {"examples": examples, "score": asdict(task.score), "rows": rows}
+    score: ComparedScore = {"key": task.score.key, "title": task.score.title}
+    # The key of the score is the task's.
+    return {"examples": examples, "score": score, "rows": cast("list[ComparisonRow]", rows)}
 
 
 def _runs(path: Path) -> list[Run]:
@@ -84,24 +139,26 @@ def _row(run: Run, examples: int, access: Access | None) -> dict[str, Any]:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cnnbench-")))
         options = ExportOptions(examples=examples, output=output)
         (artifact,) = export(run, ["tflite"], options=options, access=access)
-    score = run.recipe.task.score.key
+    score = run.recipe.task.score
     sparsity, _ = sparsity_of(model)
     return {
         "name": run.recipe.name,
         "run": str(run.path),
         "precision": artifact["precision"],
-        score: artifact[score],
+        score.key: score.of(artifact),
         "params": count_params(model),
         "macs": count_macs(model),
         "sparsity": round(sparsity, 4),
-        **{key: artifact[key] for key in ("size_bytes", "zip_bytes", "latency_ms")},
+        "size_bytes": artifact["size_bytes"],
+        "zip_bytes": artifact["zip_bytes"],
+        "latency_ms": artifact["latency_ms"],
     }
 
 
-def _beats(one: dict[str, Any], other: dict[str, Any], score: str) -> bool:
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any], score: str) -> bool:
     """Returns whether one row Pareto-dominates another: never worse, and better in something."""
 
-    def costs(row: dict[str, Any]) -> tuple[float, ...]:
+    def costs(row: Mapping[str, Any]) -> tuple[float, ...]:
         return -row[score], row["zip_bytes"], row["latency_ms"]["p50"]
 
     pairs = list(zip(costs(one), costs(other), strict=True))

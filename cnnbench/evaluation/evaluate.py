@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -22,7 +22,85 @@ from cnnbench.runs import network
 from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
 from cnnbench.system import files
-from cnnbench.system.measure import latency_ms, peak_memory_mb
+from cnnbench.system.measure import Latency, latency_ms, peak_memory_mb
+from cnnbench.tasks.results import TaskScore, TaskSummary
+
+
+class TargetReached(TaskScore):
+    """A recipe's target, with the task's score that it asks for.
+
+    Attributes:
+        tolerance: by how much the score may be below, in [0, 1).
+        source: where the target comes from.
+        reached: whether the score is the target's, within the tolerance.
+        difference: the score less the target's.
+    """
+
+    tolerance: float
+    source: str
+    reached: bool
+    difference: float
+
+
+class Robustness(TypedDict):
+    """The score under corruptions.
+
+    Attributes:
+        examples: number of images that were corrupted.
+        corruptions: for each corruption, the score in [0, 1] at the severities 1 to 5.
+        mean_corruption_accuracy: mean of these.
+        mean_corruption_error: 1 less the mean.
+        notes: differences from published benchmarks.
+    """
+
+    examples: int
+    corruptions: dict[str, list[float]]
+    mean_corruption_accuracy: float
+    mean_corruption_error: float
+    notes: list[str]
+
+
+class Evaluation(TaskSummary):
+    """The content of eval.json, with the keys of the run's task.
+
+    Attributes:
+        recipe: name of the recipe.
+        run: path of the run.
+        split: "test" or "validation".
+        weights: "best" or "last"; not of an artifact.
+        artifact: path of the artifact, if one was evaluated.
+        format: its format.
+        skipped_images: damaged images that were left out.
+        tta: test-time augmentation; "none" without.
+        examples: number of images.
+        params: number of trainable parameters.
+        macs: multiply-accumulates of one image.
+        target: the recipe's target; None without one, or on another split than "test".
+        throughput_images_per_s: of batches; None if there were too few to tell, or an artifact's
+            runtime failed on them.
+        batch_size: images in these batches; None if an artifact's runtime failed on them.
+        latency_ms: of one image.
+        peak_memory_mb: of the process, in MB of 2**20 bytes.
+        robust: the score under corruptions, if it was measured.
+    """
+
+    recipe: str
+    run: str
+    split: str
+    weights: NotRequired[str]
+    artifact: NotRequired[str]
+    format: NotRequired[str]
+    skipped_images: list[str]
+    tta: str
+    examples: int
+    params: int
+    macs: int
+    target: TargetReached | None
+    throughput_images_per_s: float | None
+    batch_size: int | None
+    latency_ms: Latency
+    peak_memory_mb: float
+    robust: NotRequired[Robustness]
 
 
 @session.isolated()
@@ -35,7 +113,7 @@ def evaluate(
     robust_examples: int | None = None,
     access: Access | None = None,
     tell: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates a run's network on a split and writes eval.json.
 
     With another split, other weights, another test-time augmentation than the recipe's, or with
@@ -53,7 +131,7 @@ def evaluate(
             same.
 
     Returns:
-        The content of the file; docs/reliability.md lists its keys.
+        The content of the file.
 
     Raises:
         RunError: the run has no weights, or the data differs from that of the training.
@@ -63,8 +141,9 @@ def evaluate(
 
     Example:
         >>> import cnnbench
-        >>> result = cnnbench.evaluate(cnnbench.open_run("runs/digits"))
-        >>> result["examples"], result["top1"] > 0.9
+        >>> run = cnnbench.open_run("runs/digits")
+        >>> result = cnnbench.evaluate(run)
+        >>> result["examples"], run.recipe.task.score.of(result) > 0.9
         (360, True)
     """
     recipe, task = run.recipe, run.recipe.task
@@ -96,7 +175,7 @@ def evaluate(
     file = _file(run, split, weights, tta, bool(robust_examples))
     if problem := files.keep_json(file, result):
         tell(problem)
-    return result
+    return cast("Evaluation", result)  # the task's part has whatever keys the task gives it
 
 
 def summary(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
 import numpy as np
 
@@ -14,24 +14,35 @@ from cnnbench.data.preprocess import fit, reading
 from cnnbench.errors import DataError, UsageError
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
+from cnnbench.tasks.results import TaskPrediction
 
 BATCH = 32
 
 
+class Prediction(TaskPrediction):
+    """What a run predicts for an image file, with the keys of its task.
+
+    Attributes:
+        file: the path as given.
+        error: instead of a prediction, why there is none: the file is missing or no image, or the
+            run has seen none whose values have that range.
+    """
+
+    file: str
+    error: NotRequired[str]
+
+
 @session.isolated()
-def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict[str, Any]]:
+def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
     """Predicts image files of any common format and size.
 
     Args:
         run: a run with weights.
         paths: the image files.
-        top: number of classes to return for each file.
+        top: maximum number of results, such as classes, for each file.
 
     Returns:
-        One row per file: "file", and the prediction of the run's task. For classification, that is
-        "top": a list of {"class", "probability"} in descending order of probability. If the file
-        is missing or no image, or the run has seen none whose values have that range, the row has
-        "error" instead, the reason.
+        One row per file, in the order given.
 
     Raises:
         RunError: the run has no weights.
@@ -65,4 +76,4 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
             for place, row in zip(read, predictions, strict=True):
                 found[place] |= row
         rows += found
-    return rows
+    return cast("list[Prediction]", rows)  # with whatever keys the task gives them

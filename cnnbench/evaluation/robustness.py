@@ -25,8 +25,7 @@ def robustness(
         batches: from `evaluation_batches`, starting at the first example of the split.
 
     Returns:
-        "examples", "corruptions" (five scores each), "mean_corruption_accuracy",
-        "mean_corruption_error", and "notes" on differences from published benchmarks.
+        The keys of `cnnbench.evaluation.evaluate.Robustness`.
     """
     sums = {name: [0.0] * len(SEVERITIES) for name in CORRUPTIONS}
     examples = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict, cast
 
 from cnnbench.backend import session
 from cnnbench.data.open import Access
@@ -20,6 +20,88 @@ from cnnbench.exports.write import Source, write
 from cnnbench.runs import network
 from cnnbench.runs.network import Network
 from cnnbench.runs.run import Run
+from cnnbench.system.measure import Latency
+from cnnbench.tasks.results import TaskAgreement
+
+
+class Calibration(TypedDict):
+    """How the ranges of integers were found.
+
+    Attributes:
+        images: number of training images.
+        method: name in CALIBRATION_METHODS.
+    """
+
+    images: int
+    method: str
+
+
+class BestBatch(TypedDict):
+    """The batch with the highest throughput.
+
+    Attributes:
+        batch_size: images in it.
+        images_per_s: the throughput.
+    """
+
+    batch_size: int
+    images_per_s: float
+
+
+class LayerRow(TypedDict):
+    """The int8 error of a layer, as in explain.json; see `LayerError` for the others.
+
+    Attributes:
+        kept_float: whether the file computes it in float32.
+    """
+
+    layer: str
+    operation: str
+    error: float
+    relative_error: float
+    tensor: str
+    kept_float: bool
+
+
+class ExportRow(TaskAgreement, total=False):
+    """An artifact, as in verify.json; those that were verified have the keys of the run's task.
+
+    Attributes:
+        format: name of the format.
+        precision: name in PRECISIONS.
+        preprocessing: whether it takes pixels; like all below up to "path", of one that was
+            written.
+        size_bytes: size of its files.
+        zip_bytes: their size in a zip archive.
+        deterministic: whether two exports are byte-identical.
+        reason: if not, why.
+        calibration: how the ranges of integers were found, if there are any.
+        path: its folder.
+        layers: the int8 error of each layer, if it was asked for; not in verify.json.
+        latency_ms: of one image; like all below, of one that was verified.
+        peak_memory_mb: of the process that runs it, in MB of 2**20 bytes.
+        tolerance: share of the images by which it may be worse, in [0, 1].
+        passed: whether it agrees with the network; False also of one that was not written.
+        best_batch: throughput, if it passed; None if the runtime fails on batches.
+        error: why it was not written or does not run.
+    """
+
+    format: Required[str]
+    precision: Required[str]
+    preprocessing: bool
+    size_bytes: int
+    zip_bytes: int
+    deterministic: bool
+    reason: str
+    calibration: Calibration
+    path: str
+    layers: list[LayerRow]
+    latency_ms: Latency
+    peak_memory_mb: float
+    tolerance: float
+    passed: bool
+    best_batch: BestBatch | None
+    error: str
 
 
 @session.isolated()
@@ -30,8 +112,8 @@ def export(
     *,
     options: ExportOptions = ExportOptions(),  # noqa: B008 - frozen
     access: Access | None = None,
-    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> list[dict[str, Any]]:
+    on_row: Callable[[ExportRow], None] = lambda row: None,
+) -> list[ExportRow]:
     """Exports a run's best weights and verifies each artifact on images of the test split.
 
     Each artifact is written to `folder_of(run, …)` with metadata.json and, if it is verified,
@@ -49,9 +131,7 @@ def export(
         on_row: called with the row of each artifact when it is done or has failed.
 
     Returns:
-        One row per artifact, as in verify.json. Without verification, a row has only the format,
-        the precision, the sizes and whether two exports are byte-identical. "layers" has the rows
-        of explain.json.
+        One row per artifact, as in verify.json, in the order of the formats and precisions.
 
     Raises:
         UsageError: a format lacks a precision, a package or an operation, or an option applies to
@@ -83,7 +163,7 @@ def export(
         reference = Reference(run, net, options.examples or EXAMPLES, access)
     source = Source(run, weights_sha256, reference)
     base = Request(replace(net, model=plain(net.model)), preprocessing=options.preprocessing)
-    rows: list[dict[str, Any]] = []
+    rows: list[ExportRow] = []
     failed: list[CnnbenchError] = []
     unwritten: list[CnnbenchError] = []
     for form, precision in planned.files:
@@ -93,7 +173,8 @@ def export(
         if precision == "int8":
             request = replace(request, calibration_method=options.calibration_method)
         try:
-            row = write(source, form, request, options)
+            # With whatever keys the task gives it.
+            row = cast("ExportRow", write(source, form, request, options))
         except (UsageError, VerificationError) as error:
             row = {"format": form, "precision": precision, "error": str(error), "passed": False}
             unwritten.append(error)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from cnnbench.models.build import build_model, stage_of
 from cnnbench.models.complexity import count_macs, count_params, layer_macs
@@ -35,6 +35,26 @@ REGISTRIES = {
 }
 
 
+class ModelRow(TypedDict):
+    """A registered network.
+
+    Attributes:
+        name: its name in a recipe's `model`.
+        family: its family.
+        params: number of trainable parameters, for its native input and number of classes.
+        macs: multiply-accumulates of one image of that size.
+        input: native [height, width, channels].
+        source: the paper.
+    """
+
+    name: str
+    family: str
+    params: int
+    macs: int
+    input: list[int]
+    source: str
+
+
 def show_model(name: str) -> dict[str, Any]:
     """Describes a registered model at its native input and number of classes."""
     facts = MODELS.get(name).facts
@@ -60,12 +80,11 @@ def show_recipe(recipe: Recipe) -> dict[str, Any]:
     return _describe(built, about) | {"learning_rate": scaling, "recipe": recipe.dump()}
 
 
-def list_models() -> list[dict[str, Any]]:
+def list_models() -> list[ModelRow]:
     """Lists the registered networks.
 
     Returns:
-        One row per network: "name", "family", "params" (trainable), "macs" for one image of the
-        native size, "input" [height, width, channels], "source".
+        One row per network, by name.
 
     Example:
         >>> import cnnbench
@@ -75,7 +94,7 @@ def list_models() -> list[dict[str, Any]]:
     return [_model_row(name) for name in MODELS.names()]
 
 
-def parts(kind: str) -> list[dict[str, Any]]:
+def parts(kind: str) -> Sequence[Mapping[str, Any]]:
     """Lists the registered parts of a kind ("models", "presets", "datasets", …), one row each."""
     if kind == "models":
         return list_models()
@@ -147,7 +166,7 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _model_row(name: str) -> dict[str, Any]:
+def _model_row(name: str) -> ModelRow:
     facts = MODELS.get(name).facts
     return {
         "name": name,

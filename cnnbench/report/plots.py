@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnbench.errors import UsageError
 from cnnbench.system import files
+
+if TYPE_CHECKING:
+    from cnnbench.evaluation.compare import Comparison
 
 
 def stages(result: dict[str, Any], path: Path) -> None:
@@ -50,7 +54,7 @@ def stages(result: dict[str, Any], path: Path) -> None:
         figure.savefig(partial, format="png", dpi=120)
 
 
-def pareto(result: dict[str, Any], path: Path) -> None:
+def pareto(result: Comparison, path: Path) -> None:
     """Plots accuracy against zipped size and against latency, each with its Pareto front.
 
     Args:
@@ -72,7 +76,8 @@ def pareto(result: dict[str, Any], path: Path) -> None:
         ("latency of one image, ms (median)", [row["latency_ms"]["p50"] for row in rows]),
     )
     score = result["score"]
-    scores = [100 * row[score["key"]] for row in rows]
+    scored: Sequence[Mapping[str, Any]] = rows  # by the task's key
+    scores = [100 * row[score["key"]] for row in scored]
     for axes, (title, values) in zip(panels, costs, strict=True):
         for i, (row, x, y) in enumerate(zip(rows, values, scores, strict=True)):
             name = f"{row['name']}, {row['precision']}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
@@ -14,11 +14,17 @@ from rich.text import Text
 from cnnbench.errors import printable
 from cnnbench.tasks.task import Task
 
+if TYPE_CHECKING:
+    from cnnbench.evaluation.compare import Comparison
+    from cnnbench.evaluation.evaluate import Evaluation, Robustness, TargetReached
+    from cnnbench.evaluation.predict import Prediction
+    from cnnbench.exports.export import ExportRow, LayerRow
+
 # Layers beyond this number are only in explain.json.
 MAX_LAYERS = 20
 
 
-def evaluation(result: dict[str, Any], task: Task) -> Any:
+def evaluation(result: Evaluation, task: Task) -> Any:
     """Returns the table of an evaluation."""
     latency = result["latency_ms"]
     rows = [
@@ -35,7 +41,7 @@ def evaluation(result: dict[str, Any], task: Task) -> Any:
     if result["skipped_images"]:
         rows.append(("skipped images", ", ".join(result["skipped_images"])))
     if target := result["target"]:
-        found = f"{target[task.score.key]:.4f}: {verdict(target)}"
+        found = f"{task.score.of(target):.4f}: {verdict(target)}"
         rows.append(("target", f"{found}; {target['source']}"))
     parts = [facts(dict(rows))]
     if robust := result.get("robust"):
@@ -44,7 +50,7 @@ def evaluation(result: dict[str, Any], task: Task) -> Any:
     return Group(*parts)
 
 
-def verdict(target: dict[str, Any]) -> str:
+def verdict(target: TargetReached) -> str:
     """Returns whether the target was reached, and the difference, as text."""
     difference = target["difference"]
     if not target["reached"]:
@@ -54,13 +60,13 @@ def verdict(target: dict[str, Any]) -> str:
     return f"reached, {difference:.4f} above"
 
 
-def exports(result: dict[str, Any], task: Task) -> Any:
+def exports(rows: Sequence[ExportRow], task: Task) -> Any:
     """Returns the tables of an export: artifacts, errors, layers, and paths."""
     lines: list[dict[str, str]] = []
     paths: list[tuple[str, str, str]] = []
     parts: list[Any] = []
     unverified: list[int] = []
-    for row in result["rows"]:
+    for row in rows:
         name = [("format", row["format"]), ("precision", row["precision"])]
         cells = [*name, ("size", _megabytes(row["size_bytes"]) if "path" in row else "")]
         if "path" in row:
@@ -84,14 +90,14 @@ def exports(result: dict[str, Any], task: Task) -> Any:
     # Beside the size, in a column of the verified rows if there are any.
     beside = columns[3] if len(columns) > 3 else "verification"
     for i in unverified:
-        lines[i][beside] = "failed" if "error" in result["rows"][i] else "not verified"
+        lines[i][beside] = "failed" if "error" in rows[i] else "not verified"
     columns = list(dict.fromkeys([*columns, *(title for line in lines for title in line)]))
     cells_of = [[line.get(title, "") for title in columns] for line in lines]
     where = _table(("format", "precision", "where"), paths)
     return Group(_table(columns, cells_of), *parts, where)
 
 
-def _layers(layers: Sequence[dict[str, Any]]) -> Table:
+def _layers(layers: Sequence[LayerRow]) -> Table:
     """Returns the table of the layers with the largest int8 error."""
     rows = [
         (
@@ -105,9 +111,10 @@ def _layers(layers: Sequence[dict[str, Any]]) -> Table:
     return _table(("layer", "operation", "int8 error", "kept in float32"), rows)
 
 
-def comparison(result: dict[str, Any]) -> Any:
+def comparison(result: Comparison) -> Any:
     """Returns the table of a comparison, a row per network."""
     score = result["score"]
+    scored: Sequence[Mapping[str, Any]] = result["rows"]  # by the task's key
     columns = (
         "network", "precision", score["title"], "params", "MACs", "zeros", "size", "zip", "p50",
         "best",
@@ -116,7 +123,7 @@ def comparison(result: dict[str, Any]) -> Any:
         (
             row["name"],
             row["precision"],
-            f"{row[score['key']]:.4f}",
+            f"{each[score['key']]:.4f}",
             f"{row['params']:,}",
             f"{row['macs']:,}",
             f"{row['sparsity']:.1%}",
@@ -125,17 +132,17 @@ def comparison(result: dict[str, Any]) -> Any:
             f"{row['latency_ms']['p50']:.2f} ms",
             "*" if row["is_best"] else "",
         )
-        for row in result["rows"]
+        for row, each in zip(result["rows"], scored, strict=True)
     ]
     note = f"{score['title']} of TFLite files on at most {result['examples']} test images"
     return Group(_table(columns, rows), note)
 
 
-def predictions(result: dict[str, Any], task: Task) -> Any:
+def predictions(rows: Sequence[Prediction], task: Task) -> Any:
     """Returns the table of predictions, of which there is at least one; errors are left out."""
     lines = [
         {"file": row["file"] if i == 0 else "", **dict(cells)}
-        for row in result["images"]
+        for row in rows
         if "error" not in row
         for i, cells in enumerate(task.prediction_cells(row))
     ]
@@ -167,7 +174,7 @@ def model(result: dict[str, Any]) -> Any:
     return Group(facts(about), stages, *recipe)
 
 
-def parts(result: dict[str, Any]) -> Any:
+def parts(result: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Returns the table of `list`; its rows have the same keys."""
     (rows,) = result.values()
     if not rows:
@@ -242,14 +249,14 @@ def _table(columns: Sequence[str] | None, rows: Iterable[Sequence[Any]]) -> Tabl
     return table
 
 
-def _throughput(result: dict[str, Any]) -> str:
+def _throughput(result: Evaluation) -> str:
     speed = result["throughput_images_per_s"]
     if speed is None:
         return "unknown: too few batches"
     return f"{speed:.0f} images/s in batches of {result['batch_size']}"
 
 
-def _robustness(robust: dict[str, Any], task: Task) -> list[Any]:
+def _robustness(robust: Robustness, task: Task) -> list[Any]:
     rows = [
         (
             name.replace("_", " "),

@@ -8,13 +8,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 LATENCY_CALLS = 50
 # Batch sizes at which inference throughput is measured.
 INFERENCE_BATCHES = (1, 8, 32, 128)
+
+
+class Latency(TypedDict):
+    """Percentiles of the time of a call, in ms.
+
+    Attributes:
+        p50: the median.
+        p95: the 95th percentile.
+    """
+
+    p50: float
+    p95: float
 
 
 def peak_memory_mb() -> float:
@@ -28,7 +40,7 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2
 
 
-def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str, float]:
+def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> Latency:
     """Returns latency percentiles, in ms, over `calls` calls after two warm-up calls."""
     seconds = []
     for _ in range(calls + 2):
@@ -38,7 +50,7 @@ def latency_ms(call: Callable[[], Any], calls: int = LATENCY_CALLS) -> dict[str,
     return latency_percentiles_ms(seconds[2:])
 
 
-def latency_percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Returns the median "p50" and the 95th percentile "p95", in ms, of call times in seconds."""
+def latency_percentiles_ms(seconds: Sequence[float]) -> Latency:
+    """Returns latency percentiles, in ms, of call times in seconds."""
     p50, p95 = 1000 * np.percentile(seconds, (50, 95))
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}

@@ -20,6 +20,7 @@ from cnnbench.tasks.metrics import (
     in_top_k,
     per_class,
 )
+from cnnbench.tasks.photographs import ClassCheck
 from cnnbench.tasks.task import Outputs, Row, Score, Task
 
 # With more classes, the per-class tables are in eval.json only.
@@ -191,6 +192,10 @@ class Classification(Task):
             "confusion": _written(found),
         }
 
+    def photograph_check(self, classes: Sequence[str], others: Mapping[str, str]) -> ClassCheck:
+        """Returns the check of the classes that the photographs' paths name."""
+        return ClassCheck(classes, others)
+
     def tolerance(self, precision: str) -> float:
         """Returns the allowed fraction of changed classes (float) or drop in top-1 (integer)."""
         return agreement.tolerance(precision)
@@ -273,6 +278,10 @@ class Classification(Task):
             (("class", "examples", "top-1"), classes),
             (("true \\ predicted", *numbers), confusion_rows),
         ]
+
+    def photograph_rows(self, result: Mapping[str, Any]) -> list[Row]:
+        """Returns the accuracy on the photographs."""
+        return [("top-1", f"{result['top1']:.1%}"), ("top-5", f"{result['top5']:.1%}")]
 
     def verification_cells(self, row: Mapping[str, Any]) -> list[Row]:
         """Returns the accuracy of the file and of the network, and how much they differ."""

@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
 
-from cnnbench.errors import VerificationError
+from cnnbench.errors import UsageError, VerificationError
 from cnnbench.registry.kinds import DATASETS, LOSSES, MODELS, TASKS
 from cnnbench.registry.limits import Rate, Share
 from cnnbench.registry.registry import Entry, Spec
+from cnnbench.tasks.photographs import PhotographCheck
 
 # The task of components that are registered without one.
 DEFAULT = "classification"
@@ -43,6 +44,10 @@ class Score:
 
     key: str
     title: str
+
+    def of(self, result: Mapping[str, Any]) -> float:
+        """Returns the score in a result, such as of `evaluate`, or in a row of one."""
+        return float(result[self.key])
 
     def of_target(self, target: Any) -> float:
         """Returns the score required by a recipe's `target`."""
@@ -254,6 +259,20 @@ class Task:
         """
         raise NotImplementedError
 
+    def photograph_check(
+        self, classes: Sequence[str], others: Mapping[str, str]
+    ) -> PhotographCheck:
+        """Returns the check of a network on photographs whose paths say what they show.
+
+        Args:
+            classes: names of the data set's classes.
+            others: other names, such as synsets, and the class of each.
+
+        Raises:
+            UsageError: the task reads nothing from paths.
+        """
+        raise UsageError(f"photographs have no classes for {self.name}")
+
     # Verification of exported files.
 
     def tolerance(self, precision: str) -> float:
@@ -311,6 +330,10 @@ class Task:
     ) -> list[tuple[Sequence[str], Sequence[Sequence[Any]]]]:
         """Returns additional tables of eval.json, each as column titles and rows."""
         return []
+
+    def photograph_rows(self, result: Mapping[str, Any]) -> list[Row]:
+        """Returns what is printed of this task's keys of check.json."""
+        raise NotImplementedError
 
     def verification_cells(self, row: Mapping[str, Any]) -> list[Row]:
         """Returns the titles and cells for this task's keys of a row of verify.json."""

@@ -5,12 +5,14 @@ import json
 import pytest
 from click.testing import CliRunner
 from conftest import RECIPES
+from typed import problems
 
 from cnnbench import load_recipe
 from cnnbench.cli import cli
 from cnnbench.models.build import build_model
 from cnnbench.models.complexity import count_macs, count_params
 from cnnbench.models.pretrained.presets import PRESETS
+from cnnbench.report.describe import ModelRow
 
 OPTIONS = {
     "datasets": {
@@ -66,6 +68,7 @@ def test_a_network_has_its_size_cost_input_and_source():
         "name": "resnet50", "family": "resnet", "params": 25_557_032, "macs": 4_089_184_256,
         "input": [224, 224, 3], "source": rows["resnet50"]["source"],
     }  # fmt: skip
+    assert not problems(rows["resnet50"], ModelRow)
     assert "He et al. 2015" in rows["resnet50"]["source"]
     for name in ("lenet5", "resnet20"):
         built = build_model(name, tuple(rows[name]["input"]), 10)

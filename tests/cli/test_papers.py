@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from conftest import RECIPES, ROOT
 from test_imports import PACKAGE, ROOMS
 
+from cnnbench import __all__ as public
 from cnnbench import load_recipe
 from cnnbench.cli import cli
 from cnnbench.errors import RecipeError
@@ -84,6 +85,11 @@ def test_the_readme_is_short_and_links_to_every_page():
     assert {page.stem for page in PAGES if page.parent == ROOT / "docs"} == SUBJECTS
     for subject in SUBJECTS:
         assert f"(docs/{subject}.md)" in README.read_text(), subject
+
+
+def test_every_public_name_is_on_its_page():
+    named = re.findall(r"\w+", " ".join(spans(ROOT / "docs" / "python.md")))
+    assert not set(public) - set(named)
 
 
 @examples("python")

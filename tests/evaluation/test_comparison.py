@@ -5,10 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from typed import problems
 
 from cnnbench import load_recipe, train
 from cnnbench.errors import UsageError
-from cnnbench.evaluation.compare import _beats, compare
+from cnnbench.evaluation.compare import Comparison, _beats, compare
 from cnnbench.report import plots
 from cnnbench.runs.network import restore
 
@@ -25,6 +26,7 @@ def test_runs_are_compared_with_what_they_began_with_which_is_told_once(digits_r
     both = "[{name: prune, sparsity: 0.9, every: 5}, {name: qat}]"
     folder = compressed(digits_run, tmp_path / "one", both, 2)
     result = compare([folder, digits_run.path], examples=200)
+    assert not problems(result, Comparison)
     dense, pruned, quantized = result["rows"]
     runs = [digits_run.path.absolute(), folder / "1-prune", folder / "2-qat"]
     assert [row["run"] for row in result["rows"]] == list(map(str, runs))

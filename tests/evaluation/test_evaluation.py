@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, here
 from rich.console import Console
+from typed import problems
 
 from cnnbench import evaluate, load_recipe, open_run, train
 from cnnbench.backend.lazy import tf
@@ -15,7 +16,7 @@ from cnnbench.data.open import Access
 from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
 from cnnbench.evaluation.corruptions import CORRUPTIONS, SEVERITIES, draws
-from cnnbench.evaluation.evaluate import _reached
+from cnnbench.evaluation.evaluate import Evaluation, _reached
 from cnnbench.evaluation.robustness import robustness
 from cnnbench.report import tables
 from cnnbench.runs import network
@@ -135,6 +136,7 @@ def test_a_target_is_reached_where_its_tolerance_just_allows_it():
 
 def test_the_table_has_what_was_measured(run):
     result = evaluate(run, tta="flip", robust_examples=2)
+    assert not problems(result, Evaluation)
     text = printed(result)
     for name, key in (("negative log-likelihood", "nll"), ("calibration error", "ece")):
         assert any(name in line and f"{result[key]:.4f}" in line for line in text.splitlines())

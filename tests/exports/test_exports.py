@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from typed import problems
 
 from cnnbench import evaluate, export, open_run, predict, train
 from cnnbench.backend.lazy import tf
@@ -23,7 +24,9 @@ from cnnbench.data.reader import evaluation_batches
 from cnnbench.data.splits import evaluation_examples
 from cnnbench.errors import RunError, UsageError, VerificationError
 from cnnbench.evaluation.artifact import evaluate_artifact
+from cnnbench.evaluation.evaluate import Evaluation
 from cnnbench.exports import calibrate
+from cnnbench.exports.export import ExportRow
 from cnnbench.exports.formats.format import known_formats, module_of
 from cnnbench.exports.options import ExportOptions
 from cnnbench.exports.plan import plan
@@ -120,12 +123,13 @@ def test_every_other_precision_is_verified(run):
     rows += export(run, ["onnx"], ["int8"])
     assert {(row["format"], row["precision"]) for row in rows} == set(OTHERS)
     for row in rows:
+        assert not problems(row, ExportRow)
         assert row["passed"] and row["reference_top1"] - row["top1"] <= 0.01
         assert 0 < row["max_abs_logit_diff"] < 1 and row["deterministic"] is True
     int8 = json.loads((run.path / "exports/tflite-int8/metadata.json").read_text())
     assert int8["input"] | {"dtype": "uint8", "scale": 1.0, "zero_point": 0} == int8["input"]
     console = Console(width=120, file=io.StringIO())
-    console.print(tables.exports({"rows": rows}, task_named("classification")))
+    console.print(tables.exports(rows, task_named("classification")))
     printed = console.file.getvalue()
     assert "int16x8" in printed and str(run.path / "exports/onnx-int8") in printed
     assert max(map(len, printed.splitlines())) <= 120
@@ -267,6 +271,7 @@ def test_a_failure_hides_no_other_result(run, monkeypatch):
             on_row=told.append,
         )
     assert [row["passed"] for row in told] == [False, False, True]
+    assert not [problem for row in told for problem in problems(row, ExportRow)]
     monkeypatch.undo()
     monkeypatch.setattr(module_of("onnx"), "write", lacking)
     command = ["export", str(run.path), "--onnx", "--openvino", "--examples", "20"]
@@ -364,6 +369,7 @@ def test_calibration_sees_training_images_alone(digits_run):
 
 def test_explain_and_keep_float_say_which_layers(run):
     (row,) = export(run, ["tflite"], ["int8"], options=ExportOptions(explain=True, keep_float=2))
+    assert not problems(row, ExportRow)
     folder = run.path / "exports/tflite-int8"
     layers = json.loads((folder / "explain.json").read_text())["layers"]
     assert layers == row["layers"]
@@ -373,7 +379,7 @@ def test_explain_and_keep_float_say_which_layers(run):
     assert metadata["files"].keys() == {"model.tflite"}
     assert row["calibration"] == {"images": 201, "method": "min_max"}
     console = Console(width=120, file=io.StringIO())
-    console.print(tables.exports({"rows": [row]}, task_named("classification")))
+    console.print(tables.exports([row], task_named("classification")))
     assert "kept in float32" in console.file.getvalue()
 
 
@@ -470,6 +476,7 @@ def test_eval_of_an_artifact_equals_eval(run):
     for key in ("loss", "nll", "ece"):
         assert theirs[key] == pytest.approx(ours[key], rel=1e-3)
     int8 = evaluate_artifact(run, run.path / "exports/tflite-int8")
+    assert not problems(ours, Evaluation) and not problems(int8, Evaluation)
     assert ours["top1"] - int8["top1"] <= 0.01 and int8["loss"] != theirs["loss"]
     shutil.copy(artifact, run.path / "my.tflite")
     evaluate_artifact(run, run.path / "my.tflite", trust=True)

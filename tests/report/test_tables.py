@@ -87,7 +87,7 @@ ROW = {
 
 
 def test_an_export_has_its_proof():
-    lines = printed(tables.exports({"rows": [ROW]}, TASK))
+    lines = printed(tables.exports([ROW], TASK))
     proof = "0.9000 0.9100 99.50% of 360 0.12 1.23 ms 4321 12 MB"
     assert f"tflite int8 1.50 MB {proof}" in lines
     assert "tflite int8 runs/a/exports" in lines
@@ -105,7 +105,7 @@ def test_an_export_has_its_proof():
 )
 def test_an_export_without_some_of_it_says_so(absent, changes, line):
     row = {key: value for key, value in ROW.items() if key not in absent}
-    found = printed(tables.exports({"rows": [row | changes]}, TASK))
+    found = printed(tables.exports([row | changes], TASK))
     assert any(each.endswith(line) for each in found)
 
 
@@ -115,7 +115,7 @@ def test_the_twenty_layers_that_int8_harms_most_are_named():
          "kept_float": i == 0}
         for i in range(21)
     ]  # fmt: skip
-    lines = printed(tables.exports({"rows": [ROW | {"layers": layers}]}, TASK))
+    lines = printed(tables.exports([ROW | {"layers": layers}], TASK))
     assert "conv00 CONV_2D 50.00% yes" in lines and "conv19 CONV_2D 31.00%" in lines
     assert not [line for line in lines if "conv20" in line]
 
@@ -134,7 +134,7 @@ def test_a_comparison_marks_the_best():
 
 def test_a_file_is_named_once_before_its_classes():
     top = [{"class": "cat", "probability": 0.75}, {"class": "dog", "probability": 0.25}]
-    lines = printed(tables.predictions({"images": [{"file": "a.png", "top": top}]}, TASK))
+    lines = printed(tables.predictions([{"file": "a.png", "top": top}], TASK))
     assert lines[0] == "file class probability"
     assert lines[-2:] == ["a.png cat 0.7500", "dog 0.2500"]
 

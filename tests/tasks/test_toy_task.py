@@ -51,6 +51,13 @@ def test_it_is_evaluated_by_its_own_score(used):
     assert row["value"] == pytest.approx(128 / 255, abs=0.1)
 
 
+def test_it_reads_the_names_of_photographs(used):
+    _, found = used
+    check = found["check"]
+    assert (check["images"], check["unlabelled"], check["refusal"]) == (1, 1, "not the brightness")
+    assert check["closeness"] > 0.8 and "top1" not in check
+
+
 def test_its_exports_are_verified_by_it(used):
     _, found = used
     assert [row["format"] for row in found["rows"]] == ["tflite", "onnx", "saved_model"]

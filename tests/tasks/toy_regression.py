@@ -13,7 +13,27 @@ from cnnbench.data.examples import ArraySource, Dataset
 from cnnbench.errors import VerificationError
 from cnnbench.models.register import add_model
 from cnnbench.registry.kinds import DATASETS, LOSSES, TASKS
+from cnnbench.tasks.photographs import PhotographCheck
 from cnnbench.tasks.task import Score, Task
+
+
+class BrightnessCheck(PhotographCheck):
+    """The brightness is in the file's name, as of 0.5_photo.png."""
+
+    naming = "begin their names with the brightness and _"
+
+    def label(self, path):
+        number, found, _ = path.stem.partition("_")
+        return float(number) if found else None
+
+    def summary(self, labels, predictions, folder):
+        gaps = [abs(label - row["value"]) for label, row in zip(labels, predictions, strict=True)]
+        return {"closeness": 1 - max(gaps)}
+
+    def refusal(self, labels, predictions, run):
+        if self.summary(labels, predictions, run)["closeness"] > 0.8:
+            return None
+        return VerificationError("not the brightness", where=str(run))
 
 
 @TASKS.register("regression")
@@ -45,6 +65,9 @@ class Regression(Task):
 
     def summary(self, measured, targets, classes):
         return {key: float(each.mean(dtype=np.float64)) for key, each in measured.items()}
+
+    def photograph_check(self, classes, others):
+        return BrightnessCheck()
 
     def tolerance(self, precision):
         return 1e-4 if precision == "float32" else 0.05

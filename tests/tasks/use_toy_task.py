@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image
 
 import cnnbench
 from cnnbench.cli import cli
-from cnnbench.errors import InterruptedRun
+from cnnbench.errors import InterruptedRun, VerificationError
+from cnnbench.evaluation.photographs import check_photographs
 from cnnbench.training.callbacks import Callbacks
 
 RECIPE = """
@@ -44,7 +46,18 @@ def main(folder: Path) -> None:
     except InterruptedRun:
         cnnbench.resume(folder / "halves")
     Image.fromarray(np.full((9, 12), 128, np.uint8)).save(folder / "grey.png")
+    photographs = folder / "photographs"
+    photographs.mkdir()
+    shutil.copy(folder / "grey.png", photographs / "0.5_grey.png")
+    shutil.copy(folder / "grey.png", photographs / "grey.png")
+    checked = check_photographs(whole, photographs)
+    (photographs / "0.5_grey.png").rename(photographs / "0.1_grey.png")
+    try:
+        check_photographs(whole, photographs)
+    except VerificationError as error:
+        checked["refusal"] = error.what
     found = {
+        "check": checked,
         "task": recipe.task.name,
         "loss": recipe.loss.name,
         "metric": recipe.train.early_stopping.metric,
