@@ -92,6 +92,15 @@ def random() -> np.random.Generator:
 
 
 @pytest.fixture
+def structure_only():
+    """Networks are built without values of their weights, in half the time."""
+    from cnnbench.backend.lazy import keras
+
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+
+
+@pytest.fixture
 def small(tmp_path) -> Path:
     """A recipe that trains in seconds and uses dropout, batch norm, augmentation and a schedule."""
     path = tmp_path / "small.yaml"

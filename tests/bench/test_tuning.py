@@ -166,6 +166,7 @@ def test_settings_that_are_so_already_are_no_change():
     apply(Settings(onednn=uses_onednn()))
 
 
+@pytest.mark.slow
 def test_the_command_line_sets_them_before_tensorflow_is_imported(tiny, tmp_path):
     settings = ["--set", "train.runtime.onednn=false", "--set", "train.runtime.threads=1"]
     steps = ["--set", "train.epochs=2"]

@@ -71,7 +71,16 @@ def write(folder, net, form, precision="float32", images=None, **options):
     module_of(form).write(request, folder)
 
 
-@pytest.mark.parametrize(("form", "precision"), CASES)
+@pytest.mark.parametrize(
+    ("form", "precision"),
+    [
+        # The tests of mutations measure these too.
+        pytest.param(*case, marks=pytest.mark.slow)
+        if case[1] in ("float16", "dynamic", "int16x8")
+        else case
+        for case in CASES
+    ],
+)
 def test_an_artifact_answers_as_the_network(form, precision, net, images, written):
     reference = net(images)["logits"].numpy()
     bound = LOST[precision] * np.abs(reference).max()

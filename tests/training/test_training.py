@@ -553,6 +553,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc's malloc alone")
 def test_freed_memory_is_kept_for_the_next_step(tiny):
     command = [sys.executable, "-c", KEPT_MEMORY, str(tiny)]
