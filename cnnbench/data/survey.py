@@ -24,6 +24,8 @@ HEADERS, DECODED = 256, 64
 SUSPICIOUS = 2**14 - 1
 NOTES = {
     "alpha": "with an alpha channel (transparent pixels become white)",
+    "invisible": "transparent everywhere (they become white)",
+    "lab": "in Lab (converted to RGB)",
     "palette": "with a palette (its colors are used)",
     "cmyk": "in CMYK (converted to RGB)",
     "turned": "turned as their EXIF data says",
@@ -65,6 +67,7 @@ def look(
     count: int,
     may_be_wide: Iterable[int],
     value_range: ValueRange | None,
+    name: Callable[[int], str] = "image {}".format,
 ) -> Survey:
     """Looks at some images, evenly spread.
 
@@ -73,6 +76,7 @@ def look(
         count: number of images.
         may_be_wide: indices of images that may have more than 8 bits per value.
         value_range: the recipe's, or None.
+        name: returns the name of the image with an index, for messages.
 
     Raises:
         UsageError: `data.value_range` must be set for these images.
@@ -85,7 +89,7 @@ def look(
         try:
             data = open_image(index)
             with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
-                _look_at(stream, str(data) if isinstance(data, Path) else "an image", survey)
+                _look_at(stream, str(data) if isinstance(data, Path) else name(index), survey)
         except UsageError:
             raise
         except Exception:  # noqa: S112 - whatever Pillow's decoders raise
@@ -135,11 +139,17 @@ def _look_at(stream: BinaryIO, name: str, survey: Survey) -> None:
         "alpha": image.has_transparency_data,
         "palette": image.mode in ("P", "PA"),
         "cmyk": image.mode == "CMYK",
-        "turned": image.format != "PNG" and image.getexif().get(large.ORIENTATION, 1) != 1,
-        "frames": getattr(image, "is_animated", False),
+        "lab": image.mode == "LAB",
+        "turned": image.format != "PNG" and large.orientation(image) != 1,
+        "frames": getattr(image, "is_animated", False) or "mp" in image.info,
         kept.kind: not kept.is_plain,
     }
     survey.found.update(kind for kind, is_so in found.items() if is_so)
+    if found["alpha"] and survey.found["alpha"] <= DECODED and not large.is_large(image):
+        image.load()
+        alpha = pixels.seen(image).convert("RGBA").getchannel("A")
+        if not alpha.getbbox():
+            survey.found["invisible"] += 1
     if not kept.is_plain and survey.found[kept.kind] <= DECODED:
         _look_at_values(image, stream, kept, name, survey)
 

@@ -88,7 +88,7 @@ def look(source: RecordSource) -> survey.Survey:
     """
     value_range = source.reading["value_range"]
     if not source.is_float:
-        return survey.look(lambda i: source.record(i)[0], len(source), (), value_range)
+        return survey.look(lambda i: source.record(i)[0], len(source), (), value_range, source.name)
     found = survey.Survey(value_range)
     for index in range(0, len(source), max(1, len(source) // survey.DECODED)):
         with contextlib.suppress(DataError):  # the training says so, or skips the record
