@@ -13,6 +13,9 @@ from cnnbench.data.images import BadImageError
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DataSpec
 
+# Images that a thread decodes, one after the other: a task for each would take memory for all.
+AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -123,15 +126,18 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
     if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
         return examples, ()
 
-    def is_readable(index: int) -> bool:
-        try:
-            examples.source.read(int(index))
-        except BadImageError:
-            return False
-        return True
+    good = np.ones(len(examples), bool)
+
+    def check(start: int) -> None:
+        for place in range(start, min(start + AT_ONCE, len(examples))):
+            try:
+                examples.source.read(int(examples.indices[place]))
+            except BadImageError:
+                good[place] = False
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        good = np.fromiter(pool.map(is_readable, examples.indices), bool, len(examples))
+        for _ in pool.map(check, range(0, len(examples), AT_ONCE)):
+            pass  # raises what a thread has raised
     bad = examples.indices[~good]
     if not good.any():
         raise DataError(

@@ -1,7 +1,9 @@
 """Images that are there twice, in two splits or classes, and folders that are one."""
 
+import inspect
 import os
 import shutil
+import sys
 
 import pytest
 from test_folder_walk import make, opened, put
@@ -55,13 +57,14 @@ def test_images_below_their_class_are_counted(root):
     )
 
 
-def test_folders_deeper_than_the_stack_of_python_are_walked(root, monkeypatch):
-    monkeypatch.chdir(root / "train/cat")
-    for _ in range(1100):
-        os.mkdir("d")
-        os.chdir("d")
-    os.chdir(root)
-    assert opened(root).counts == {"images": 16}
+def test_folders_deeper_than_the_stack_of_python_are_walked(root):
+    (root / "train/cat" / "/".join("d" * 400)).mkdir(parents=True)
+    most = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 200)
+    try:
+        assert opened(root).counts == {"images": 16}
+    finally:
+        sys.setrecursionlimit(most)
 
 
 def test_a_link_to_nothing_is_called_so(tmp_path):
