@@ -28,6 +28,9 @@ SPLIT_FOLDERS = {
     "validation": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
 }
+# Categories of control characters, bytes that are no UTF-8, and ends of lines: exported files
+# and tables have to hold the names of classes.
+UNREADABLE = ("Cc", "Cs", "Zl", "Zp")
 LAYOUT = "must contain train/ and test/ or val/, each with one folder per class"
 # By split: its folder; its images by class.
 Folders = Mapping[str, Path]
@@ -135,6 +138,12 @@ def _classes(walk: Walk, folder: Path) -> dict[str, list[Image]]:
     same_folders(folders)
     for name, path in folders.items():
         _must_be_below(folder, path)
+        if any(unicodedata.category(each) in UNREADABLE for each in name):
+            raise DataError(
+                f"the name of the class folder {name!r} is no UTF-8 or has control characters",
+                where=str(folder),
+                allowed="rename it: the names of classes must be readable text",
+            )
         if (key := unicodedata.normalize("NFC", name)) in found:
             raise DataError(
                 f"two folders of class {key}, whose names differ in their Unicode form (NFC, NFD)",
