@@ -80,7 +80,7 @@ def decode(
     except MemoryError:
         raise DataError(NO_MEMORY, where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno and error.strerror:
             raise DataError(f"cannot read the image: {error.strerror}", where=name) from None
         if isinstance(error, ValueError) and (cleaned := large.without_texts(stream)):
             return decode(cleaned, channels, name, value_range, short)

@@ -104,13 +104,19 @@ def look(
     return survey
 
 
-def must_be_known(path: Path, seen: Mapping[str, int], value_range: ValueRange | None) -> None:
+def must_be_known(
+    path: Path,
+    seen: Mapping[str, int],
+    value_range: ValueRange | None,
+    data: bytes | None = None,
+) -> None:
     """Raises if it cannot be known what is black and white in an image to predict.
 
     Args:
         path: the image.
         seen: the kinds of pixels of the training data, as in `Survey.found`.
         value_range: the recipe's.
+        data: the image's bytes; None: they are read from the file.
 
     Raises:
         DataError: it has values of 16 bits that are probably fewer, or values without a default.
@@ -118,7 +124,7 @@ def must_be_known(path: Path, seen: Mapping[str, int], value_range: ValueRange |
     if "16-bit" in seen:
         return
     try:
-        look(lambda _: path, 1, (), value_range)
+        look(lambda _: path if data is None else data, 1, (), value_range, lambda _: str(path))
     except UsageError as error:
         raise DataError(
             f"what is black and white is not known: {error.what.split(': ', 1)[1]}",
