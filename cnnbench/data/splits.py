@@ -69,13 +69,16 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
 
 
 def to_inspect(dataset: Dataset, data: DataSpec, splits: Splits) -> list[Examples]:
-    """Returns the examples whose files to decode once: those used last come first.
+    """Returns the examples to decode once, before they are needed: those used last come first.
 
-    None, if the recipe skips bad images, which `training_splits` has decoded then.
+    None, if the recipe skips bad images, which `training_splits` has decoded then, or if all are
+    in memory. A test split of fixed size, which may be loaded as a whole, is not among them.
     """
-    if data.on_bad_image == "skip" or not isinstance(splits.train.source, FileSource):
+    if data.on_bad_image == "skip" or isinstance(splits.train.source, ArraySource):
         return []
-    test, _ = evaluation_examples(dataset, data, "test")
+    test = None
+    if None in dataset.shape:
+        test, _ = evaluation_examples(dataset, data, "test")
     return [part for part in (test, splits.validation, splits.train) if part is not None]
 
 

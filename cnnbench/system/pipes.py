@@ -32,7 +32,8 @@ def content(path: Path, seconds: float = SECONDS) -> bytes | None:
         raise DataError("is a device or a socket", where=str(path), allowed="a file or a pipe")
     if not stat.S_ISFIFO(mode):
         return None
-    pieces, size = [], 0
+    pieces: list[bytes] = []
+    size = 0
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         while select.select([handle], [], [], seconds)[0]:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnbench.data.inspection import Inspection
 from cnnbench.data.open import Access, open_dataset
-from cnnbench.data.splits import training_splits
+from cnnbench.data.splits import to_inspect, training_splits
 from cnnbench.errors import CnnbenchError, DataError, UsageError
 from cnnbench.registry.kinds import DATASETS
 
-BAD = 3
+BAD, SPLITS = 3, ("train", "test")
 
 
 def png(shape, cut=0):
@@ -42,8 +43,7 @@ def data_dir(tmp_path_factory):
             )
 
         def examples(self, manager):
-            rows = [(i, example(i)) for i in range(10)]
-            return {"train": iter(rows), "test": iter(rows)}
+            return {split: iter([(i, example(i)) for i in range(10)]) for split in SPLITS}
 
         body = {
             "VERSION": tfds.core.Version("1.0.0"), "__module__": "__main__", "_info": info,
@@ -59,6 +59,7 @@ def data_dir(tmp_path_factory):
         prepare(name, {"image": kind, "label": label}, row, ("image", "label"))
 
     simple("Damaged", image, lambda: png((8, 8, 3), cut=64), lambda: png((8, 8, 3)))
+    simple("Free", features.Image(), lambda: png((8, 8, 3), cut=64), lambda: png((9, 8, 3)))
     simple("Larger", image, lambda: png((9, 8, 3)), lambda: png((8, 8, 3)))
     simple("Larger_alpha", alpha, lambda: png((9, 8, 4)), lambda: png((8, 8, 4)))
     pixel = features.Image(shape=(8, 8, 1), dtype=np.float32)
@@ -94,6 +95,15 @@ def test_one_bad_record_of_fixed_size_costs_one_record(data_dir, builder, what):
     assert len(splits.train) == 9 and len(splits.skipped) == 1
     read = [splits.train.source.read(i)[0] for i in splits.train.indices]
     assert {image.shape[:2] for image in read} == {(8, 8)}
+
+
+def test_bad_records_of_free_size_are_found_before_training(data_dir):
+    dataset, spec = opened(data_dir, "free")
+    parts = to_inspect(dataset, spec, training_splits(dataset, spec))
+    with pytest.raises(DataError, match="2 of 20 images looked at cannot be used") as told:
+        Inspection(parts).begin()
+    assert "at byte" in str(told.value) and "accept-data-change" not in str(told.value)
+    assert "data.on_bad_image: skip" in str(told.value)
 
 
 def test_of_several_features_the_recipe_says_which(data_dir):

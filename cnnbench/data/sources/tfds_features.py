@@ -25,7 +25,7 @@ def image_and_label(builder: Any, image_key: str | None, label_key: str | None) 
 
     features = dict(builder.info.features.items())
     own = (*(builder.info.supervised_keys or ()), None, None)
-    found = []
+    found: list[str] = []
     for key, asked, supervised, kind in (
         ("data.image_key", image_key, own[0], tfds.features.Image),
         ("data.label_key", label_key, own[1], tfds.features.ClassLabel),
@@ -39,7 +39,7 @@ def image_and_label(builder: Any, image_key: str | None, label_key: str | None) 
         chosen = asked or (supervised if supervised in names else None)
         if chosen is None and len(names) == 1:
             chosen = names[0]
-        if chosen not in names:
+        if chosen is None or chosen not in names:
             what = asked or f"data set {builder.name!r} does not say which feature to take"
             raise UsageError(what, key=key, allowed=f"one of {', '.join(names)}")
         found.append(chosen)
