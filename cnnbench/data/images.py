@@ -167,7 +167,7 @@ def _wide(
         levels = np.dstack([levels, (alpha // 257).astype(np.uint8)])
     picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
     picture = large.turned(picture, large.orientation(image))
-    return pixels.on_white(picture, channels)
+    return large.reduced(pixels.on_white(picture, channels), image, short)
 
 
 def _is_color(image: Image.Image) -> bool:

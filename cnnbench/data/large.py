@@ -175,6 +175,17 @@ def decode_wide(
     return np.concatenate([_reduced(array[..., None], factor) for array in levels])[..., 0]
 
 
+def reduced(array: np.ndarray, image: Image.Image, short: int | None) -> np.ndarray:
+    """Returns a decoded image, reduced if it is large.
+
+    Args:
+        array: (height, width, channels) uint8, of the whole image.
+        image: as it was opened.
+        short: see `decode`.
+    """
+    return _reduced(array, _factor(image, short)) if is_large(image) else array
+
+
 def _rows(image: Image.Image, factor: int) -> int:
     return factor * max(1, BAND_PIXELS // (factor * image.width))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -165,15 +165,18 @@ def _look_at_values(
 ) -> None:
     load_tensorflow()  # in this thread: those that read images would import it at once
     large.must_fit(image, name)
-    if kept.high_byte:
-        array = np.asarray(image).astype(np.uint16) * 257
+    if kept.high_byte:  # no copy of the values: they can be half a gigabyte
+        array, kept = np.asarray(image), replace(kept, no_data=None)
     else:
         array = images.values(image, stream, kept)
     extremes = pixels.extremes(array, kept)
     if extremes is None:
         return
+    if kept.high_byte:
+        extremes = extremes[0] * 257, extremes[1] * 257
     if kept.kind == "16-bit":
         survey.highest = max(survey.highest or 0, extremes[1])
     pixels.range_of(extremes, kept, name, survey.value_range)
-    if not pixels.has_data(array, kept).all():
+    can_lack = kept.no_data is not None or array.dtype.kind == "f"
+    if can_lack and not pixels.has_data(array, kept).all():
         survey.found["no data"] += 1
