@@ -163,10 +163,12 @@ def _wide(
     if transparent is not None:
         levels[(array[..., :colors] == np.array(transparent)).all(axis=2)] = 255
     if colors < array.shape[2]:
-        alpha = array[..., colors:]
-        levels = np.dstack([levels, (alpha // 257).astype(np.uint8)])
+        levels = np.dstack([levels, (array[..., colors:] // 257).astype(np.uint8)])
     picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
-    picture = large.turned(picture, large.orientation(image))
+    del array, levels
+    is_large_png = image.format == "PNG" and large.is_large(image)
+    turn = large.png_orientation(stream) if is_large_png else large.orientation(image)
+    picture = large.turned(picture, turn)
     return large.reduced(pixels.on_white(picture, channels), image, short)
 
 

@@ -148,7 +148,7 @@ def decode(
         arrays = (on_white(band, channels) for band in bands)
         whole = np.concatenate([_reduced(array, factor) for array in arrays])
     return _array(
-        turned(_picture(whole), _png_orientation(stream) if in_bands else orientation(image))
+        turned(_picture(whole), png_orientation(stream) if in_bands else orientation(image))
     )
 
 
@@ -222,7 +222,7 @@ def _is_simple_png(stream: BinaryIO) -> bool:
     return header[8:9] == b"\x08" and header[12:13] == b"\0"
 
 
-def _png_orientation(stream: BinaryIO) -> int:
+def png_orientation(stream: BinaryIO) -> int:
     """Returns the EXIF orientation in a PNG, which Pillow would decode the image for."""
     stream.seek(len(SIGNATURE))
     while len(head := stream.read(8)) == 8:
