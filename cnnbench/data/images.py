@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from cnnbench.data import large, pixels
+from cnnbench.data import foreign, large, pixels
 from cnnbench.data.pixels import BadImageError, ValueRange
 from cnnbench.errors import DataError, UsageError
 
@@ -70,16 +70,20 @@ def decode(
             raise BadImageError(what, where=name, allowed="convert it to PNG")
         if large.is_large(image):
             return large.decode(image, stream, channels, name, short)
-        return pixels.on_white(ImageOps.exif_transpose(image), channels)
+        image.load()
+        turn = large.orientation(image)
+        return pixels.on_white(large.turned(pixels.seen(image), turn), channels)
     except (BadImageError, UsageError):
         raise
     except UnidentifiedImageError:
-        raise BadImageError(_unknown(stream), where=name) from None
+        raise BadImageError(foreign.described(stream, FORMATS), where=name) from None
     except MemoryError:
         raise DataError(NO_MEMORY, where=name) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, …
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno and error.strerror:
             raise DataError(f"cannot read the image: {error.strerror}", where=name) from None
+        if isinstance(error, ValueError) and (cleaned := large.without_texts(stream)):
+            return decode(cleaned, channels, name, value_range, short)
         raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
 
 
@@ -149,25 +153,28 @@ def _wide(
 ) -> np.ndarray:
     """Decodes an image whose values are not unsigned with 8 bits."""
     transparent = image.info.get("transparency")
-    if large.is_large(image) and transparent is None and not _is_color_png(image):
+    if large.is_large(image) and transparent is None and not _is_color(image):
         levels = large.decode_wide(image, kept, name, value_range, short)
-        orientation = image.getexif().get(large.ORIENTATION, 1)
-        return pixels.on_white(large.turned(Image.fromarray(levels), orientation), channels)
+        picture = large.turned(Image.fromarray(levels), large.orientation(image))
+        return pixels.on_white(picture, channels)
     array = values(image, stream, kept)
     colors = array.shape[2] - (array.shape[2] in (2, 4))
     levels = pixels.to_uint8(array[..., :colors], kept, name, value_range)
     if transparent is not None:
         levels[(array[..., :colors] == np.array(transparent)).all(axis=2)] = 255
     if colors < array.shape[2]:
-        alpha = array[..., colors:]
-        levels = np.dstack([levels, (alpha // 257).astype(np.uint8)])
+        levels = np.dstack([levels, (array[..., colors:] // 257).astype(np.uint8)])
     picture = Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels)
-    picture = large.turned(picture, image.getexif().get(large.ORIENTATION, 1))
-    return pixels.on_white(picture, channels)
+    del array, levels
+    is_large_png = image.format == "PNG" and large.is_large(image)
+    turn = large.png_orientation(stream) if is_large_png else large.orientation(image)
+    picture = large.turned(picture, turn)
+    return large.reduced(pixels.on_white(picture, channels), image, short)
 
 
-def _is_color_png(image: Image.Image) -> bool:
-    return image.format == "PNG" and image.mode != "I;16"
+def _is_color(image: Image.Image) -> bool:
+    """Returns whether wide values of an image are lost by Pillow."""
+    return image.mode == "RGB" or (image.format == "PNG" and image.mode != "I;16")
 
 
 def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndarray:
@@ -181,33 +188,11 @@ def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndar
     Returns:
         (height, width, channels).
     """
-    if _is_color_png(image):
-        stream.seek(0)
-        return pixels.wide_png(stream.read())
+    if _is_color(image):
+        return (pixels.wide_png if image.format == "PNG" else pixels.wide_ppm)(image, stream)
     image.load()
     array = pixels.values(image, kept)
     return array if array.ndim == 3 else array[..., None]
-
-
-def _unknown(stream: BinaryIO) -> str:
-    """Returns why a file is no image that can be read."""
-    stream.seek(0)
-    head = stream.read(8)
-    if not head:
-        return "the image file is empty"
-    try:
-        if head[:4] not in (b"II*\0", b"MM\0*"):
-            raise ValueError
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-        stream.seek(tags.next)
-        tags.load(stream)
-        bits = "/".join(str(each) for each in dict.fromkeys(tags.get(pixels.BITS, (1,))))
-    except Exception:  # whatever a damaged TIFF raises
-        return f"cannot decode the image: it is none of {', '.join(FORMATS)}"
-    channels = tags.get(pixels.SAMPLES, 1)
-    number = {1: "unsigned", 2: "signed", 3: "float"}
-    kind = number.get(tags.get(pixels.SAMPLE_FORMAT, (1,))[0], "unknown")
-    return f"cannot decode the image: TIFF of {channels} channels of {bits} bits, {kind}"
 
 
 def resize(

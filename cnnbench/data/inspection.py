@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from cnnbench.data.examples import Examples, FileSource, Source
+from cnnbench.data.examples import ArraySource, Examples, FileSource, Source
 from cnnbench.errors import DataError, shortened
 
 # Longest time to decode images before training; the rest is decoded while it runs, by one thread
@@ -21,6 +21,7 @@ ADVICE = (
     "Replace or remove them, or leave them out with data.on_bad_image: skip. A run that has begun "
     "goes on with --resume --accept-data-change FILE."
 )
+ADVICE_ON_RECORDS = "Leave them out with data.on_bad_image: skip, or prepare the data set anew."
 
 
 def may_be_damaged(head: bytes, tail: bytes, size: int) -> bool:
@@ -49,17 +50,19 @@ def may_be_damaged(head: bytes, tail: bytes, size: int) -> bool:
 
 
 class Inspection:
-    """Decodes image files once, to find those that cannot be.
+    """Decodes images that are decoded when they are read, once, to find those that cannot be.
 
     Files whose ends look damaged come first, then the parts in the order in which they are given.
 
     Args:
-        parts: the examples; only those of image files are decoded.
+        parts: the examples; those of image files and of records are decoded.
         seconds: longest time that `begin` takes.
     """
 
     def __init__(self, parts: Sequence[Examples], seconds: float = SECONDS):
-        parts = [part for part in parts if isinstance(part.source, FileSource)]
+        parts = [part for part in parts if not isinstance(part.source, ArraySource)]
+        of_files = all(isinstance(part.source, FileSource) for part in parts)
+        self._advice = ADVICE if of_files else ADVICE_ON_RECORDS
         self._seconds, self._count = seconds, sum(map(len, parts))
         self._todo = _in_order(parts)
         self._lock = threading.Lock()
@@ -125,7 +128,7 @@ class Inspection:
         if not bad:
             return next(iter(others), None)
         head = f"{len(bad)} of {done:,} images looked at cannot be used:"
-        return DataError("\n".join([head, *shortened(bad), ADVICE]))
+        return DataError("\n".join([head, *shortened(bad), self._advice]))
 
     def _work(self, until: float | None) -> None:
         while not self._stopped.is_set():
@@ -155,8 +158,8 @@ def _in_order(parts: Sequence[Examples]) -> Iterator[tuple[Source | None, int]]:
     """Yields the source and index of each example, the doubtful ones first."""
     doubtful = []
     for part in parts:
-        assert isinstance(part.source, FileSource)
-        doubtful.append(np.isin(part.indices, part.source.doubtful))
+        known = part.source.doubtful if isinstance(part.source, FileSource) else ()
+        doubtful.append(np.isin(part.indices, known))
     for wanted, (part, is_doubtful) in itertools.product(
         (True, False), zip(parts, doubtful, strict=True)
     ):

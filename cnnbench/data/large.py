@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from cnnbench.data.pixels import (
     BadImageError,
@@ -26,6 +26,7 @@ from cnnbench.data.pixels import (
     extremes,
     on_white,
     scaled,
+    seen,
     span_of,
     values,
 )
@@ -36,7 +37,7 @@ MAX_PIXELS, MAX_REDUCED_PIXELS = 128_000_000, 500_000_000
 MARGIN = 4
 # Bytes read or decompressed at a time, and pixels of a band of rows.
 PIECE, BAND_PIXELS = 2**16, 2**21
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 # EXIF's orientation, and what turns an image so upright.
 ORIENTATION = 0x0112
 TURNS = {
@@ -58,17 +59,33 @@ def opened(stream: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
         UnidentifiedImageError: it has none of the formats.
         Image.DecompressionBombError: it is too large for Pillow, and has to be decoded whole.
     """
+    if _begins_with(stream, JPEG) and "JPEG" in formats:
+        try:  # also a photograph with further pictures in it (MPO), which Pillow reads otherwise
+            return JpegImagePlugin.JpegImageFile(stream)
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as Image.open
+            raise UnidentifiedImageError from None
     try:
         return Image.open(stream, formats=formats)
     except Image.DecompressionBombError:
-        stream.seek(0)
-        head = stream.read(16)
-        stream.seek(0)
-        for name in ("JPEG", "PNG"):
-            factory, accept = Image.OPEN[name]
-            if accept is not None and accept(head):
-                return factory(stream, "")
+        if _begins_with(stream, SIGNATURE):
+            return Image.OPEN["PNG"][0](stream, "")
         raise
+
+
+def _begins_with(stream: BinaryIO, signature: bytes) -> bool:
+    stream.seek(0)
+    found = stream.read(len(signature))
+    stream.seek(0)
+    return found == signature
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns an opened image's EXIF orientation, 1 to 8; 1 if the metadata are damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+        return found if found in TURNS else 1
+    except Exception:  # whatever Pillow's parsers raise: the pixels are whole
+        return 1
 
 
 def is_large(image: Image.Image) -> bool:
@@ -130,8 +147,9 @@ def decode(
     with gate(image):
         arrays = (on_white(band, channels) for band in bands)
         whole = np.concatenate([_reduced(array, factor) for array in arrays])
-    orientation = _png_orientation(stream) if in_bands else image.getexif().get(ORIENTATION)
-    return _array(turned(_picture(whole), orientation or 1))
+    return _array(
+        turned(_picture(whole), png_orientation(stream) if in_bands else orientation(image))
+    )
 
 
 def decode_wide(
@@ -155,6 +173,17 @@ def decode_wide(
     span = span_of(found, kept, name, value_range)
     levels = (scaled(values(band, kept), kept, span) for band in _bands(image, rows))
     return np.concatenate([_reduced(array[..., None], factor) for array in levels])[..., 0]
+
+
+def reduced(array: np.ndarray, image: Image.Image, short: int | None) -> np.ndarray:
+    """Returns a decoded image, reduced if it is large.
+
+    Args:
+        array: (height, width, channels) uint8, of the whole image.
+        image: as it was opened.
+        short: see `decode`.
+    """
+    return _reduced(array, _factor(image, short)) if is_large(image) else array
 
 
 def _rows(image: Image.Image, factor: int) -> int:
@@ -181,6 +210,7 @@ def _array(picture: Image.Image) -> np.ndarray:
 
 def _bands(image: Image.Image, rows: int) -> Iterator[Image.Image]:
     image.load()
+    image = seen(image)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
@@ -192,17 +222,36 @@ def _is_simple_png(stream: BinaryIO) -> bool:
     return header[8:9] == b"\x08" and header[12:13] == b"\0"
 
 
-def _png_orientation(stream: BinaryIO) -> int | None:
+def png_orientation(stream: BinaryIO) -> int:
     """Returns the EXIF orientation in a PNG, which Pillow would decode the image for."""
     stream.seek(len(SIGNATURE))
     while len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"eXIf":
-            exif = Image.Exif()
-            exif.load(b"Exif\0\0" + stream.read(length))
-            return exif.get(ORIENTATION)
+            image = Image.new("L", (1, 1))
+            image.info["exif"] = b"Exif\0\0" + stream.read(length)
+            return orientation(image)
         stream.seek(length + 4, 1)
-    return None
+    return 1
+
+
+def without_texts(stream: BinaryIO) -> BytesIO | None:
+    """Returns a PNG without its texts and colour profile; None if it has none, or is none.
+
+    They can be damaged, or larger than Pillow takes, in an image that is whole.
+    """
+    if not _begins_with(stream, SIGNATURE):
+        return None
+    kept, size = [SIGNATURE], stream.seek(0, 2)
+    stream.seek(len(SIGNATURE))
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            stream.seek(length + 4, 1)
+        else:
+            kept += [head, stream.read(length + 4)]
+    whole = b"".join(kept)
+    return BytesIO(whole) if len(whole) < size else None
 
 
 def _png_bands(stream: BinaryIO, rows: int) -> Iterator[Image.Image]:

@@ -6,8 +6,10 @@ docs/data.md has the rules as a table.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -23,6 +25,8 @@ TOLERANCE = 0.5 / 255
 # Tags of TIFF; the last one is GDAL's.
 BITS, WHITE_IS_ZERO, SAMPLES, SAMPLE_FORMAT, NO_DATA = 258, 262, 277, 339, 42113
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+# White of 16 bits.
+WHITE = 2**16 - 1
 
 
 class BadImageError(DataError):
@@ -34,17 +38,19 @@ class Stored:
     """How a file stores the values of an image, known from its header.
 
     Attributes:
-        kind: "8-bit", "12-bit", "16-bit", "32-bit", "signed 8-bit", "signed 16-bit",
+        kind: "8-bit", "9-bit" to "16-bit", "32-bit", "signed 8-bit", "signed 16-bit",
             "signed 32-bit" or "float".
         high_byte: whether only the upper half of 16-bit values can be read.
         inverted: whether the lowest value is white.
         no_data: the value of pixels without data, if the file names one.
+        white: the value of white that the file names, or the largest one of 12 or 16 bits.
     """
 
     kind: str = "8-bit"
     high_byte: bool = False
     inverted: bool = False
     no_data: float | None = None
+    white: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -58,16 +64,22 @@ def stored(image: Image.Image) -> Stored:
         return _tiff(image)
     if image.mode == "F":
         return Stored("float")
-    if image.mode.startswith("I") or _rawmode(image).endswith(";16B"):
-        return Stored("16-bit")  # Pillow scales PPM to 16 bits, whatever its largest value
+    packed = _packed(image)
+    if image.format == "PPM" and (image.mode == "I" or packed[-1] > 255):
+        white = packed[-1] or WHITE
+        return Stored(f"{white.bit_length()}-bit", white=white)
+    if image.mode.startswith("I") or packed[0].endswith(";16B"):
+        return Stored("16-bit", white=WHITE)
     return Stored()
 
 
-def _rawmode(image: Image.Image) -> str:
-    """Returns Pillow's name of how pixels are packed in the file, such as RGB;16B."""
+def _packed(image: Image.Image) -> tuple[str, int]:
+    """Returns Pillow's name of how pixels are packed, such as RGB;16B, and white in PPM or 0."""
     tile = image.tile if isinstance(image, ImageFile.ImageFile) else ()
     args = tile[0].args if tile else ""
-    return str(args[0] if isinstance(args, tuple) and args else args)
+    if not isinstance(args, tuple) or not args:
+        return str(args), 0
+    return str(args[0]), args[1] if len(args) == 2 and isinstance(args[1], int) else 0
 
 
 def _tiff(image: Image.Image) -> Stored:
@@ -84,6 +96,7 @@ def _tiff(image: Image.Image) -> Stored:
         high_byte=bits == 16 and several,
         inverted=tags.get(WHITE_IS_ZERO) == 0 and not several,
         no_data=_number(tags.get(NO_DATA)),
+        white=2**bits - 1 if number == UNSIGNED and bits in (12, 16) else None,
     )
 
 
@@ -105,17 +118,48 @@ def values(image: Image.Image, kept: Stored) -> np.ndarray:
         return array.view(np.int8)
     if kept.kind == "32-bit":
         return array.view(np.uint32)
+    if array.dtype == np.int32 and kept.white and kept.white < WHITE:  # Pillow scaled it to WHITE
+        return (array.astype(np.uint32) * np.uint32(kept.white) + np.uint32(WHITE // 2)) // WHITE
     return array
 
 
-def wide_png(data: bytes) -> np.ndarray:
+def wide_png(image: Image.Image, stream: BinaryIO) -> np.ndarray:
     """Decodes a PNG of 16 bits with TensorFlow, for Pillow drops the lower 8 of several channels.
+
+    Args:
+        image: has no effect.
+        stream: the file.
 
     Returns:
         (height, width, channels) uint16.
     """
-    array: np.ndarray = tf.io.decode_png(data, channels=0, dtype=tf.uint16).numpy()
+    stream.seek(0)
+    array: np.ndarray = tf.io.decode_png(stream.read(), channels=0, dtype=tf.uint16).numpy()
     return array
+
+
+def wide_ppm(image: Image.Image, stream: BinaryIO) -> np.ndarray:
+    """Reads a PPM in color with more than 8 bits, of which Pillow keeps 8.
+
+    Args:
+        image: opened, but not loaded.
+        stream: the file.
+
+    Returns:
+        (height, width, 3) uint16.
+    """
+    assert isinstance(image, ImageFile.ImageFile)
+    decoder, _, offset, _ = image.tile[0]
+    stream.seek(offset)
+    data = stream.read()
+    if decoder == "ppm_plain":
+        array = np.array(re.sub(rb"#[^\r\n]*", b"", data).split(), np.uint16)
+    else:
+        array = np.frombuffer(data[: len(data) // 2 * 2], ">u2")
+    shape = (image.height, image.width, 3)
+    if array.size < math.prod(shape):
+        raise OSError("image file is truncated")
+    return array[: math.prod(shape)].reshape(shape)
 
 
 def extremes(array: np.ndarray, kept: Stored) -> tuple[float, float] | None:
@@ -195,8 +239,8 @@ def range_of(
     """
     if value_range:
         return value_range
-    if kept.kind in ("12-bit", "16-bit"):
-        return 0, 2 ** int(kept.kind[:2]) - 1
+    if kept.white is not None:
+        return 0, kept.white
     if kept.kind == "float" and found[0] >= -TOLERANCE and found[1] <= 1 + TOLERANCE:
         return 0, 1
     raise must_be_set(f"{name} has {kept.kind} values from {found[0]:g} to {found[1]:g}")
@@ -212,8 +256,12 @@ def has_data(block: np.ndarray, kept: Stored) -> np.ndarray:
     """Returns where values are finite and not the file's value for "no data"."""
     there = np.isfinite(block)
     if kept.no_data is not None:
-        value = np.float32(kept.no_data) if block.dtype == np.float32 else kept.no_data
-        there &= block != value
+        with np.errstate(over="ignore"):  # beyond what a float32 holds: no pixel has it
+            there &= (
+                block != block.dtype.type(kept.no_data)
+                if block.dtype.kind == "f"
+                else (block != kept.no_data)
+            )
     return there
 
 
@@ -222,6 +270,16 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, BLOCK * len(array) // max(1, array.size))
     for start in range(0, len(array), rows):
         yield array[start : start + rows]
+
+
+def seen(image: Image.Image) -> Image.Image:
+    """Returns a loaded image, without alpha if it is a BMP whose alpha is 0 everywhere.
+
+    Programs that write BMP of 32 bits leave 0 there, and viewers show such images.
+    """
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")
+    return image
 
 
 def on_white(image: Image.Image, channels: int) -> np.ndarray:

@@ -13,6 +13,9 @@ from cnnbench.data.images import BadImageError
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DataSpec
 
+# Images that a thread decodes, one after the other: a task for each would take memory for all.
+AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -66,13 +69,16 @@ def training_splits(dataset: Dataset, data: DataSpec) -> Splits:
 
 
 def to_inspect(dataset: Dataset, data: DataSpec, splits: Splits) -> list[Examples]:
-    """Returns the examples whose files to decode once: those used last come first.
+    """Returns the examples to decode once, before they are needed: those used last come first.
 
-    None, if the recipe skips bad images, which `training_splits` has decoded then.
+    None, if the recipe skips bad images, which `training_splits` has decoded then, or if all are
+    in memory. A test split of fixed size, which may be loaded as a whole, is not among them.
     """
-    if data.on_bad_image == "skip" or not isinstance(splits.train.source, FileSource):
+    if data.on_bad_image == "skip" or isinstance(splits.train.source, ArraySource):
         return []
-    test, _ = evaluation_examples(dataset, data, "test")
+    test = None
+    if None in dataset.shape:
+        test, _ = evaluation_examples(dataset, data, "test")
     return [part for part in (test, splits.validation, splits.train) if part is not None]
 
 
@@ -123,15 +129,18 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
     if data.on_bad_image == "fail" or isinstance(examples.source, ArraySource):
         return examples, ()
 
-    def is_readable(index: int) -> bool:
-        try:
-            examples.source.read(int(index))
-        except BadImageError:
-            return False
-        return True
+    good = np.ones(len(examples), bool)
+
+    def check(start: int) -> None:
+        for place in range(start, min(start + AT_ONCE, len(examples))):
+            try:
+                examples.source.read(int(examples.indices[place]))
+            except BadImageError:
+                good[place] = False
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        good = np.fromiter(pool.map(is_readable, examples.indices), bool, len(examples))
+        for _ in pool.map(check, range(0, len(examples), AT_ONCE)):
+            pass  # raises what a thread has raised
     bad = examples.indices[~good]
     if not good.any():
         raise DataError(

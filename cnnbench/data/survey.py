@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,8 @@ HEADERS, DECODED = 256, 64
 SUSPICIOUS = 2**14 - 1
 NOTES = {
     "alpha": "with an alpha channel (transparent pixels become white)",
+    "invisible": "transparent everywhere (they become white)",
+    "lab": "in Lab (converted to RGB)",
     "palette": "with a palette (its colors are used)",
     "cmyk": "in CMYK (converted to RGB)",
     "turned": "turned as their EXIF data says",
@@ -65,6 +67,7 @@ def look(
     count: int,
     may_be_wide: Iterable[int],
     value_range: ValueRange | None,
+    name: Callable[[int], str] = "image {}".format,
 ) -> Survey:
     """Looks at some images, evenly spread.
 
@@ -73,6 +76,7 @@ def look(
         count: number of images.
         may_be_wide: indices of images that may have more than 8 bits per value.
         value_range: the recipe's, or None.
+        name: returns the name of the image with an index, for messages.
 
     Raises:
         UsageError: `data.value_range` must be set for these images.
@@ -85,7 +89,7 @@ def look(
         try:
             data = open_image(index)
             with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as stream:
-                _look_at(stream, str(data) if isinstance(data, Path) else "an image", survey)
+                _look_at(stream, str(data) if isinstance(data, Path) else name(index), survey)
         except UsageError:
             raise
         except Exception:  # noqa: S112 - whatever Pillow's decoders raise
@@ -100,13 +104,19 @@ def look(
     return survey
 
 
-def must_be_known(path: Path, seen: Mapping[str, int], value_range: ValueRange | None) -> None:
+def must_be_known(
+    path: Path,
+    seen: Mapping[str, int],
+    value_range: ValueRange | None,
+    data: bytes | None = None,
+) -> None:
     """Raises if it cannot be known what is black and white in an image to predict.
 
     Args:
         path: the image.
         seen: the kinds of pixels of the training data, as in `Survey.found`.
         value_range: the recipe's.
+        data: the image's bytes; None: they are read from the file.
 
     Raises:
         DataError: it has values of 16 bits that are probably fewer, or values without a default.
@@ -114,7 +124,7 @@ def must_be_known(path: Path, seen: Mapping[str, int], value_range: ValueRange |
     if "16-bit" in seen:
         return
     try:
-        look(lambda _: path, 1, (), value_range)
+        look(lambda _: path if data is None else data, 1, (), value_range, lambda _: str(path))
     except UsageError as error:
         raise DataError(
             f"what is black and white is not known: {error.what.split(': ', 1)[1]}",
@@ -135,11 +145,17 @@ def _look_at(stream: BinaryIO, name: str, survey: Survey) -> None:
         "alpha": image.has_transparency_data,
         "palette": image.mode in ("P", "PA"),
         "cmyk": image.mode == "CMYK",
-        "turned": image.format != "PNG" and image.getexif().get(large.ORIENTATION, 1) != 1,
-        "frames": getattr(image, "is_animated", False),
+        "lab": image.mode == "LAB",
+        "turned": image.format != "PNG" and large.orientation(image) != 1,
+        "frames": getattr(image, "is_animated", False) or "mp" in image.info,
         kept.kind: not kept.is_plain,
     }
     survey.found.update(kind for kind, is_so in found.items() if is_so)
+    if found["alpha"] and survey.found["alpha"] <= DECODED and not large.is_large(image):
+        image.load()
+        alpha = pixels.seen(image).convert("RGBA").getchannel("A")
+        if not alpha.getbbox():
+            survey.found["invisible"] += 1
     if not kept.is_plain and survey.found[kept.kind] <= DECODED:
         _look_at_values(image, stream, kept, name, survey)
 
@@ -149,15 +165,18 @@ def _look_at_values(
 ) -> None:
     load_tensorflow()  # in this thread: those that read images would import it at once
     large.must_fit(image, name)
-    if kept.high_byte:
-        array = np.asarray(image).astype(np.uint16) * 257
+    if kept.high_byte:  # no copy of the values: they can be half a gigabyte
+        array, kept = np.asarray(image), replace(kept, no_data=None)
     else:
         array = images.values(image, stream, kept)
     extremes = pixels.extremes(array, kept)
     if extremes is None:
         return
+    if kept.high_byte:
+        extremes = extremes[0] * 257, extremes[1] * 257
     if kept.kind == "16-bit":
         survey.highest = max(survey.highest or 0, extremes[1])
     pixels.range_of(extremes, kept, name, survey.value_range)
-    if not pixels.has_data(array, kept).all():
+    can_lack = kept.no_data is not None or array.dtype.kind == "f"
+    if can_lack and not pixels.has_data(array, kept).all():
         survey.found["no data"] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, cast
 
@@ -14,6 +14,7 @@ from cnnbench.data.preprocess import fit, reading
 from cnnbench.errors import DataError, UsageError
 from cnnbench.runs import network
 from cnnbench.runs.run import Run
+from cnnbench.system import pipes
 from cnnbench.tasks.results import TaskPrediction
 
 BATCH = 32
@@ -65,8 +66,8 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[Pred
         found: list[dict[str, Any]] = [{"file": str(path)} for path in some]
         for place, path in enumerate(some):
             try:
-                survey.must_be_known(Path(path), about.pixels, options["value_range"])
-                read[place] = fit(images.read(Path(path), **options), run.recipe.data, size)
+                image = _decoded(Path(path), about.pixels, options)
+                read[place] = fit(image, run.recipe.data, size)
             except (DataError, UsageError) as error:
                 found[place]["error"] = str(error)
         if read:
@@ -77,3 +78,26 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[Pred
                 found[place] |= row
         rows += found
     return cast("list[Prediction]", rows)  # with whatever keys the task gives them
+
+
+def _decoded(path: Path, seen: Mapping[str, int], options: Mapping[str, Any]) -> np.ndarray:
+    """Returns the image in a file or a pipe.
+
+    Args:
+        path: of the file.
+        seen: the kinds of pixels of the training data.
+        options: see `reading`.
+
+    Raises:
+        DataError, UsageError: it cannot be read, or what is black and white is not known.
+    """
+    try:
+        data = pipes.content(path)
+    except OSError as error:
+        raise DataError(f"cannot read the image: {error.strerror}", where=str(path)) from None
+    survey.must_be_known(path, seen, options["value_range"], data)
+    return (
+        images.read(path, **options)
+        if data is None
+        else images.decode(data, name=str(path), **options)
+    )

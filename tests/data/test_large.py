@@ -7,9 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from test_pixels import tiff
 
-from cnnbench.data import images, large, pixels
+from cnnbench.data import images, large, pixels, survey
 from cnnbench.data.images import BadImageError, centre_crop, decode
 
 SHORT = 10
@@ -89,6 +91,29 @@ def test_large_images_of_wide_values_are_reduced(small_limits, kind):
     found = decode(data, 1, "x", short=SHORT)[..., 0]
     assert np.array_equal(found, expected)
     assert np.abs(found - np.asarray(whole).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "PPM"])
+def test_large_images_of_16_bits_in_color_are_reduced(small_limits, form):
+    array = smooth(301, 207).astype(np.uint16) * 257
+    if form == "PNG":
+        data = tf.io.encode_png(array).numpy()
+    else:
+        data = b"P6 207 301 65535\n" + array.astype(">u2").tobytes()
+    expected = Image.fromarray(decode(data, 3, "x")).reduce(FACTOR)
+    assert np.array_equal(decode(data, 3, "x", short=SHORT), np.asarray(expected))
+
+
+def test_a_look_at_wide_values_makes_no_copy_of_them():
+    array = np.full((1000, 1000, 3), 60_000, np.uint16)
+    data = tiff(array)
+    tracemalloc.start()
+    try:
+        found = survey.look(lambda _: data, 1, [0], None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.highest == 60_138 and peak < 11e6  # the image's 8 bits, once or twice, and a block
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -314,7 +314,7 @@ def test_the_same_bytes_are_read_alike_from_records_and_files(tmp_path):
     source = RecordSource((str(tmp_path / "x"),), places, "image", "label", 1, options)
     for i, data in enumerate(stored):
         assert np.array_equal(source.read(i)[0], decode(data, 1, "x"))
-    assert look(source).found == {"16-bit": 1, "alpha": 2}
+    assert look(source).found == {"16-bit": 1, "alpha": 2, "invisible": 1}
     assert source.name(0) == f"{tmp_path}/{source.name_below(0)}"
     source = RecordSource((str(tmp_path / "x"),), places[2:], "image", "label", 1, options, True)
     assert np.array_equal(source.read(0)[0], decode(tiff(floats), 1, "x"))

@@ -79,6 +79,9 @@ def tfds(
     builder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[A-Za-z0-9_.-]+)?(:[0-9.]+)?$")],
     train_split: str = "train",
     test_split: str = "test",
+    image_key: str | None = None,
+    label_key: str | None = None,
 ) -> Dataset:
     """Any image classification data set from the TFDS catalog, by its builder name."""
-    return tfds_reader.dataset(builder, train_split, test_split, data, access)
+    keys = (image_key, label_key)
+    return tfds_reader.dataset(builder, train_split, test_split, data, access, keys=keys)

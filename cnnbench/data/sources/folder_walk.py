@@ -86,7 +86,8 @@ class Walk:
             raise an error.
 
     Attributes:
-        counts: entries by what became of them: "images", "without_suffix" and the keys of LEFT_OUT.
+        counts: entries by what became of them: "images", of them "without_suffix"
+            and "in_subfolders", and the keys of LEFT_OUT.
         first: the first entry of each, for messages.
     """
 
@@ -115,6 +116,9 @@ class Walk:
     def images(self, folder: Path) -> list[Image]:
         """Returns the images in a class folder and the folders in it, sorted by path."""
         found = [image for path in self._files(folder) if (image := self._image(path))]
+        for image in found:
+            if image.path.parent != folder:
+                self.count("in_subfolders", image.path)
         return sorted(found, key=lambda image: composed(image.path).parts)
 
     def summary(self) -> str:
@@ -127,10 +131,13 @@ class Walk:
         said = f"left out: {', '.join(left) or 'nothing'}"
         if odd := self.counts["without_suffix"]:
             said = f"{odd:,} without a suffix are known by their content; {said}"
+        if below := self.counts["in_subfolders"]:
+            such = f"(such as {self.first['in_subfolders']})"
+            said = f"{below:,} are in folders below that of their class {such}; {said}"
         return said
 
     def count(self, kind: str, path: Path) -> None:
-        """Counts an entry as "images", "without_suffix" or one of LEFT_OUT."""
+        """Counts an entry as "images", "without_suffix", "in_subfolders" or one of LEFT_OUT."""
         self.counts[kind] += 1
         self.first.setdefault(kind, path.relative_to(self.root))
 
@@ -175,15 +182,20 @@ class Walk:
 
     def _files(self, folder: Path) -> Iterator[Path]:
         """Yields the files in a folder and in the folders below it."""
-        for path, mode, is_link in self._entries(folder):
-            if stat.S_ISREG(mode):
-                yield path
-            elif not stat.S_ISDIR(mode):  # a pipe or a device, which is never opened
-                self.count("other_files", path)
-            elif not is_link or self._is_new(path):
-                yield from self._files(path)
+        inside = [self._entries(folder)]  # no recursion: folders can be deeper than Python's stack
+        while inside:
+            for path, mode, is_link in inside[-1]:
+                if stat.S_ISREG(mode):
+                    yield path
+                elif not stat.S_ISDIR(mode):  # a pipe or a device, which is never opened
+                    self.count("other_files", path)
+                elif not is_link or self._is_new(path):
+                    inside.append(self._entries(path))
+                    break
+                else:
+                    self.count("repeated_links", path)
             else:
-                self.count("repeated_links", path)
+                inside.pop()
 
     def _is_new(self, link: Path) -> bool:
         """Returns whether nothing that a linked folder holds was or will be read otherwise."""

@@ -16,6 +16,7 @@ from cnnbench.data.examples import REMOVED, Dataset, FileSource
 from cnnbench.data.open import Access
 from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.folder_walk import Image, Walk, composed
+from cnnbench.data.sources.repeats import repeated, same_folders
 from cnnbench.errors import DataError, MissingDataError, shortened
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
@@ -27,6 +28,9 @@ SPLIT_FOLDERS = {
     "validation": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
 }
+# Categories of control characters, bytes that are no UTF-8, and ends of lines: exported files
+# and tables have to hold the names of classes.
+UNREADABLE = ("Cc", "Cs", "Zl", "Zp")
 LAYOUT = "must contain train/ and test/ or val/, each with one folder per class"
 # By split: its folder; its images by class.
 Folders = Mapping[str, Path]
@@ -40,6 +44,8 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
     if not os.path.lexists(root):
         hint = f"{LAYOUT}; if it was moved after the training, --data-path says where it is"
         raise MissingDataError("no such folder", where=str(root), allowed=hint)
+    if not root.exists():
+        raise MissingDataError("a link to nothing", where=str(root), allowed=LAYOUT)
     walk = Walk(root, skip_unreadable=data.on_bad_image == "skip")
     folders = _splits(walk)
     found = {split: _classes(walk, folder) for split, folder in folders.items()}
@@ -86,7 +92,11 @@ def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
         look=look,
         removed=access.removed,
         lists_files=True,
-        notes=[_account(walk, folders, found), *_oddities(folders, found)],
+        notes=[
+            _account(walk, folders, found),
+            *_oddities(folders, found),
+            *repeated(root, folders, found),
+        ],
     )
 
 
@@ -111,6 +121,7 @@ def _splits(walk: Walk) -> dict[str, Path]:
             raise MissingDataError(
                 f"no folder of {split} images", where=str(walk.root), allowed=f"{LAYOUT}{others}"
             )
+    same_folders({folder.name: folder for split, folder in found.items() if split != "validation"})
     # In this order, because the data set's identity lists the files so.
     return {split: found[split] for split in ("train", "validation", "test") if split in found}
 
@@ -124,8 +135,15 @@ def _classes(walk: Walk, folder: Path) -> dict[str, list[Image]]:
         loose = walk.counts["outside_classes"] - loose
         flat = f"{loose} images, but no class folders" if loose else "no class folders"
         raise DataError(flat, where=str(folder), allowed="must have one folder per class")
+    same_folders(folders)
     for name, path in folders.items():
         _must_be_below(folder, path)
+        if any(unicodedata.category(each) in UNREADABLE for each in name):
+            raise DataError(
+                f"the name of the class folder {name!r} is no UTF-8 or has control characters",
+                where=str(folder),
+                allowed="rename it: the names of classes must be readable text",
+            )
         if (key := unicodedata.normalize("NFC", name)) in found:
             raise DataError(
                 f"two folders of class {key}, whose names differ in their Unicode form (NFC, NFD)",
@@ -163,11 +181,8 @@ def _check(folder: Path, by_class: Mapping[str, Sequence[Image]], classes: Seque
         there = Walk(folder, skip_unreadable=True)
         # On disk, the name may have another Unicode form.
         there.images(next(each for each in folder.iterdir() if composed(each).name == empty[0]))
-        raise DataError(
-            f"classes without images: {_names(empty)}",
-            where=str(folder),
-            allowed=f"of {empty[0]}/ {there.summary()}",
-        )
+        why = f"of {empty[0]}/ {there.summary()}" if there.counts else f"{empty[0]}/ is empty"
+        raise DataError(f"classes without images: {_names(empty)}", where=str(folder), allowed=why)
 
 
 def _account(walk: Walk, folders: Folders, found: Found) -> str:

@@ -15,10 +15,13 @@ from cnnbench.backend import private
 from cnnbench.backend.lazy import tf
 from cnnbench.data import images, survey
 from cnnbench.data.examples import ArraySource
+from cnnbench.data.pixels import BadImageError
 from cnnbench.errors import DataError
 
 # Before the data of a record: its length and a checksum.
 HEADER_BYTES = 12
+# Records that a thread reads, one after the other.
+AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class RecordSource:
             both in bytes.
         reading: the options of `images.decode`.
         is_float: whether the four bytes of each pixel, stored as RGBA, are one float32.
+        size: height and width of every image, in pixels; None if they differ.
     """
 
     files: tuple[str, ...]
@@ -39,6 +43,7 @@ class RecordSource:
     classes: int
     reading: Mapping[str, Any]
     is_float: bool = False
+    size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -46,9 +51,13 @@ class RecordSource:
     def read(self, index: int) -> tuple[np.ndarray, Any]:
         """Reads one record and decodes its image."""
         data, label = self.record(index)
-        if self.is_float:
-            return images.decode_floats(data, name=self.name(index), **self.reading), label
-        return images.decode(data, name=self.name(index), **self.reading), label
+        decode = images.decode_floats if self.is_float else images.decode
+        image = decode(data, name=self.name(index), **self.reading)
+        if self.size and image.shape[:2] != self.size:
+            found, right = (f"{each[0]}x{each[1]} pixels" for each in (image.shape, self.size))
+            what = f"{right}, as the data set says"
+            raise BadImageError(found, where=self.name(index), allowed=what)
+        return image, label
 
     def record(self, index: int) -> tuple[bytes, Any]:
         """Returns the encoded image of a record and its label."""
@@ -88,7 +97,7 @@ def look(source: RecordSource) -> survey.Survey:
     """
     value_range = source.reading["value_range"]
     if not source.is_float:
-        return survey.look(lambda i: source.record(i)[0], len(source), (), value_range)
+        return survey.look(lambda i: source.record(i)[0], len(source), (), value_range, source.name)
     found = survey.Survey(value_range)
     for index in range(0, len(source), max(1, len(source) // survey.DECODED)):
         with contextlib.suppress(DataError):  # the training says so, or skips the record
@@ -99,7 +108,16 @@ def look(source: RecordSource) -> survey.Survey:
 
 
 def in_memory(source: RecordSource) -> ArraySource:
-    """Reads all records, whose images have one size."""
+    """Reads all records, whose images have one size, into one array."""
+    first, label = source.read(0)
+    pixels = np.empty((len(source), *first.shape), np.uint8)
+    labels = np.empty(len(source), label.dtype)
+
+    def fill(start: int) -> None:
+        for index in range(start, min(start + AT_ONCE, len(source))):
+            pixels[index], labels[index] = source.read(index)
+
     with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        pixels, labels = zip(*pool.map(source.read, range(len(source))), strict=True)
-    return ArraySource(np.stack(pixels), np.stack(labels))
+        for _ in pool.map(fill, range(0, len(source), AT_ONCE)):
+            pass  # raises what a thread has raised
+    return ArraySource(pixels, labels)

@@ -20,9 +20,11 @@ import numpy as np
 from cnnbench.backend.lazy import load as load_tensorflow
 from cnnbench.backend.lazy import tf
 from cnnbench.data.examples import ArraySource, Dataset, Source
+from cnnbench.data.large import LARGE_PIXELS
 from cnnbench.data.open import Access
 from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.records import HEADER_BYTES, RecordSource, in_memory, look
+from cnnbench.data.sources.tfds_features import image_and_label
 from cnnbench.data.survey import Survey
 from cnnbench.errors import DataError, MissingDataError, RunError
 from cnnbench.registry.kinds import DataSpec
@@ -43,6 +45,8 @@ def dataset(
     test_split: str,
     data: DataSpec,
     access: Access,
+    *,
+    keys: tuple[str | None, str | None] = (None, None),
     **statistics: Any,
 ) -> Dataset:
     """Opens a TFDS classification data set, and prepares it first if necessary.
@@ -52,6 +56,7 @@ def dataset(
         train_split: a split of the data set or a slice of one, e.g. `train[:80%]`.
         test_split: likewise.
         data: the recipe's `data`.
+        keys: the features of images and labels; None: as the data set says.
         access: where data sets are stored; without a folder, in TFDS_DATA_DIR or TFDS's default.
         **statistics: the published mean and std of the data set, if any.
 
@@ -61,12 +66,18 @@ def dataset(
     """
     builder = _prepared(builder_name, access.data_dir, access.download)
     _must_be_records(builder)
-    image_key, label_key = _keys(builder)
+    image_key, label_key = image_and_label(builder, *keys)
     features = builder.info.features
     height, width, stored = features[image_key].shape
     channels = 1 if stored in (1, 2) else 3
     is_float = np.dtype(features[image_key].np_dtype) == np.float32
     classes = tuple(features[label_key].names)
+    if len(classes) < 2:
+        what = f"data set {builder.name!r} has {len(classes)} class"
+        raise DataError(what, where=str(builder.data_path), allowed="must be at least 2")
+    size = None
+    if None not in (height, width) and height * width <= LARGE_PIXELS:
+        size = (height, width)
     counts = {split: _count(builder, split) for split in (train_split, test_split)}
 
     @functools.cache
@@ -74,7 +85,7 @@ def dataset(
         places = _places(builder, split)  # raises if a file is truncated or too long
         load_tensorflow()  # now, because the reading threads would import it concurrently
         options = reading(data, channels)
-        return RecordSource(*places, image_key, label_key, len(classes), options, is_float)
+        return RecordSource(*places, image_key, label_key, len(classes), options, is_float, size)
 
     @functools.cache
     def looked_at(split: str) -> Survey:
@@ -84,11 +95,13 @@ def dataset(
         source = records(split)
         if None in (height, width) or counts[split] * height * width * channels > IN_MEMORY_BYTES:
             return source
-        if is_float or stored not in (1, 3) or looked_at(split).found:
-            return in_memory(source)
         try:
+            if is_float or stored not in (1, 3) or looked_at(split).found:
+                return in_memory(source)
             return _arrays(builder, split, image_key, label_key, counts[split])
         except DataError:
+            if data.on_bad_image == "skip":
+                return source  # of which each bad image is left out
             for index in range(len(source)):
                 source.read(index)  # raises at the damaged record, with its name
             raise
@@ -240,26 +253,6 @@ def _how_to_get(builder: Any, manual: Path) -> str:
         return f"put its archives in {manual} ({text}), {elsewhere}"
     archives = ", ".join(builder.url_infos) or "its archive"
     return f"no network: put {archives} in {manual}, {elsewhere}"
-
-
-def _keys(builder: Any) -> tuple[str, str]:
-    import tensorflow_datasets as tfds
-
-    features = dict(builder.info.features.items())
-    kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    pairs = [tuple(builder.info.supervised_keys or ())[:2]]
-    found = (next((k for k, f in features.items() if isinstance(f, kind)), None) for kind in kinds)
-    pairs.append(tuple(found))
-    for pair in pairs:
-        if len(pair) == 2 and all(
-            isinstance(key, str) and isinstance(features.get(key), kind)
-            for key, kind in zip(pair, kinds, strict=True)
-        ):
-            return pair
-    raise DataError(
-        f"data set {builder.name!r} is not for image classification",
-        allowed=f"its features are {', '.join(features)}",
-    )
 
 
 def _arrays(builder: Any, split: str, image_key: str, label_key: str, count: int) -> ArraySource:
