@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,17 @@ class FilePath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        """Returns the path that an argument names."""
-        return files.expanded(os.fsdecode(super().convert(value, param, ctx)))
+        """Returns the path that an argument names.
+
+        Raises:
+            click.BadParameter: it is empty, as of a variable that is not set, or an address.
+        """
+        text = os.fsdecode(value)
+        if not text:
+            self.fail("the path is empty; '.' is the current folder.", param, ctx)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not os.path.lexists(text):
+            self.fail(f"{text!r} is an address; only local files are read.", param, ctx)
+        return files.expanded(os.fsdecode(super().convert(text, param, ctx)))
 
 
 overrides = click.option(
@@ -98,7 +108,7 @@ def answer(result: dict[str, Any], as_json: bool, table: Any) -> None:
     else:
         from rich.console import Console
 
-        console = Console()
+        console = Console(emoji=False)
         if not console.is_terminal:  # in a file or a pipe, do not fold lines at 80 columns
-            console = Console(width=120)
+            console = Console(width=120, emoji=False)
         console.print(table(result))

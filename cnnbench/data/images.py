@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import warnings
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -120,6 +121,16 @@ def decode_floats(
         raise BadImageError(f"cannot decode the image: {_reason(error)}", where=name) from None
     levels = pixels.to_uint8(floats, pixels.Stored("float"), name, value_range)
     return pixels.on_white(Image.fromarray(levels), channels)
+
+
+def must_be_file(path: Path) -> None:
+    """Raises DataError for a pipe, which may never end, a socket or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"cannot read the image: {error.strerror}", where=str(path)) from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError("a pipe, a socket or a device", where=str(path), allowed="must be a file")
 
 
 def read(

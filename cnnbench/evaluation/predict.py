@@ -54,6 +54,7 @@ def predict(run: Run, paths: Sequence[str | Path], *, top: int = 5) -> list[dict
         found: list[dict[str, Any]] = [{"file": str(path)} for path in some]
         for place, path in enumerate(some):
             try:
+                images.must_be_file(Path(path))
                 survey.must_be_known(Path(path), about.pixels, options["value_range"])
                 read[place] = fit(images.read(Path(path), **options), run.recipe.data, size)
             except (DataError, UsageError) as error:

@@ -48,7 +48,7 @@ def shown(
         console: console to write to; None: stderr.
         clock: returns seconds; must be monotonic.
     """
-    console = console or _Console(stderr=True)
+    console = console or _Console(stderr=True, emoji=False)
     with Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),

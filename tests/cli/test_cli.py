@@ -175,6 +175,13 @@ def test_predict_refuses_what_is_no_image(digits_run, tmp_path):
     assert "letter.jpg: cannot decode" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_predict_does_not_wait_for_a_pipe(digits_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/null"):
+        done = here("predict", digits_run.path, path)
+        assert done.returncode == 3 and "must be a file" in done.stderr
+
+
 def test_one_bad_image_costs_predict_one_answer(digits_run, tmp_path):
     good = [tmp_path / f"{i}.png" for i in range(3)]
     for file, color in zip(good, ("white", "black", "grey"), strict=True):
