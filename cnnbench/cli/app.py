@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_freed_memory()
-    process.own()
     try:
+        process.own()
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:
         name = "interrupted" if isinstance(error, InterruptedRun) else "error"

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,15 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Returns the user's cache folder for one kind of data that can be recreated."""
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnbench" / kind
+    """Returns the user's cache folder for one kind of data that can be recreated.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification demands. A user without a home
+    folder, as in a container with a user number of its own, has one among the temporary files.
+    """
+    for place in (os.environ.get("XDG_CACHE_HOME", ""), "~/.cache"):
+        if (folder := expanded(place)).is_absolute():
+            return folder / "cnnbench" / kind
+    return Path(tempfile.gettempdir(), f"cnnbench-{os.getuid()}") / kind
 
 
 def sync_folder(path: Path) -> None:

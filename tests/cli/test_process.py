@@ -96,11 +96,33 @@ def test_a_training_goes_on_when_its_readers_are_gone(tmp_path):
 
 
 def test_the_process_uses_tensorflow_and_no_settings_of_the_user(monkeypatch):
-    for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND"):
+    for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND", *process.UNSET):
         monkeypatch.setenv(name, "of the user")
     process.own()
+    assert not set(process.UNSET) & os.environ.keys()
     found = [os.environ[name] for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND")]
     assert found == ["tensorflow", str(files.cache_folder("keras")), "agg"]
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "found"),
+    [("/h", None, "/h/.cache/cnnbench/x"), ("/h", "/c", "/c/cnnbench/x"), ("/h", "", "/h/.cache/"),
+     ("/h", "c", "/h/.cache/"), ("/h", "~/c", "/h/c/"), ("h", None, "/t/cnnbench-")],
+)  # fmt: skip
+def test_the_cache_is_never_in_the_current_folder(home, cache, found, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/t")
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if cache is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert str(files.cache_folder("x")).startswith(found)
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # of a number without a name
+    assert files.cache_folder("x").is_absolute()
 
 
 def test_output_without_a_reader_goes_nowhere():
