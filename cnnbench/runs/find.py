@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
     """
     if RUNS.is_dir():
         with files.storage_errors(RUNS, "look for runs"):
-            os.listdir(RUNS)  # `glob` finds nothing in a folder that may not be read
+            next(RUNS.iterdir(), None)  # `glob` finds nothing in a folder that may not be read
     # A recipe with several compression stages has one run per stage, in a common folder.
     found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
     for file in sorted(found, key=_created, reverse=True):
