@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import TINY, here
@@ -15,7 +16,7 @@ from cnnbench.cli.options import answer
 from cnnbench.errors import RecipeError
 from cnnbench.recipe import yaml_tree
 from cnnbench.recipe.load import load_recipe
-from cnnbench.report import tables
+from cnnbench.report import tables, terminal
 from cnnbench.system import files, locks
 from cnnbench.system.output import discard
 
@@ -235,6 +236,25 @@ def test_an_argument_that_is_no_path_is_refused(option, said):
     for words in (["eval", option], ["eval", "x", "--data-path", option], ["predict", "x", option]):
         done = here(*words)
         assert done.returncode == 2 and said in done.stderr
+
+
+def test_a_full_disk_under_the_output_is_named():
+    command = [sys.executable, "-m", "cnnbench", "list", "optimizers"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 6
+        assert done.stderr == "error: the output: cannot write: No space left on device\n"
+        command[-2:] = ["train", "none.yaml"]
+        assert subprocess.run(command, stderr=full, check=False).returncode == 2
+
+
+def test_a_training_goes_on_when_its_log_is_full(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        console = terminal._Console(file=full)
+        console.print("one")
+        console.print("two")
+        assert console.quiet
 
 
 def test_colons_in_names_are_no_emoji(capsys):
