@@ -1,6 +1,6 @@
 """Mutated recipes end in a RecipeError or a valid recipe, whatever was done to them.
 
-`python tests/recipe/test_random_changes.py SECONDS SEED` mutates for longer and prints its findings.
+`python tests/recipe/test_random_changes.py SECONDS SEED` mutates for longer and prints findings.
 """
 
 import random
