@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import click
 
 from cnnbench.cli import bench, evaluate, export, inspect, process, train
-from cnnbench.cli.options import INTERRUPTED
-from cnnbench.errors import CnnbenchError, InterruptedRun, printable
+from cnnbench.cli.options import INTERRUPTED, say
+from cnnbench.errors import CnnbenchError, InterruptedRun
 from cnnbench.system.memory import keep_freed_memory
 from cnnbench.system.output import discard
 
@@ -60,22 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_freed_memory()
-    process.own()
     try:
+        process.own()
         sys.exit(cli.main(arguments, prog_name="cnnbench", standalone_mode=False))
     except CnnbenchError as error:
         name = "interrupted" if isinstance(error, InterruptedRun) else "error"
-        click.echo(f"{name}: {printable(str(error))}", err=True)
+        say(f"{name}: {error}")
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing more was saved", err=True)
+        say("interrupted: nothing more was saved")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         discard(sys.stdout)
         sys.exit(1)
     except Exception as error:  # of cnnbench, a library or the system, which nothing foresaw
-        click.echo(f"error: {printable(process.report(error))}", err=True)
+        say(f"error: {process.report(error)}")
         sys.exit(UNEXPECTED)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cnnbench.cli.options import FilePath, access_to, answer, as_json, data_dir, overrides
+from cnnbench.cli.options import FilePath, access_to, answer, as_json, data_dir, overrides, say_json
 from cnnbench.errors import UsageError
 from cnnbench.recipe.shipped import find_recipe, recipes_folder
 
@@ -98,7 +97,7 @@ def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from cnnbench.recipe.recipe import Recipe
 
-    click.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+    say_json(Recipe.model_json_schema())
 
 
 @click.command()

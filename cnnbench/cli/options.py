@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cnnbench.errors import printable
+from cnnbench.errors import RunError, printable
 from cnnbench.system import files
 from cnnbench.system.output import discard
 
@@ -31,8 +33,17 @@ class FilePath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        """Returns the path that an argument names."""
-        return files.expanded(os.fsdecode(super().convert(value, param, ctx)))
+        """Returns the path that an argument names.
+
+        Raises:
+            click.BadParameter: it is empty, as of a variable that is not set, or an address.
+        """
+        text = os.fsdecode(value)
+        if not text:
+            self.fail("the path is empty; '.' is the current folder.", param, ctx)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not os.path.lexists(text):
+            self.fail(f"{text!r} is an address; only local files are read.", param, ctx)
+        return files.expanded(os.fsdecode(super().convert(text, param, ctx)))
 
 
 overrides = click.option(
@@ -78,17 +89,18 @@ def chosen_run(path: Path | None) -> Run:
 
 
 def say(text: str) -> None:
-    """Prints a message on stderr, if anybody still reads it."""
+    """Prints a message on stderr, if it can be written and anybody still reads it."""
     try:
         click.echo(printable(text), err=True)
-    except BrokenPipeError:
+    except OSError:  # it is for people, and no reason to end a training
         discard(sys.stderr)
 
 
 def say_path(path: Path) -> None:
     """Prints the path of a finished run on stdout, if anybody still reads it."""
     try:
-        click.echo(path)
+        with _to_stdout():
+            click.echo(path)
     except BrokenPipeError:
         discard(sys.stdout)
 
@@ -96,11 +108,30 @@ def say_path(path: Path) -> None:
 def answer(result: Result, as_json: bool, table: Callable[[Result], Any]) -> None:
     """Prints a result on stdout, as a JSON object or as the table that `table` makes from it."""
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        say_json(result)
     else:
         from rich.console import Console
 
-        console = Console()
+        console = Console(emoji=False)
         if not console.is_terminal:  # in a file or a pipe, do not fold lines at 80 columns
-            console = Console(width=120)
-        console.print(table(result))
+            console = Console(width=120, emoji=False)
+        with _to_stdout():
+            console.print(table(result))
+
+
+def say_json(value: Any) -> None:
+    """Prints JSON on stdout."""
+    with _to_stdout():
+        click.echo(json.dumps(value, indent=1))
+
+
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Converts an error of writing to stdout, such as of a full disk, into a RunError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise RunError(f"cannot write: {files.why(error)}", where="the output") from error

@@ -10,6 +10,13 @@ from pathlib import Path
 
 from cnnbench.system import files
 
+# What changes Keras or TensorFlow where a recipe decides, as on determinism, or ends the process at
+# a value that is none.
+UNSET = (
+    *("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED"),
+    *("TF_CUDNN_DETERMINISTIC", "TF_DETERMINISTIC_OPS"),
+)
+
 
 def own() -> None:
     """Makes this process, and those that it starts, independent of the user's settings.
@@ -21,6 +28,8 @@ def own() -> None:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = str(files.cache_folder("keras"))
     os.environ["MPLBACKEND"] = "agg"
+    for name in UNSET:
+        os.environ.pop(name, None)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not those that a test puts in their place
             stream.reconfigure(errors="backslashreplace")

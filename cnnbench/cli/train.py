@@ -23,6 +23,7 @@ from cnnbench.cli.options import (
     say_path,
 )
 from cnnbench.recipe.shipped import find_recipe
+from cnnbench.system import environment
 
 run_dir = click.option(
     "--run-dir",
@@ -112,6 +113,8 @@ def train(
         from cnnbench.bench.autotune import choose
         from cnnbench.training.stages import train as train_run
 
+        for note in environment.notes():
+            say(note)
         choice = choose(checked, tune=not no_tune, tell=say)
         for note in choice.notes:
             say(note)

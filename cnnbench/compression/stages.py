@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnbench.registry.kinds import COMPRESSIONS
-from cnnbench.registry.limits import Factor, Fraction, NonNegative, PositiveInt, Rate
+from cnnbench.registry.limits import Factor, Fraction, NonEmpty, NonNegative, PositiveInt, Rate
 from cnnbench.registry.registry import Spec
 
 # Training images used to initialize the ranges of activations.
@@ -120,7 +120,7 @@ class Quantization(Stage):
 @COMPRESSIONS.register("distill")
 def distill(
     *,
-    teacher: str,
+    teacher: NonEmpty,
     temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0,
     share: Fraction = 0.9,
     hints: NonNegative = 0.0,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cnnbench.backend.lazy import quiet, tensorflow_errors
-from cnnbench.errors import UsageError
+from cnnbench.errors import RunError, UsageError
 from cnnbench.exports.formats.format import files_of, known_formats, module_of
 from cnnbench.exports.formats.request import Request
 from cnnbench.exports.options import ExportOptions
@@ -101,13 +102,26 @@ def write(source: Source, form: str, request: Request, options: ExportOptions) -
             files.write_json(artifact / "verify.json", {"machine": machine(), "rows": [row]})
         target, outdated = (folder, failed) if row.get("passed", True) else (failed, folder)
         files.recover(target)
-        with files.new_folder(target) as partial:
+        with _may_be_elsewhere(options), files.new_folder(target) as partial:
             files.copy_tree(artifact, partial)
         shutil.rmtree(outdated, ignore_errors=True)
     row["path"] = str(target)
     if layers:
         row["layers"] = layers
     return row
+
+
+@contextlib.contextmanager
+def _may_be_elsewhere(options: ExportOptions) -> Iterator[None]:
+    """Adds to the error of a run that may not be written to that artifacts can be elsewhere."""
+    try:
+        yield
+    except RunError as error:
+        cause = error.__cause__
+        if options.output or not isinstance(cause, OSError) or cause.errno not in files.READ_ONLY:
+            raise
+        hint = "--output writes to another folder"
+        raise RunError(error.what, where=error.where, allowed=hint) from cause
 
 
 def _described(form: str, request: Request, artifact: Path) -> dict[str, Any]:

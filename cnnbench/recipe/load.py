@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cnnbench.errors import Problem, RecipeError
 from cnnbench.recipe import checks, yaml_tree
-from cnnbench.recipe.problems import as_problem, merged
+from cnnbench.recipe.problems import as_problem, merged, take_texts
 from cnnbench.recipe.recipe import Recipe
 from cnnbench.recipe.weights import with_preprocessing
 from cnnbench.recipe.yaml_tree import Located
@@ -87,6 +87,8 @@ def _validated(tree: Located) -> Recipe:
         return Recipe.model_validate(tree.plain()).read_from(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
+        if take_texts(found, tree):
+            return _validated(tree)
         problems = [as_problem(detail, tree) for detail in found[:MAX_PROBLEMS]]
         if more := len(found) - len(problems):
             problems.append(Problem(tree.where, f"{more} more problems"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -43,9 +44,27 @@ def as_problem(detail: Any, tree: Located) -> Problem:
         return Problem(
             where, f"unknown {dotted} {context['tag']!r}", did_you_mean(context["tag"], names)
         )
+    if kind == "string_type" and isinstance(node.value, bool | int | float):
+        return Problem(
+            node.where, f"{dotted}: {given}", 'must be text: put it in "quotation marks"'
+        )
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = re.sub(r"a valid dictionary or (object|instance of \w+)", "a section", message)
     return Problem(node.where, f"{dotted}: {given}", message)
+
+
+def take_texts(details: Sequence[Any], tree: Located) -> bool:
+    """Takes the text of overrides, such as 2024 or ~, where a string is wanted.
+
+    Returns:
+        Whether there was any.
+    """
+    taken = False
+    for detail in details:
+        node = tree.at(tuple(_resolve(detail["loc"], tree)[0]))
+        if detail["type"] == "string_type" and node.text is not None and node.value != node.text:
+            node.value, taken = node.text, True
+    return taken
 
 
 def merged(problems: list[Problem]) -> list[Problem]:

@@ -23,10 +23,14 @@ MAX_DEPTH = 12
 
 @dataclass
 class Located:
-    """A value (a scalar, or a list or dict of Located) and its file:line."""
+    """A value (a scalar, or a list or dict of Located) and its file:line; of an override, its text.
+
+    The text is what a key takes that wants a string, as in `--set data.path=2024`.
+    """
 
     value: Any
     where: str
+    text: str | None = None
 
     def plain(self) -> Any:
         """Returns the value without line numbers."""
@@ -104,8 +108,8 @@ def override(tree: Located, assignment: str) -> None:
     """Sets one value in the tree, as in `--set train.epochs=3`; list items have an index as key.
 
     A value that starts with a bracket, a brace or a quotation mark is YAML, and so is one of
-    several lines. Any other is a number, a boolean, null or text as it stands, in which `#`, `:`,
-    `@` and the like mean nothing.
+    several lines that is a list or has keys. Any other is a number, a boolean, null or text as it
+    stands, in which `#`, `:`, `@` and the like mean nothing.
 
     Raises:
         RecipeError: the assignment is malformed, or its parent is neither a section nor a list.
@@ -129,7 +133,7 @@ def override(tree: Located, assignment: str) -> None:
             node = node.value[step]
         else:
             node = _item(node, step, place)
-    value = _argument(text.strip(), place)
+    value = _argument(text.rstrip("\r\n"), place)
     for child in _walk(value):
         child.where = place
     if isinstance(node.value, dict) and isinstance(last, str):
@@ -140,10 +144,21 @@ def override(tree: Located, assignment: str) -> None:
 
 
 def _argument(text: str, place: str) -> Located:
-    if "\n" in text or text.startswith(("[", "{", '"', "'")):
-        return parse(text, place)
-    _must_be_unicode(text, place)
-    return Located(_resolved(text), place)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        _refuse(place, "not valid UTF-8", "a recipe is text in UTF-8, and so are the paths in it")
+    stripped = text.strip()
+    if stripped.startswith(("[", "{", '"', "'")):
+        try:
+            return Located(parse(stripped, place).value, place, text)
+        except RecipeError as error:
+            (problem,) = error.problems
+            hint = "text that begins so is written in quotation marks of its own: '\"…\"'"
+            _refuse(place, problem.what, problem.allowed or hint)
+    if "\n" in stripped:
+        parsed = parse(text, place)
+        return Located(parsed.value if isinstance(parsed.value, dict | list) else text, place, text)
+    value = _resolved(stripped)
+    return Located(text if isinstance(value, str) else value, place, text)
 
 
 def dump(plain: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 from cnnbench.errors import UsageError
 from cnnbench.registry.limits import (
     Factor,
+    NonEmpty,
     NonNegative,
     NonNegativeInt,
     Positive,
@@ -25,7 +26,7 @@ WEIGHT_FILES = (".h5", ".safetensors")
 class ModelSpec(Spec):
     """Options that every network takes in addition to its own."""
 
-    weights: str | None = Field(
+    weights: NonEmpty | None = Field(
         None, description="pretrained weights: a preset name, or a .h5 or .safetensors file"
     )
     weights_source: str | None = Field(

@@ -1,4 +1,4 @@
-"""Numeric ranges shared by the options of several components."""
+"""Ranges shared by the options of several components."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
+# A path or a name, of which an empty one would be the current folder.
+NonEmpty = Annotated[str, Field(min_length=1)]
 # Height or width in pixels.
 Side = Annotated[int, Field(ge=1, le=4096)]
 # Factor on the filters of every layer (Howard et al. 2017, section 3.3).

@@ -30,7 +30,14 @@ SILENCE_S = 60.0
 
 
 class _Console(Console):
-    """A console that training outlives."""
+    """A console that training outlives, whether its reader has gone or its disk is full."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as Rich does, and no more after an error of the system."""
+        try:
+            super().print(*objects, **options)
+        except OSError:  # BrokenPipeError has its own way
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Prints nothing more; Rich's own ends the process."""
@@ -48,7 +55,7 @@ def shown(
         console: console to write to; None: stderr.
         clock: returns seconds; must be monotonic.
     """
-    console = console or _Console(stderr=True)
+    console = console or _Console(stderr=True, emoji=False)
     with Progress(
         TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cnnbench.runs.run import LISTING, Run
 from cnnbench.system import files
 
 WAY_OUT = (
-    "cnnbench train --resume --run-dir {run} --accept-data-change FILE accepts a removed or "
+    "cnnbench train --resume --run-dir {run}{data} --accept-data-change FILE accepts a removed or "
     "replaced one"
 )
 
@@ -103,7 +104,10 @@ def must_match(run: Run, dataset: Dataset, folder: Path | None = None) -> None:
     if before is None or dataset.identity is None:
         raise RunError(what, where=str(run.path))
     changes = "; ".join(_changes(before, by_name(dataset.identity)))
-    allowed = WAY_OUT.format(run=run.path)
+    found = getattr(run.recipe.data, "path", None)
+    is_found = folder is None or (found and run.now(found) == folder)
+    data = "" if is_found else f" --data-path {shlex.quote(str(folder))}"
+    allowed = WAY_OUT.format(run=shlex.quote(str(run.path)), data=data)
     raise RunError(f"{what}: {changes}", where=str(run.path), allowed=allowed)
 
 

@@ -10,7 +10,7 @@ from cnnbench.errors import RecipeError, RunError, UsageError
 from cnnbench.recipe.load import read_recipe
 from cnnbench.recipe.recipe import MAX_NAME, Recipe
 from cnnbench.runs.run import RUNS, STAGES, Run, open_run, read_environment, stage_folders
-from cnnbench.system.files import expanded
+from cnnbench.system import files
 
 
 def run_around(artifact: Path) -> Run:
@@ -37,7 +37,7 @@ def find_run(name: str) -> Run:
         UsageError: there is none.
         RunError: the run is damaged.
     """
-    path = expanded(name)
+    path = files.expanded(name)
     if (path / "recipe.yaml").is_file() or (path / STAGES).is_file():
         return open_run(path)
     if "/" in name:
@@ -57,6 +57,9 @@ def newest_run(*, finished: bool, name: str | None = None) -> Run:
     Raises:
         UsageError: there is none.
     """
+    if RUNS.is_dir():
+        with files.storage_errors(RUNS, "look for runs"):
+            next(RUNS.iterdir(), None)  # `glob` finds nothing in a folder that may not be read
     # A recipe with several compression stages has one run per stage, in a common folder.
     found = [*RUNS.glob("*/recipe.yaml"), *RUNS.glob("*/[0-9]*/recipe.yaml")]
     for file in sorted(found, key=_created, reverse=True):

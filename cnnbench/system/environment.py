@@ -34,6 +34,12 @@ VARIABLES = frozenset(
 )
 FAMILIES = ("TF_", "KMP_", "MKL_", "ONEDNN_", "DNNL_")
 
+# Beginnings of the names of those that a user is told of, for no recipe says them.
+TOLD = (
+    *("TF_XLA_FLAGS", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "TF_ENABLE_", "TF_DISABLE_"),
+    *("TF_CUDNN_", "TF_CUBLAS_", "ONEDNN_", "DNNL_", "MKL_CBWR"),
+)
+
 
 def describe() -> dict[str, Any]:
     """Returns the time, command, versions, machine, variables, code hash and git commit."""
@@ -61,6 +67,12 @@ def variables() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if name in VARIABLES or name.startswith(FAMILIES)
     }
+
+
+def notes() -> list[str]:
+    """Returns a line on the variables that no recipe says; none without any."""
+    said = [f"{key}={value}" for key, value in variables().items() if key.startswith(TOLD)]
+    return [f"environment variables that can change results: {', '.join(said)}"] if said else []
 
 
 def machine() -> dict[str, Any]:

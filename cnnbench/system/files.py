@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the file cannot be written; an existing file at `path` is unchanged.
     """
-    with storage_errors(path):
+    partial = _beside(path)
+    with storage_errors(path, hidden=partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(path)
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         try:
@@ -86,9 +87,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the folder cannot be written; an existing folder at `path` is unchanged.
     """
-    with storage_errors(path):
+    partial = _beside(path)
+    with storage_errors(path, hidden=partial):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _beside(path)
         partial.mkdir()
         mode = partial.stat().st_mode
         try:
@@ -184,8 +185,15 @@ def expanded(path: str | Path) -> Path:
 
 
 def cache_folder(kind: str) -> Path:
-    """Returns the user's cache folder for one kind of data that can be recreated."""
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnnbench" / kind
+    """Returns the user's cache folder for one kind of data that can be recreated.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification demands. A user without a home
+    folder, as in a container with a user number of its own, has one among the temporary files.
+    """
+    for place in (os.environ.get("XDG_CACHE_HOME", ""), "~/.cache"):
+        if (folder := expanded(place)).is_absolute():
+            return folder / "cnnbench" / kind
+    return Path(tempfile.gettempdir(), f"cnnbench-{os.getuid()}") / kind
 
 
 def sync_folder(path: Path) -> None:
@@ -201,14 +209,20 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, doing: str = "write") -> Iterator[None]:
-    """Converts an OSError into a RunError that names the path and what could not be done."""
+def storage_errors(path: Path, doing: str = "write", hidden: Path | None = None) -> Iterator[None]:
+    """Converts an OSError into a RunError that names the path and what could not be done.
+
+    Args:
+        path: what is named if the error names no file.
+        doing: what could not be done.
+        hidden: a temporary path, in place of which `path` is named.
+    """
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"cannot {doing}: {why(error)}", where=str(error.filename or path)
-        ) from error
+        named = error.filename
+        where = str(path if named in (None, str(hidden)) else named)
+        raise RunError(f"cannot {doing}: {why(error)}", where=where) from error
 
 
 def why(error: Exception) -> str:

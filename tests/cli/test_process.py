@@ -5,14 +5,18 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import TINY, here
 from conftest import cnnbench as command_line
 
 from cnnbench.cli import process
+from cnnbench.cli.options import answer
 from cnnbench.errors import RecipeError
 from cnnbench.recipe import yaml_tree
+from cnnbench.recipe.load import load_recipe
+from cnnbench.report import tables, terminal
 from cnnbench.system import files, locks
 from cnnbench.system.output import discard
 
@@ -93,11 +97,33 @@ def test_a_training_goes_on_when_its_readers_are_gone(tmp_path):
 
 
 def test_the_process_uses_tensorflow_and_no_settings_of_the_user(monkeypatch):
-    for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND"):
+    for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND", *process.UNSET):
         monkeypatch.setenv(name, "of the user")
     process.own()
+    assert not set(process.UNSET) & os.environ.keys()
     found = [os.environ[name] for name in ("KERAS_BACKEND", "KERAS_HOME", "MPLBACKEND")]
     assert found == ["tensorflow", str(files.cache_folder("keras")), "agg"]
+
+
+@pytest.mark.parametrize(
+    ("home", "cache", "found"),
+    [("/h", None, "/h/.cache/cnnbench/x"), ("/h", "/c", "/c/cnnbench/x"), ("/h", "", "/h/.cache/"),
+     ("/h", "c", "/h/.cache/"), ("/h", "~/c", "/h/c/"), ("h", None, "/t/cnnbench-")],
+)  # fmt: skip
+def test_the_cache_is_never_in_the_current_folder(home, cache, found, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/t")
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if cache is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert str(files.cache_folder("x")).startswith(found)
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # of a number without a name
+    assert files.cache_folder("x").is_absolute()
 
 
 def test_output_without_a_reader_goes_nowhere():
@@ -159,7 +185,8 @@ def overridden(text):
 @pytest.mark.parametrize(
     "text",
     ["a#b", "a #b", "#b", "a: b", "C:\\x", "@home", "a@b", "~/x", "it's", 'say "x"', "a, b", "&a",
-     "*a", "!tag", "%x", "|", ">", "- a", "? a", "a]b", "`x`", "é 猫", "$HOME", "a=b", "no"],
+     "*a", "!tag", "%x", "|", ">", "- a", "? a", "a]b", "`x`", "é 猫", "$HOME", "a=b", "no",
+     " a ", "a\nb"],
 )  # fmt: skip
 def test_an_override_is_text_as_it_stands(text):
     assert overridden(text) == text
@@ -178,6 +205,66 @@ def test_an_override_can_be_yaml(text, value):
 def test_an_override_that_is_neither_is_refused(text):
     with pytest.raises(RecipeError):
         overridden(text)
+
+
+@pytest.mark.parametrize("text", ["2024", "007", "1e3", "~", "true", "null", "[2024]", "{a: b}"])
+def test_an_override_of_a_key_that_is_text_is_text(text, small):
+    settings = ("data={name: image_folder, path: x}", f"data.path={text}")
+    assert load_recipe(small, settings).data.path == text
+
+
+def test_a_number_in_a_file_where_text_is_wanted_is_refused_with_what_to_write(small):
+    text = small.read_text()
+    line = text.splitlines().index("name: small")
+    small.write_text(text.replace("name: small", "name: 2024"))
+    with pytest.raises(RecipeError, match=f":{line + 1}: name: 2024; .*quotation marks"):
+        load_recipe(small)
+
+
+@pytest.mark.parametrize("key", ["model.weights", "init.run", "compress.0.teacher"])
+def test_an_empty_path_is_not_the_current_folder(key, small):
+    settings = ("compress=[{name: distill, teacher: a}]", f'{key}=""')
+    with pytest.raises(RecipeError, match=f"{key}: ''; .*at least 1 character"):
+        load_recipe(small, settings)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("", "the path is empty"), ("gs://bucket/x", "is an address"), ("https://x.y/a", "local")],
+)
+def test_an_argument_that_is_no_path_is_refused(option, said):
+    for words in (["eval", option], ["eval", "x", "--data-path", option], ["predict", "x", option]):
+        done = here(*words)
+        assert done.returncode == 2 and said in done.stderr
+
+
+def test_a_full_disk_under_the_output_is_named():
+    command = [sys.executable, "-m", "cnnbench", "list", "optimizers"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 6
+        assert done.stderr == "error: the output: cannot write: No space left on device\n"
+        command[-2:] = ["train", "none.yaml"]
+        assert subprocess.run(command, stderr=full, check=False).returncode == 2
+
+
+def test_a_training_goes_on_when_its_log_is_full(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        console = terminal._Console(file=full)
+        console.print("one")
+        console.print("two")
+        assert console.quiet
+
+
+def test_colons_in_names_are_no_emoji(capsys):
+    answer({}, as_json=False, table=lambda _: tables.facts({"file": ":smile:.jpg"}))
+    assert ":smile:.jpg" in capsys.readouterr().out
+
+
+def test_an_unset_variable_is_no_folder(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "")
+    assert "empty" not in here("eval", "none").stderr
 
 
 def test_a_tilde_is_the_home_folder_in_arguments_and_options(tmp_path, monkeypatch):

@@ -67,6 +67,15 @@ def moved(project, tmp_path):
     away.rename(project)
 
 
+def fails(error):
+    """Returns a function that raises an error, whatever it is called with."""
+
+    def fail(*_arguments, **_options):
+        raise error
+
+    return fail
+
+
 def opened(run, access=None):
     return network.open_data(run, access or Access())
 
@@ -87,6 +96,7 @@ def test_images_elsewhere_are_used_if_they_are_the_same(moved, tmp_path):
     (tmp_path / "photos/test/cat/0.png").unlink()
     done = here("eval", run.path, "--data-path", tmp_path / "photos")
     assert done.returncode == 6 and "photos differs from the training data" in done.stderr
+    assert f"--data-path {tmp_path}/photos --accept-data-change FILE" in done.stderr
 
 
 def unfinished(project):
@@ -249,7 +259,21 @@ def test_a_run_that_may_only_be_read_is_evaluated(read_only):
         done = here("export", run, "--saved-model", "--no-verify", "--output", out, *data)
         assert done.returncode == 0 and (Path(out) / "saved_model/metadata.json").is_file()
     done = here("export", run, "--saved-model", "--no-verify", *data)
-    assert done.returncode == 6 and "cannot write: Permission denied" in done.stderr
+    assert done.returncode == 6 and "cannot write: Permission denied; --output" in done.stderr
+
+
+def test_runs_that_may_not_be_looked_for_are_not_none(read_only, monkeypatch):
+    monkeypatch.setattr("cnnbench.runs.find.RUNS", read_only / "runs")
+    assert newest_run(finished=True).path == read_only / "runs/f"
+    monkeypatch.setattr(Path, "iterdir", fails(PermissionError(13, "Permission denied")))
+    with pytest.raises(RunError, match="cannot look for runs: Permission denied"):
+        newest_run(finished=True)
+
+
+@pytest.mark.parametrize("new", [files.new_file, files.new_folder])
+def test_an_error_names_what_was_to_be_written(new):
+    with pytest.raises(RunError, match=r"^/proc/a\.png: cannot write"), new(Path("/proc/a.png")):
+        pass
 
 
 def test_what_cannot_be_written_for_another_reason_is_an_error(tmp_path):

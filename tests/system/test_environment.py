@@ -98,3 +98,15 @@ def test_environment_json_has_the_hash_and_the_commit():
     found = environment.describe()
     assert found["code_sha256"] == environment.code_sha256()
     assert "git_commit" in found
+
+
+def test_variables_that_no_recipe_says_are_told(monkeypatch):
+    for name in environment.variables():
+        monkeypatch.delenv(name)
+    assert environment.notes() == []
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    assert environment.notes() == []
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_auto_jit=2")
+    assert environment.notes() == [
+        "environment variables that can change results: TF_XLA_FLAGS=--tf_xla_auto_jit=2"
+    ]

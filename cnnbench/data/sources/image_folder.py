@@ -20,6 +20,7 @@ from cnnbench.data.sources.repeats import repeated, same_folders
 from cnnbench.errors import DataError, MissingDataError, shortened
 from cnnbench.registry.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from cnnbench.registry.kinds import DATASETS, DataSpec
+from cnnbench.registry.limits import NonEmpty
 from cnnbench.system import files
 
 # Names of the folders of each split; of several, the first is used. Case does not matter.
@@ -38,7 +39,7 @@ Found = Mapping[str, Mapping[str, Sequence[Image]]]
 
 
 @DATASETS.register("image_folder", own_validation=True)
-def image_folder(data: DataSpec, access: Access, *, path: str) -> Dataset:
+def image_folder(data: DataSpec, access: Access, *, path: NonEmpty) -> Dataset:
     """Your own images: train/ and test/ or val/, each with one folder per class."""
     root = files.expanded(path)
     if not os.path.lexists(root):

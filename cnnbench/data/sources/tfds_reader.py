@@ -26,7 +26,7 @@ from cnnbench.data.preprocess import reading
 from cnnbench.data.sources.records import HEADER_BYTES, RecordSource, in_memory, look
 from cnnbench.data.sources.tfds_features import image_and_label
 from cnnbench.data.survey import Survey
-from cnnbench.errors import DataError, MissingDataError, RunError
+from cnnbench.errors import DataError, MissingDataError, RunError, shortened
 from cnnbench.registry.kinds import DataSpec
 from cnnbench.system import locks
 from cnnbench.system.files import cache_folder, new_file
@@ -72,6 +72,9 @@ def dataset(
     channels = 1 if stored in (1, 2) else 3
     is_float = np.dtype(features[image_key].np_dtype) == np.float32
     classes = tuple(features[label_key].names)
+    if len(classes) != features[label_key].num_classes:
+        what = f"{len(classes)} names of {features[label_key].num_classes} classes"
+        raise DataError(what, where=f"{builder.data_path}/{label_key}.labels.txt")
     if len(classes) < 2:
         what = f"data set {builder.name!r} has {len(classes)} class"
         raise DataError(what, where=str(builder.data_path), allowed="must be at least 2")
@@ -153,6 +156,9 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
     builder = _builder(name, data_dir)
     if _is_prepared(builder):
         return builder
+    if isinstance(builder, tfds.core.read_only_builder.ReadOnlyBuilder):
+        what = f"data set {builder.name!r} has no splits: its preparation did not end"
+        raise DataError(what, where=str(builder.data_path), allowed="prepare it again")
     root = Path(builder.data_path).parents[len(Path(builder.info.full_name).parts) - 1]
     manual = root / "downloads" / "manual"
     missing = MissingDataError(
@@ -183,12 +189,28 @@ def _prepared(name: str, data_dir: Path | None, download: bool) -> Any:
 def _builder(name: str, data_dir: Path | None) -> Any:
     import tensorflow_datasets as tfds
 
+    place = data_dir or Path(os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR)
     try:
         return tfds.builder(name, data_dir=str(data_dir) if data_dir else None)
     except tfds.core.DatasetNotFoundError:
-        raise DataError(f"TFDS has no data set {name!r}", allowed=CATALOGUE) from None
+        what = f"no data set {name!r}, and TFDS has none of that name to prepare"
+        raise DataError(what, where=str(place), allowed=_own_sets(name, place)) from None
     except Exception as error:  # a bad version or configuration: AssertionError, ValueError, …
-        raise DataError(f"TFDS cannot open {name!r}: {str(error).splitlines()[0]}") from None
+        what = f"TFDS cannot open {name!r}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise DataError(what, where=str(place)) from None
+
+
+def _own_sets(name: str, place: Path) -> str:
+    """Returns what must be there for a data set that is not in TFDS's catalog, and what is."""
+    if not place.is_dir():
+        return f"--data-dir or TFDS_DATA_DIR must be a folder; {CATALOGUE}"
+    stem, _, version = name.partition(":")
+    if not (place / stem).is_dir():
+        return f"it must contain {stem}/VERSION/; {CATALOGUE}"
+    found = ", ".join(shortened(sorted(each.name for each in (place / stem).iterdir())))
+    needed = "features.json, dataset_info.json and the records"
+    wanted = place / stem / (version or "VERSION")
+    return f"{wanted} must contain {needed}; {place / stem} has {found or 'nothing'}"
 
 
 def _is_prepared(builder: Any) -> bool:
@@ -358,5 +380,6 @@ def _index(file: Path) -> np.ndarray:
 
 
 def _file_sizes(builder: Any) -> str:
-    files = sorted(Path(builder.data_path).glob("*.tfrecord*"))
-    return " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
+    """Returns the names and sizes of the record files; whoever reads one says what is wrong."""
+    found = sorted(Path(builder.data_path).glob("*.tfrecord*"))
+    return " ".join(f"{file.name}:{file.stat().st_size}" for file in found if file.exists())
