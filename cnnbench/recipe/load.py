@@ -69,7 +69,8 @@ def check(tree: Located) -> Recipe:
     recipe = _validated(tree)
     _must_fit(recipe)
     filled = with_preprocessing(recipe)
-    _must_fit(filled)
+    if filled is not recipe:
+        _must_fit(filled)
     return filled
 
 
