@@ -19,7 +19,7 @@ OPTIONS = {
         "digits": "",
         "image_folder": "path",
         "synthetic": "examples=512, shape=[32, 32, 3]",
-        "tfds": "builder, train_split='train', test_split='test'",
+        "tfds": "builder, train_split='train', test_split='test', image_key=None, label_key=None",
     },
     "augmentations": {
         "mixup": "alpha=0.2, probability=1.0",
