@@ -29,8 +29,8 @@ shuffle: setup ## run the default tests in random order; prints the seed
 	$(BIN)/python -m pytest -p randomly $(DEFAULT_TESTS)
 
 check: setup ## run every test that this machine can, with coverage; takes far longer
-	$(BIN)/python -m pytest -m "not network and not gpu" --cov=cnnbench --cov-branch \
-		--cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not network and not gpu" --cov=cnnbench \
+		--cov-branch --cov-report=term:skip-covered
 
 wheel: setup ## build the wheel, install it into an empty environment, and run the demo from it
 	$(BIN)/python scripts/check_wheel.py

@@ -23,7 +23,6 @@ from cnnbench.cli.options import (
     say_path,
 )
 from cnnbench.recipe.shipped import find_recipe
-from cnnbench.system import environment
 
 run_dir = click.option(
     "--run-dir",
@@ -111,6 +110,7 @@ def train(
         _download_weights(checked)
         _tell_of_weights(checked)
         from cnnbench.bench.autotune import choose
+        from cnnbench.system import environment
         from cnnbench.training.stages import train as train_run
 
         for note in environment.notes():

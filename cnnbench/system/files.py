@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -127,7 +126,7 @@ def _set_mode(path: Path, mode: int) -> None:
 
 def _beside(path: Path) -> Path:
     """Returns a new hidden name next to `path`, which `leftovers` finds."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}")
 
 
 def copy_tree(source: Path, folder: Path) -> None:
