@@ -36,8 +36,10 @@ def isolated() -> Iterator[None]:
     if _is_isolated.get():
         yield
         return
+    # First, because it raises if Keras has another backend.
+    state = private.take_state()
+    python, numpy = random.getstate(), np.random.get_state()
     token = _is_isolated.set(True)
-    python, numpy, state = random.getstate(), np.random.get_state(), private.take_state()
     try:
         yield
     finally:

@@ -61,10 +61,13 @@ def test_the_file_of_settings_is_left_to_the_caller(tmp_path):
     assert done.stdout.split() == ["float32", "channels_last", "float16", "channels_first"], done
 
 
-def test_another_backend_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(keras.config, "backend", lambda: "jax")
-    with pytest.raises(UsageError) as found, session.isolated():
-        pass
+def test_another_backend_is_refused_in_one_line(odd, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(keras.config, "backend", lambda: "jax")
+        with pytest.raises(UsageError) as found, session.isolated():
+            pass
+    with session.isolated():  # which the refusal has not left open
+        assert private._config() == private.OWN_CONFIG
     said = "Keras was imported with the backend jax; set KERAS_BACKEND=tensorflow before"
     assert str(found.value) == f"{said} Keras is imported"
     code = "from cnnbench.backend import lazy; lazy.load('keras')"

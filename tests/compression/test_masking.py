@@ -23,8 +23,16 @@ def pruning(**options):
 
 
 @pytest.fixture(scope="module")
-def models():
-    return [build_model("resnet8", (16, 16, 3), 10) for _ in range(2)]
+def built():
+    models = [build_model("resnet8", (16, 16, 3), 10) for _ in range(2)]
+    return [(model, model.get_weights()) for model in models]
+
+
+@pytest.fixture
+def models(built):
+    for model, weights in built:
+        model.set_weights(weights)
+    return [model for model, _ in built]
 
 
 def test_masks_change_every_so_many_steps_and_at_the_end(models):
