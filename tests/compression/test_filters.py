@@ -53,7 +53,10 @@ NETS = {
     "wide_resnet": partial(wide_resnet.wide_resnet, "wide_resnet", 16, 2, SHAPE, CLASSES),
 }
 # The last three are made of what MobileNetV3 and the second ResNet are made of.
-SLOW = ("efficientnet", "efficientnet_v2", "nasnet", "mobilenet_v1", "mobilenet_v2", "wide_resnet")
+SLOW = (
+    *("densenet", "efficientnet", "efficientnet_v2", "nasnet"),
+    *("mobilenet_v1", "mobilenet_v2", "wide_resnet"),
+)
 # Share of the MACs, and divisor; so every layer of LeNet, of 6 and 16 filters, loses some.
 TARGETS = {"lenet": (0.25, 2)}
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETS]

@@ -22,6 +22,7 @@ def compressed(digits_run, path, stages, epochs):
     return path
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_what_they_began_with_which_is_told_once(digits_run, tmp_path):
     both = "[{name: prune, sparsity: 0.9, every: 5}, {name: qat}]"
     folder = compressed(digits_run, tmp_path / "one", both, 2)

@@ -323,7 +323,13 @@ def test_a_file_is_told_by_its_name(tmp_path):
             format_of(path)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "form",
+    [  # each of which TensorFlow is imported for
+        pytest.param(form, marks=pytest.mark.slow) if form in ("keras", "saved_model") else form
+        for form in FORMATS
+    ],
+)
 def test_probabilities_are_what_the_loss_makes_of_logits(tmp_path, form):
     given = keras.Input((8, 8, 3))
     model = keras.Model(given, keras.layers.GlobalAveragePooling2D()(given))

@@ -118,6 +118,7 @@ def _check_metadata(run, folder):
     assert metadata["files"] == {str(p.relative_to(folder)): files.sha256(p) for p in found}
 
 
+@pytest.mark.slow
 def test_every_other_precision_is_verified(run):
     rows = export(run, ["tflite"], ["float16", "dynamic", "int8", "int16x8"])
     rows += export(run, ["onnx"], ["int8"])
@@ -302,6 +303,7 @@ def test_what_a_converter_stumbles_over_is_one_line(run, monkeypatch):
         export(run, ["onnx"], options=ExportOptions(examples=20))
 
 
+@pytest.mark.slow
 def test_images_of_the_networks_size_are_not_scaled_again(tiny, tmp_path):
     settings = ("data.image_size=16", "data.resize_short=24")
     run = train(load_recipe(tiny, settings), run_dir=tmp_path / "run")

@@ -32,7 +32,7 @@ SMALLEST = [
 # Those of many parameters or layers take half a minute each.
 QUICK = [
     pytest.param(name, marks=pytest.mark.slow)
-    if MODELS.get(name).facts["params"] > 5e6 or name == "nasnet_mobile"
+    if MODELS.get(name).facts["params"] > 5e6 or name in ("nasnet_mobile", "mobilenet_v2")
     else name
     for name in SMALLEST
 ]

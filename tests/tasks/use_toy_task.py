@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
         "loss": recipe.loss.name,
         "metric": recipe.train.early_stopping.metric,
         "evaluation": cnnbench.evaluate(whole),
-        "rows": cnnbench.export(whole, ["tflite", "onnx", "saved_model"]),
+        "rows": cnnbench.export(whole, ["onnx"]),
         "prediction": cnnbench.predict(whole, [folder / "grey.png"]),
         "output": {},
     }

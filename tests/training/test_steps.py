@@ -257,7 +257,9 @@ def test_techniques_go_together(recipe, names):
     assert not np.allclose(one.get_weights()[0], other.get_weights()[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_techniques_go_with_every_precision(recipe, precision):
     images, labels = batches(4)
     before = keras.config.dtype_policy()
