@@ -42,6 +42,12 @@ train: {epochs: 3, steps_per_call: 2}
 TINY = SMALL.replace("resnet8", "lenet5").replace("name: small", "name: tiny")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves the seeds to `seeded` in a random order too."""
+    if config.pluginmanager.hasplugin("randomly"):
+        config.option.randomly_reset_seed = False
+
+
 def cnnbench(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Runs the command line as its own process."""
     command = [sys.executable, "-m", "cnnbench", *map(str, arguments)]
