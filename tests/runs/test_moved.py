@@ -264,7 +264,7 @@ def test_a_run_that_may_only_be_read_is_evaluated(read_only):
 
 def test_runs_that_may_not_be_looked_for_are_not_none(read_only, monkeypatch):
     monkeypatch.setattr("cnnbench.runs.find.RUNS", read_only / "runs")
-    assert newest_run(finished=True).path == read_only / "runs/f"
+    assert newest_run(finished=True).path.is_relative_to(read_only / "runs")
     monkeypatch.setattr(Path, "iterdir", fails(PermissionError(13, "Permission denied")))
     with pytest.raises(RunError, match="cannot look for runs: Permission denied"):
         newest_run(finished=True)
