@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,7 @@ def read_only(project):
         for folder in (Path(place), copy, *copy.rglob("*")):
             folder.chmod(0o555)
         is_root = not os.geteuid()
+        time.strptime("2026", "%Y")  # imports a module that nobody may not read
         if is_root:
             os.seteuid(65534)
         try:
