@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as an image, by its first bytes."""
+"""Identifies files that cannot be read as images by their first bytes."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def decode(
             return large.decode(image, stream, channels, name, short)
         image.load()
         turn = large.orientation(image)
-        return pixels.on_white(large.turned(pixels.seen(image), turn), channels)
+        return pixels.on_white(large.turned(pixels.without_empty_alpha(image), turn), channels)
     except (BadImageError, UsageError):
         raise
     except UnidentifiedImageError:
@@ -189,7 +189,8 @@ def values(image: Image.Image, stream: BinaryIO, kept: pixels.Stored) -> np.ndar
         (height, width, channels).
     """
     if _is_color(image):
-        return (pixels.wide_png if image.format == "PNG" else pixels.wide_ppm)(image, stream)
+        is_png = image.format == "PNG"
+        return pixels.wide_png(stream) if is_png else pixels.wide_ppm(image, stream)
     image.load()
     array = pixels.values(image, kept)
     return array if array.ndim == 3 else array[..., None]

@@ -26,9 +26,9 @@ from cnnbench.data.pixels import (
     extremes,
     on_white,
     scaled,
-    seen,
     span_of,
     values,
+    without_empty_alpha,
 )
 
 LARGE_PIXELS = 2**24
@@ -210,7 +210,7 @@ def _array(picture: Image.Image) -> np.ndarray:
 
 def _bands(image: Image.Image, rows: int) -> Iterator[Image.Image]:
     image.load()
-    image = seen(image)
+    image = without_empty_alpha(image)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 

@@ -123,11 +123,10 @@ def values(image: Image.Image, kept: Stored) -> np.ndarray:
     return array
 
 
-def wide_png(image: Image.Image, stream: BinaryIO) -> np.ndarray:
+def wide_png(stream: BinaryIO) -> np.ndarray:
     """Decodes a PNG of 16 bits with TensorFlow, for Pillow drops the lower 8 of several channels.
 
     Args:
-        image: has no effect.
         stream: the file.
 
     Returns:
@@ -272,7 +271,7 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + rows]
 
 
-def seen(image: Image.Image) -> Image.Image:
+def without_empty_alpha(image: Image.Image) -> Image.Image:
     """Returns a loaded image, without alpha if it is a BMP whose alpha is 0 everywhere.
 
     Programs that write BMP of 32 bits leave 0 there, and viewers show such images.

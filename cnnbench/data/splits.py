@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +10,7 @@ from cnnbench.data.examples import ArraySource, Dataset, Examples, FileSource
 from cnnbench.data.images import BadImageError
 from cnnbench.errors import DataError, UsageError
 from cnnbench.registry.kinds import DataSpec
-
-# Images that a thread decodes, one after the other: a task for each would take memory for all.
-AT_ONCE = 64
+from cnnbench.system.threads import for_each
 
 
 @dataclass(frozen=True)
@@ -131,16 +127,13 @@ def _readable(examples: Examples, data: DataSpec) -> tuple[Examples, tuple[str, 
 
     good = np.ones(len(examples), bool)
 
-    def check(start: int) -> None:
-        for place in range(start, min(start + AT_ONCE, len(examples))):
-            try:
-                examples.source.read(int(examples.indices[place]))
-            except BadImageError:
-                good[place] = False
+    def check(place: int) -> None:
+        try:
+            examples.source.read(int(examples.indices[place]))
+        except BadImageError:
+            good[place] = False
 
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        for _ in pool.map(check, range(0, len(examples), AT_ONCE)):
-            pass  # raises what a thread has raised
+    for_each(check, len(examples))
     bad = examples.indices[~good]
     if not good.any():
         raise DataError(

@@ -92,7 +92,7 @@ def look(
                 _look_at(stream, str(data) if isinstance(data, Path) else name(index), survey)
         except UsageError:
             raise
-        except Exception:  # noqa: S112 - whatever Pillow's decoders raise
+        except Exception:  # noqa: S112 - of Pillow's decoders; see above
             continue
     if value_range is None and survey.highest is not None and survey.highest <= SUSPICIOUS:
         top = next(2**bits - 1 for bits in (8, 10, 12, 14) if survey.highest < 2**bits)
@@ -153,7 +153,7 @@ def _look_at(stream: BinaryIO, name: str, survey: Survey) -> None:
     survey.found.update(kind for kind, is_so in found.items() if is_so)
     if found["alpha"] and survey.found["alpha"] <= DECODED and not large.is_large(image):
         image.load()
-        alpha = pixels.seen(image).convert("RGBA").getchannel("A")
+        alpha = pixels.without_empty_alpha(image).convert("RGBA").getchannel("A")
         if not alpha.getbbox():
             survey.found["invisible"] += 1
     if not kept.is_plain and survey.found[kept.kind] <= DECODED:

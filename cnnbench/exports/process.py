@@ -52,7 +52,7 @@ class Artifact(Child):
         self.theirs.close()
         try:
             self.takes_pixels = self.receive("open")
-        except BaseException:  # also on Ctrl-C
+        except BaseException:  # also Ctrl-C: end the process, then re-raise
             self.close()
             raise
 

@@ -75,14 +75,14 @@ class Recipe(Section):
     init: Init | None = None
     data: AnyData
     augment: list[AnyAugmentation] = Field([])
-    # `_with_defaults_of_task` fills in the default before validation, so None is never seen.
-    loss: AnyLoss = Field(  # type: ignore[assignment]  # see above
+    # `_with_defaults_of_task` fills in the default before validation.
+    loss: AnyLoss = Field(  # type: ignore[assignment]  # so None is never seen
         default_factory=lambda: None, description="by default that of the network's task"
     )
     regularization: Regularization = Field(default_factory=Regularization)
     optimizer: AnyOptimizer
-    # A Spec of the registry; mypy knows only the union that the registry builds at run time.
-    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]
+    # mypy knows only the union that the registry builds at run time.
+    schedule: AnySchedule = SCHEDULES.spec("constant")  # type: ignore[assignment]  # one of it
     train: Train
     compress: list[AnyCompression] = Field(
         [], description="compression stages; each is a run that starts from the previous one"

@@ -34,8 +34,7 @@ class EarlyStopping(Section):
     """Stops when a validation metric has not improved for `patience` epochs."""
 
     patience: PositiveInt = 10
-    # mypy cannot unpack a tuple that it knows only at run time.
-    metric: Literal["loss", *SCORES] | None = Field(  # type: ignore[valid-type]
+    metric: Literal["loss", *SCORES] | None = Field(  # type: ignore[valid-type]  # at run time
         None, description="loss or the score of the task; null: the score"
     )
     min_delta: NonNegative = 0.0

@@ -32,7 +32,7 @@ def raised(error):
     """An error as it is after it was raised."""
     try:
         raise error
-    except Exception as caught:
+    except Exception as caught:  # the one that was given
         return caught
 
 

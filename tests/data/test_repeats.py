@@ -70,7 +70,7 @@ def test_folders_deeper_than_the_stack_of_python_are_walked(root):
 @pytest.mark.parametrize("name", [b"ch\xe9vre", b"a\nb", b"red\x1b[0m"])
 def test_a_class_has_a_name_that_every_file_can_hold(root, name):
     (root / "train" / os.fsdecode(name)).mkdir()
-    with pytest.raises(DataError, match=r"class folder '.*' is no UTF-8 or has control char"):
+    with pytest.raises(DataError, match=r"class folder '.*' is not UTF-8 or has control char"):
         opened(root)
     (root / "train" / os.fsdecode(name)).rmdir()
     put(root / "train/👩\u200d🔬\u00a0कुत्ता/1.jpg")

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path):
     writer = threading.Thread(target=lambda: (os.write(start, data), os.close(start)))
     writer.start()
     try:
-        assert pipes.content(tmp_path / f"/dev/fd/{end}") == data
+        assert pipes.content(Path(f"/dev/fd/{end}")) == data
     finally:
         writer.join()
         os.close(end)
@@ -31,4 +32,4 @@ def test_files_are_left_to_others_and_devices_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     assert pipes.content(tmp_path / "file") is pipes.content(tmp_path / "none") is None
     with pytest.raises(DataError, match="/dev/zero: is a device or a socket; a file or a pipe"):
-        pipes.content(tmp_path / "/dev/zero")
+        pipes.content(Path("/dev/zero"))

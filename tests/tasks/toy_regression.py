@@ -119,9 +119,8 @@ add_model(
 )
 
 
-# The list is never changed: the registry reads the default as that of the recipe's key.
 @DATASETS.register("discs", shape=(8, 8, 1), tasks=("regression",))
-def discs(data, access, *, examples: int = 96, shape: list[int] = [8, 8, 1]):  # noqa: B006
+def discs(data, access, *, examples: int = 96, shape: list[int] = [8, 8, 1]):  # noqa: B006 - never changed
     """Grey images and how bright they are, 0-1."""
 
     def load(seed):

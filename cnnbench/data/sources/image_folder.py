@@ -29,7 +29,7 @@ SPLIT_FOLDERS = {
     "validation": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
 }
-# Categories of control characters, bytes that are no UTF-8, and ends of lines: exported files
+# Categories of control characters, bytes that are not UTF-8, and ends of lines: exported files
 # and tables have to hold the names of classes.
 UNREADABLE = ("Cc", "Cs", "Zl", "Zp")
 LAYOUT = "must contain train/ and test/ or val/, each with one folder per class"
@@ -141,7 +141,7 @@ def _classes(walk: Walk, folder: Path) -> dict[str, list[Image]]:
         _must_be_below(folder, path)
         if any(unicodedata.category(each) in UNREADABLE for each in name):
             raise DataError(
-                f"the name of the class folder {name!r} is no UTF-8 or has control characters",
+                f"the name of the class folder {name!r} is not UTF-8 or has control characters",
                 where=str(folder),
                 allowed="rename it: the names of classes must be readable text",
             )

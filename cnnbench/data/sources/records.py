@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +15,10 @@ from cnnbench.data import images, survey
 from cnnbench.data.examples import ArraySource
 from cnnbench.data.pixels import BadImageError
 from cnnbench.errors import DataError
+from cnnbench.system.threads import for_each
 
 # Before the data of a record: its length and a checksum.
 HEADER_BYTES = 12
-# Records that a thread reads, one after the other.
-AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,8 @@ def in_memory(source: RecordSource) -> ArraySource:
     pixels = np.empty((len(source), *first.shape), np.uint8)
     labels = np.empty(len(source), label.dtype)
 
-    def fill(start: int) -> None:
-        for index in range(start, min(start + AT_ONCE, len(source))):
-            pixels[index], labels[index] = source.read(index)
+    def fill(index: int) -> None:
+        pixels[index], labels[index] = source.read(index)
 
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-        for _ in pool.map(fill, range(0, len(source), AT_ONCE)):
-            pass  # raises what a thread has raised
+    for_each(fill, len(source))
     return ArraySource(pixels, labels)
